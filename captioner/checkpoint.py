@@ -1,0 +1,145 @@
+"""A model as a folder: which files it has, how they are read and how they are saved.
+
+    model.safetensors   the weights, in half precision unless asked otherwise
+    config.json         `captioner.config.ModelConfig`
+    vocabulary.json     the words, by id
+    metrics.json        what the model scored, and the recipe that made it
+
+Nothing in it is a pickle, so loading a stranger's folder runs no code of theirs. A folder is written
+aside and renamed, so that what bears the name is always whole.
+"""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from captioner.config import ModelConfig
+from captioner.model import CaptioningModel
+from captioner.vocabulary import Vocabulary
+
+WEIGHTS, CONFIG, VOCABULARY, METRICS = "model.safetensors", "config.json", "vocabulary.json", "metrics.json"
+FILES = (WEIGHTS, CONFIG, VOCABULARY, METRICS)
+
+
+class CheckpointError(Exception):
+    """A model folder that cannot be loaded or saved; the message says what is wrong and what to do."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model with all that belongs to it. `metrics` is free-form JSON, for people to read."""
+
+    model: CaptioningModel
+    config: ModelConfig
+    vocabulary: Vocabulary
+    metrics: dict[str, Any]
+
+
+def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, dtype: torch.dtype = torch.float16) -> None:
+    """Save a model folder, in place of what stood there before.
+
+    Raises:
+        CheckpointError: a weight is not finite in `dtype`, or the disk refuses.
+    """
+    weights = {}
+    for name, value in checkpoint.model.state_dict().items():
+        weights[name] = value.to(dtype).contiguous() if value.is_floating_point() else value.contiguous()
+        if value.is_floating_point() and not weights[name].isfinite().all():
+            raise CheckpointError(f"the weight {name} is not finite as {dtype}; nothing was saved to {folder}")
+    with replaced_folder(folder) as aside:
+        save_file(weights, aside / WEIGHTS)
+        (aside / CONFIG).write_bytes(_to_json(checkpoint.config))
+        (aside / VOCABULARY).write_bytes(checkpoint.vocabulary.to_json())
+        (aside / METRICS).write_bytes(_to_json(checkpoint.metrics))
+
+
+def load_checkpoint(folder: Path) -> Checkpoint:
+    """Load a model folder onto the CPU, with its weights in single precision.
+
+    Raises:
+        CheckpointError: a file is missing, or does not fit the others.
+    """
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder} is no model folder; give one that holds {', '.join(FILES)}")
+    missing = [name for name in FILES if not (folder / name).is_file()]
+    if missing:
+        raise CheckpointError(f"{folder} is no whole model folder: it lacks {', '.join(missing)}")
+    try:
+        config = msgspec.json.decode((folder / CONFIG).read_bytes(), type=ModelConfig)
+        vocabulary = Vocabulary.from_json((folder / VOCABULARY).read_bytes())
+        metrics = msgspec.json.decode((folder / METRICS).read_bytes(), type=dict[str, Any])
+        weights = load_file(folder / WEIGHTS)
+    except (msgspec.DecodeError, SafetensorError, OSError, RecursionError) as error:
+        raise CheckpointError(f"{folder} is damaged: {error}; copy it again from its source") from error
+    try:
+        model = CaptioningModel.from_config(config, vocab_size=len(vocabulary))
+        model.load_state_dict(weights)
+    except (ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise CheckpointError(f"the files of {folder} do not fit one another: {reason}") from error
+    return Checkpoint(model, config, vocabulary, metrics)
+
+
+@contextmanager
+def replaced_folder(folder: Path) -> Iterator[Path]:
+    """Give an empty folder beside `folder` that takes its place when the block has succeeded.
+
+    If the block fails the old folder stays as it is.
+
+    Raises:
+        CheckpointError: the disk is full or refuses.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        aside.chmod(0o755)
+        try:
+            yield aside
+            for path in aside.iterdir():
+                _sync(path)
+            _swap(aside, folder)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"cannot save {folder}: {error}; what was saved there before is kept") from error
+
+
+def _swap(new: Path, folder: Path) -> None:
+    """Rename `new` to `folder`. A folder cannot be renamed over another, so the old one steps aside;
+    where a crash comes between the two renames, `recover_folder` puts it back."""
+    old = _stepped_aside(folder)
+    if folder.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        folder.rename(old)
+    new.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def recover_folder(folder: Path) -> None:
+    """Undo a replacement that was cut off half-way: the old folder takes its name again."""
+    old = _stepped_aside(folder)
+    if old.exists() and not folder.exists():
+        old.rename(folder)
+
+
+def _stepped_aside(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.old")
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _to_json(value: Any) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n"

@@ -1,0 +1,200 @@
+"""What can be set, its default and its allowed range.
+
+`ModelConfig` is what a checkpoint folder needs to be loaded (its config.json); `Recipe` is what a
+training run needs to be repeated. Both are plain frozen dataclasses, read and written as JSON by
+msgspec, and every range is checked where the value is made, whether that is by hand, by a command
+line or by a file.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+FORMAT_VERSION = 1
+"""Version of the checkpoint folder. It grows when an older captioner could not load the folder."""
+
+MAX_IMAGE_SIZE_PX = 4096
+MAX_DIM = 65_536
+MAX_WORDS_LIMIT = 1_000
+
+
+def _require(is_met: bool, rule: str, given: object) -> None:
+    if not is_met:
+        raise ValueError(f"{rule}, not {given!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreprocessConfig:
+    """How a picture becomes the CNN's input: squashed to a square, scaled to [0, 1], normalised.
+
+    The CNN's own training fixes the mean, the deviation and the interpolation.
+    """
+
+    size_px: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"]
+
+    def __post_init__(self) -> None:
+        _require(1 <= self.size_px <= MAX_IMAGE_SIZE_PX, "size_px must be in 1..4096", self.size_px)
+        _require(min(self.std) > 0, "std must be above 0", self.std)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GridConfig:
+    """Where the cells of the annotation grid lie on the CNN's square input.
+
+    The field of view of cell (row, col) is centred on input pixel
+    (offset_px + stride_px * row, offset_px + stride_px * col), counted from the centre of the top
+    left pixel. With padded convolutions these centres are not those of an even tiling.
+    """
+
+    rows: int
+    cols: int
+    stride_px: float
+    offset_px: float
+
+    def __post_init__(self) -> None:
+        _require(1 <= self.rows <= MAX_IMAGE_SIZE_PX, "rows must be in 1..4096", self.rows)
+        _require(1 <= self.cols <= MAX_IMAGE_SIZE_PX, "cols must be in 1..4096", self.cols)
+        _require(self.stride_px > 0, "stride_px must be above 0", self.stride_px)
+
+    @property
+    def num_cells(self) -> int:
+        return self.rows * self.cols
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderConfig:
+    """Sizes of the LSTM decoder (Xu et al. 2015, section 3.1.2)."""
+
+    embedding_dim: int = 512
+    """Size m of a word's embedding E y."""
+    hidden_dim: int = 512
+    """Size n of the LSTM's hidden and cell state."""
+    attention_dim: int = 192
+    """Size of the space in which annotations and hidden state are compared."""
+    dropout: float = 0.5
+    """Share of units dropped from the word embedding, the hidden state and the context."""
+
+    def __post_init__(self) -> None:
+        for name in ("embedding_dim", "hidden_dim", "attention_dim"):
+            value = getattr(self, name)
+            _require(1 <= value <= MAX_DIM, f"{name} must be in 1..{MAX_DIM}", value)
+        _require(0 <= self.dropout < 1, "dropout must be in [0, 1)", self.dropout)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodingConfig:
+    """How the search writes a caption."""
+
+    beam_size: int = 3
+    """Hypotheses kept for each picture; 1 is greedy."""
+    length_penalty: float = 1.0
+    """Exponent p of the ranking log p(y) / length**p; 0 favours short captions."""
+    max_words: int = 20
+    """Words after which a caption is cut."""
+
+    def __post_init__(self) -> None:
+        _require(1 <= self.beam_size <= 1000, "beam size must be in 1..1000", self.beam_size)
+        _require(0 <= self.length_penalty <= 10, "length penalty must be in 0..10", self.length_penalty)
+        _require(
+            1 <= self.max_words <= MAX_WORDS_LIMIT,
+            f"max words must be in 1..{MAX_WORDS_LIMIT}",
+            self.max_words,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """All that is needed, beside the weights and the vocabulary, to load and run a model."""
+
+    format_version: int
+    backbone: str
+    preprocess: PreprocessConfig
+    grid: GridConfig
+    annotation_dim: int
+    decoder: DecoderConfig
+    decoding: DecodingConfig
+
+    def __post_init__(self) -> None:
+        _require(
+            self.format_version == FORMAT_VERSION,
+            f"this captioner reads model folders of format {FORMAT_VERSION}; update captioner or the model",
+            self.format_version,
+        )
+        _require(
+            1 <= self.annotation_dim <= MAX_DIM,
+            f"annotation_dim must be in 1..{MAX_DIM}",
+            self.annotation_dim,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """How the decoder is trained. A "step" is one update of the weights."""
+
+    batch_size: int = 24
+    """Pictures in a batch; each comes with all its captions."""
+    epochs: int = 12
+    """Passes over the training pictures; the learning rate anneals over all of them."""
+    learning_rate: float = 1.2e-3
+    """Highest learning rate of the one-cycle schedule (AdamW)."""
+    weight_decay: float = 0.01
+    label_smoothing: float = 0.1
+    """Share of the target's probability spread over the vocabulary."""
+    attention_penalty: float = 0.05
+    """Weight lambda of the doubly stochastic attention penalty (Xu et al. 2015, eq. 14)."""
+    ema_decay: float = 0.998
+    """Decay of the moving average of the weights, which is what gets scored and saved; 0 is off."""
+    gradient_clip: float = 1.0
+    """Largest norm of the gradient."""
+    patience: int = 3
+    """Epochs without a better dev CIDEr after which training stops."""
+    min_count: int = 5
+    """Times a word must occur in the training captions to enter the vocabulary."""
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    """bf16 is several times faster where the processor or GPU has it."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "epochs", "patience", "min_count"):
+            value = getattr(self, name)
+            _require(value >= 1, f"{name} must be at least 1", value)
+        for name in ("learning_rate", "gradient_clip"):
+            value = getattr(self, name)
+            _require(value > 0, f"{name} must be above 0", value)
+        for name in ("label_smoothing", "ema_decay"):
+            value = getattr(self, name)
+            _require(0 <= value < 1, f"{name} must be in [0, 1)", value)
+        for name in ("weight_decay", "attention_penalty", "seed"):
+            value = getattr(self, name)
+            _require(value >= 0, f"{name} must not be negative", value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderConfig:
+    """Which CNN turns a picture into annotation vectors."""
+
+    backbone: str = "tf_efficientnet_lite2"
+    """Any timm model by name."""
+    weights: str | None = None
+    """File with the CNN's weights in timm's naming; without it timm downloads its own."""
+    image_size: int = 260
+    """Side of the CNN's square input in pixels; larger gives a finer grid."""
+
+    def __post_init__(self) -> None:
+        _require(32 <= self.image_size <= MAX_IMAGE_SIZE_PX, "image size must be in 32..4096", self.image_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything that decides what a training run gives, apart from its data."""
+
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    decoding: DecodingConfig = field(default_factory=DecodingConfig)
+
+
+PRESETS = {"flickr8k": Recipe()}
+"""Complete recipes by name; each is chosen on the dev split of its data set."""

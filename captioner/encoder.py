@@ -1,0 +1,148 @@
+"""Image tensor to annotation vectors, with any CNN that timm has.
+
+timm tells the number of channels, the mean, the deviation and the interpolation of each backbone;
+where the cells of its grid look is worked out from the strides and padding of its layers.
+"""
+
+import math
+from collections.abc import Iterable
+from contextlib import contextmanager
+from typing import Any
+
+import timm
+import torch
+from jaxtyping import Float
+from timm.data import resolve_data_config
+from torch import Tensor, nn
+
+from captioner.config import EncoderConfig, GridConfig, PreprocessConfig
+
+
+class Encoder(nn.Module):
+    """A CNN without its classifier (Xu et al. 2015, section 3.1.1): (B, 3, H, W) to (B, L, D).
+
+    It is frozen: its parameters take no gradient and it stays in evaluation mode, so that the
+    running statistics of BatchNorm do not drift while the decoder trains.
+    """
+
+    def __init__(self, *, backbone: str, weights: str | None = None, is_pretrained: bool = False) -> None:
+        """Build the backbone: random weights, timm's own download, or those in the file `weights`.
+
+        Raises:
+            ValueError: timm has no such model, or the file does not hold its weights.
+        """
+        super().__init__()
+        if not timm.is_model(backbone):
+            alike = timm.list_models(f"*{backbone.split('.')[0][:8]}*")[:5]
+            hint = f"; alike are {', '.join(alike)}" if alike else ""
+            raise ValueError(f"timm has no model named {backbone!r}{hint}")
+        overlay = {"file": weights} if weights else None
+        try:
+            self.cnn = timm.create_model(
+                backbone,
+                pretrained=is_pretrained or weights is not None,
+                pretrained_cfg_overlay=overlay,
+                num_classes=0,
+                global_pool="",
+            )
+        except (OSError, RuntimeError, KeyError) as error:
+            raise ValueError(f"cannot load weights of {backbone} from {weights or 'the hub'}: {error}") from error
+        self.annotation_dim: int = self.cnn.num_features
+        self.num_prefix_tokens: int = getattr(self.cnn, "num_prefix_tokens", 0)
+        self.cnn.requires_grad_(False)
+        self.eval()
+
+    def train(self, mode: bool = True) -> "Encoder":
+        """Stay in evaluation mode: a frozen CNN has nothing to train."""
+        return super().train(False)
+
+    def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch cells annotation"]:
+        return self._flatten(self.cnn.forward_features(images))
+
+    def _flatten(self, grid: Tensor) -> Float[Tensor, "batch cells annotation"]:
+        if grid.ndim == 3:  # a transformer's tokens: (batch, prefix + cells, annotation)
+            return grid[:, self.num_prefix_tokens :]
+        if grid.shape[1] == self.annotation_dim:
+            return grid.flatten(2).transpose(1, 2)
+        return grid.flatten(1, 2)  # channels come last
+
+    def preprocess_config(self, size_px: int) -> PreprocessConfig:
+        """The preparation of pictures that this backbone was trained with, at our input size."""
+        config = resolve_data_config(model=self.cnn)
+        return PreprocessConfig(
+            size_px=size_px,
+            mean=tuple(config["mean"]),
+            std=tuple(config["std"]),
+            interpolation=config["interpolation"],
+        )
+
+    @torch.inference_mode()
+    def grid_config(self, size_px: int) -> GridConfig:
+        """Rows, columns and centres of the cells for a square input, from one pass over a blank one.
+
+        Each strided layer maps the place o of an output to the centre of its window on the input,
+        stride * o + (kernel - 1) / 2 - padding. Composed over the layers this gives the centre of a
+        cell's receptive field (Araujo et al. 2019, "Computing Receptive Fields of Convolutional
+        Neural Networks"). Of parallel branches the one with the widest kernel counts.
+        """
+        with _record_strided_layers(self.cnn) as layers:
+            grid = self.cnn.forward_features(torch.zeros(1, 3, size_px, size_px))
+        num_cells = self._flatten(grid).shape[1]
+        rows = math.isqrt(num_cells)
+        if rows * rows != num_cells:
+            raise ValueError(f"a grid of {num_cells} cells is no square; captioner needs a spatial grid")
+        stride_px, offset_px, place = 1.0, 0.0, size_px
+        while place in layers:
+            layer = layers[place]
+            offset_px += stride_px * layer.offset
+            stride_px *= layer.stride
+            place = layer.output_px
+        if place != rows:  # strided by other means (patch merging): the cells tile the input evenly
+            stride_px = size_px / rows
+            offset_px = (stride_px - 1) / 2
+        return GridConfig(rows=rows, cols=rows, stride_px=stride_px, offset_px=offset_px)
+
+
+class _StridedLayer:
+    """Geometry along one axis of a layer that shrinks its input."""
+
+    def __init__(self, module: Any, input_px: int, output_px: int) -> None:
+        self.stride, self.kernel, padding, dilation = (
+            _first(getattr(module, name, 1 if name == "dilation" else 0))
+            for name in ("stride", "kernel_size", "padding", "dilation")
+        )
+        self.output_px = output_px
+        reach = dilation * (self.kernel - 1)
+        if padding == 0 and output_px == math.ceil(input_px / self.stride):
+            # TensorFlow's SAME: what the windows lack is added, the larger half at the end.
+            padding = max((output_px - 1) * self.stride + reach + 1 - input_px, 0) // 2
+        self.offset = reach / 2 - padding
+
+
+def _first(value: Any) -> Any:
+    return next(iter(value)) if isinstance(value, Iterable) else value
+
+
+@contextmanager
+def _record_strided_layers(cnn: nn.Module) -> Any:
+    """Collect the layers that shrink their input while the block runs, by the input's side in pixels."""
+    layers: dict[int, _StridedLayer] = {}
+
+    def record(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        input_px, output_px = inputs[0].shape[-1], output.shape[-1]
+        layer = _StridedLayer(module, input_px, output_px)
+        if layer.stride > 1 and (input_px not in layers or layer.kernel > layers[input_px].kernel):
+            layers[input_px] = layer
+
+    strided = [module for module in cnn.modules() if hasattr(module, "stride") and hasattr(module, "kernel_size")]
+    handles = [module.register_forward_hook(record) for module in strided]
+    try:
+        yield layers
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def build_encoder(config: EncoderConfig) -> Encoder:
+    """The pretrained encoder that a recipe names."""
+    return Encoder(backbone=config.backbone, weights=config.weights, is_pretrained=True)

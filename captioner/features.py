@@ -1,0 +1,150 @@
+"""Where computed grids are kept, and when they are stale.
+
+A cache is a folder with one memory-mapped array in half precision and a key.json that says what it was
+made of: the backbone, a digest of its weights, the preparation of the pictures, and the pictures. The
+folder's name is a digest of that key, so that a change in any part leads to another folder and a stale
+one is never read.
+"""
+
+import hashlib
+import logging
+import shutil
+import zlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import torch
+from jaxtyping import Float16, Float32
+from tqdm import tqdm
+
+from captioner.checkpoint import replaced_folder
+from captioner.config import GridConfig, PreprocessConfig
+from captioner.data import CaptionedImage
+from captioner.encoder import Encoder
+from captioner.images import ImageSource, Preprocess, load_image
+
+CACHE_VERSION = 1
+"""Part of the key: it grows when grids are computed or stored in another way."""
+
+_logger = logging.getLogger(__name__)
+
+
+class CacheError(Exception):
+    """Grids that cannot be computed or stored; the message says what to do."""
+
+
+def cached_grids(
+    *,
+    records: Sequence[CaptionedImage],
+    encoder: Encoder,
+    preprocess: PreprocessConfig,
+    grid: GridConfig,
+    cache_dir: Path,
+    batch_size: int = 32,
+) -> Float16[np.ndarray, "images cells annotation"]:
+    """The grids of the records' pictures, in their order, computed where the cache lacks them.
+
+    Raises:
+        CacheError: the disk has no room, or the encoder gives values that half precision cannot hold.
+        ImageError: a picture cannot be read.
+    """
+    key = _key(records, encoder, preprocess)
+    digest = hashlib.sha256(msgspec.json.encode(key, order="sorted")).hexdigest()[:16]
+    folder = cache_dir / f"{key['backbone']}-{preprocess.size_px}px-{digest}"
+    shape = (len(records), grid.num_cells, encoder.annotation_dim)
+    if not folder.is_dir():
+        size = int(np.prod(shape)) * np.dtype(np.float16).itemsize
+        _require_room(cache_dir, size)
+        _logger.info("computing %d grids into %s (%.2f GB on disk)", len(records), folder, size / 1e9)
+        with replaced_folder(folder) as aside:
+            grids = np.lib.format.open_memmap(aside / "grids.npy", mode="w+", dtype=np.float16, shape=shape)
+            _compute(grids, records, encoder, Preprocess(preprocess), batch_size)
+            grids.flush()
+            (aside / "key.json").write_bytes(msgspec.json.format(msgspec.json.encode(key), indent=1))
+    return np.load(folder / "grids.npy", mmap_mode="r")
+
+
+def _key(
+    records: Sequence[CaptionedImage], encoder: Encoder, preprocess: PreprocessConfig
+) -> dict[str, Any]:
+    weights = hashlib.sha256()
+    for name, value in encoder.cnn.state_dict().items():
+        weights.update(name.encode())
+        weights.update(value.cpu().numpy().tobytes())
+    return {
+        "version": CACHE_VERSION,
+        "backbone": encoder.cnn.default_cfg["architecture"],
+        "weights": weights.hexdigest(),
+        "preprocess": asdict(preprocess),
+        "pictures": [(record.image_id, _fingerprint(record.source)) for record in records],
+    }
+
+
+def _fingerprint(source: ImageSource) -> str:
+    """What changes when the picture does: size and time of a file, else a checksum of its bytes."""
+    if isinstance(source, Path):
+        try:
+            status = source.stat()
+        except OSError:
+            return "missing"  # computing the grid will name the file
+        return f"{status.st_size}-{status.st_mtime_ns}"
+    with source.open("rb") as file:
+        return f"{zlib.crc32(file.read()):08x}"
+
+
+def _require_room(cache_dir: Path, size: int) -> None:
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(cache_dir).free
+    if free < size:
+        raise CacheError(
+            f"the grids take {size / 1e9:.2f} GB but {cache_dir} has {free / 1e9:.2f} GB free; "
+            "make room or choose another disk with --cache-dir"
+        )
+
+
+def _compute(
+    grids: np.ndarray,
+    records: Sequence[CaptionedImage],
+    encoder: Encoder,
+    preprocess: Preprocess,
+    batch_size: int,
+) -> None:
+    device = next(encoder.parameters()).device
+    with tqdm(total=len(records), desc="grids", unit=" pictures", smoothing=0.1) as progress:
+        done = 0
+        for batch in _prepared_batches(records, preprocess, batch_size):
+            with torch.inference_mode():
+                computed = encoder(torch.from_numpy(batch).to(device)).cpu().numpy()
+            half = computed.astype(np.float16)
+            if not np.isfinite(half).all():
+                raise CacheError(
+                    "the encoder gives values that half precision cannot hold; are its weights sound?"
+                )
+            grids[done : done + len(batch)] = half
+            done += len(batch)
+            progress.update(len(batch))
+
+
+def _prepared_batches(
+    records: Sequence[CaptionedImage], preprocess: Preprocess, batch_size: int
+) -> Iterator[Float32[np.ndarray, "batch 3 size size"]]:
+    """Pictures decoded by threads while the CNN works; Pillow lets go of the interpreter meanwhile."""
+    with ThreadPoolExecutor() as pool:
+        waiting: list[Any] = []
+        starts = list(range(0, len(records), batch_size))
+        for position in range(len(starts) + 1):
+            ready, waiting = waiting, []
+            if position < len(starts):
+                batch = records[starts[position] : starts[position] + batch_size]
+                waiting = [pool.submit(_prepare, record, preprocess) for record in batch]
+            if ready:
+                yield np.stack([future.result() for future in ready])
+
+
+def _prepare(record: CaptionedImage, preprocess: Preprocess) -> Float32[np.ndarray, "3 size size"]:
+    return preprocess(load_image(record.source))

@@ -1,0 +1,180 @@
+"""How a picture file becomes the CNN's input, and how a grid cell maps back to its pixels.
+
+Pillow and numpy only: captioning without torch uses this module as it is.
+"""
+
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Protocol
+
+import numpy as np
+from jaxtyping import Float, Float32
+from PIL import Image, ImageOps
+
+from captioner.config import GridConfig, PreprocessConfig
+
+MAX_PIXELS = 178_956_970
+"""Pictures larger than this are refused: Pillow's own limit for a decompression bomb (1 GiB of RGB)."""
+
+_WHITE = (255, 255, 255, 255)
+
+# What Pillow's decoders are known to raise on files that are damaged or no pictures at all.
+_DECODING_ERRORS = (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, struct.error, TypeError)
+
+
+class ImageError(Exception):
+    """A file that cannot be read as a picture: `file` is its name and `reason` says why, in one line."""
+
+    def __init__(self, file: str, reason: str) -> None:
+        super().__init__(f"{file}: {reason}")
+        self.file = file
+        self.reason = reason
+
+
+class ImageSource(Protocol):
+    """Where a picture's bytes are: a `pathlib.Path`, or a `zipfile.Path` inside an archive."""
+
+    @property
+    def name(self) -> str: ...
+
+    def open(self, mode: str = "rb") -> IO[bytes]: ...
+
+
+def load_image(source: ImageSource) -> Image.Image:
+    """Read a picture as upright RGB, whatever its format, mode or EXIF orientation.
+
+    An animation gives its first frame; transparent parts come out white; 16-bit and floating point
+    values are scaled to 8 bits.
+
+    Raises:
+        ImageError: the file is missing, empty, truncated, too large or no picture.
+    """
+    try:
+        if isinstance(source, Path) and not source.is_file():
+            raise ImageError(str(source), "is not a file" if source.exists() else "no such file")
+        with source.open("rb") as file:
+            if not file.read(1):
+                raise ImageError(str(source), "the file is empty")
+            file.seek(0)
+            with Image.open(file) as image:
+                width, height = image.size
+                if width * height > MAX_PIXELS:
+                    raise ImageError(
+                        str(source),
+                        f"{width} x {height} pixels are more than the {MAX_PIXELS:,} allowed; shrink it first",
+                    )
+                image.load()
+                return _to_rgb(ImageOps.exif_transpose(image))
+    except Image.UnidentifiedImageError:
+        raise ImageError(str(source), "not a picture in a format that Pillow reads") from None
+    except Image.DecompressionBombError:
+        raise ImageError(str(source), f"more pixels than the {MAX_PIXELS:,} allowed; shrink it first") from None
+    except PermissionError:
+        raise ImageError(str(source), "no permission to read it") from None
+    except MemoryError:
+        raise ImageError(str(source), "not enough memory to decode it") from None
+    except _DECODING_ERRORS as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ImageError(str(source), f"cannot be decoded ({reason})") from None
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I") or image.mode == "F":
+        image = _to_eight_bits(image)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, _WHITE), image)
+    return image.convert("RGB")
+
+
+def _to_eight_bits(image: Image.Image) -> Image.Image:
+    """Grey levels of more than 8 bits as 8 bits: 16-bit by their range, others by their own extremes."""
+    levels = np.asarray(image, dtype=np.float64)
+    levels = np.where(np.isfinite(levels), levels, 0.0)
+    if image.mode.startswith("I") and levels.min() >= 0 and levels.max() < 2**16:
+        levels = levels / 257  # 65,535 becomes 255
+    else:
+        span = levels.max() - levels.min()
+        levels = (levels - levels.min()) * (255 / span if span > 0 else 0.0)
+    return Image.fromarray(np.round(levels).astype(np.uint8), mode="L")
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """Turns a picture into the CNN's input, and knows the way back from the grid to the picture.
+
+    The whole picture is squashed to the square input, without a crop, so that all of it is captioned
+    and the way back is a scale for each axis.
+    """
+
+    config: PreprocessConfig
+
+    def __call__(self, image: Image.Image) -> Float32[np.ndarray, "3 size size"]:
+        """RGB picture of any size to a normalised float array, channels first."""
+        size = self.config.size_px
+        resample = Image.Resampling[self.config.interpolation.upper()]
+        pixels = np.asarray(image.resize((size, size), resample), dtype=np.float32) / 255
+        mean, std = np.float32(self.config.mean), np.float32(self.config.std)
+        return np.ascontiguousarray(((pixels - mean) / std).transpose(2, 0, 1))
+
+
+def _centres_px(num_cells: int, grid: GridConfig, input_px: int, image_px: int) -> Float[np.ndarray, " cells"]:
+    """Where the cells' centres lie along one axis of the picture, in pixels from its edge."""
+    centres = grid.offset_px + grid.stride_px * np.arange(num_cells) + 0.5
+    return centres * (image_px / input_px)
+
+
+def _borders_px(num_cells: int, grid: GridConfig, input_px: int, image_px: int) -> Float[np.ndarray, " borders"]:
+    """The edges between the cells along one axis: half-way between centres, and the picture's own."""
+    centres = _centres_px(num_cells, grid, input_px, image_px)
+    inner = (centres[:-1] + centres[1:]) / 2
+    return np.clip(np.concatenate([[0], inner, [image_px]]), 0, image_px)
+
+
+def cell_box(
+    row: int, col: int, *, grid: GridConfig, preprocess: PreprocessConfig, image_size: tuple[int, int]
+) -> tuple[float, float, float, float]:
+    """The part of the original picture that is nearer to this cell's centre than to any other's.
+
+    `image_size` is (width, height) in pixels; the box is (left, top, right, bottom) in pixels.
+    """
+    width, height = image_size
+    x = _borders_px(grid.cols, grid, preprocess.size_px, width)
+    y = _borders_px(grid.rows, grid, preprocess.size_px, height)
+    return float(x[col]), float(y[row]), float(x[col + 1]), float(y[row + 1])
+
+
+def heatmap(
+    alpha: Float[np.ndarray, "rows cols"],
+    *,
+    grid: GridConfig,
+    preprocess: PreprocessConfig,
+    image_size: tuple[int, int],
+    is_smooth: bool = True,
+) -> Float[np.ndarray, "height width"]:
+    """Project one word's attention onto the original picture, at the picture's own size.
+
+    `image_size` is (width, height) in pixels. Each pixel gets the attention of the cells whose centres
+    are near it, in units of attention per cell: with `is_smooth`, their average under a Gaussian of
+    half a cell's deviation, else that of the nearest cell alone.
+    """
+    width, height = image_size
+    vertical = _cells_to_pixels(grid.rows, grid, preprocess.size_px, height, is_smooth)
+    horizontal = _cells_to_pixels(grid.cols, grid, preprocess.size_px, width, is_smooth)
+    return vertical @ alpha @ horizontal.T
+
+
+def _cells_to_pixels(
+    num_cells: int, grid: GridConfig, input_px: int, image_px: int, is_smooth: bool
+) -> Float[np.ndarray, "pixels cells"]:
+    """Weight of each cell for each pixel along one axis; a pixel's weights sum to one."""
+    pixels = np.arange(image_px) + 0.5
+    if not is_smooth:
+        inner = _borders_px(num_cells, grid, input_px, image_px)[1:-1]
+        return np.eye(num_cells)[np.searchsorted(inner, pixels, side="right")]
+    centres = _centres_px(num_cells, grid, input_px, image_px)
+    deviation = 0.5 * grid.stride_px * image_px / input_px
+    exponent = -0.5 * ((pixels[:, None] - centres[None, :]) / deviation) ** 2
+    weights = np.exp(exponent - exponent.max(axis=1, keepdims=True))
+    return weights / weights.sum(axis=1, keepdims=True)

@@ -1,0 +1,51 @@
+"""What training minimises: cross-entropy and the attention penalty, each named."""
+
+from dataclasses import dataclass
+
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from captioner.decoder import DecoderOutput
+
+
+@dataclass(frozen=True)
+class LossTerms:
+    """The terms of the loss, each a scalar; `total` is what is differentiated."""
+
+    total: Float[Tensor, ""]
+    cross_entropy: Float[Tensor, ""]
+    attention_penalty: Float[Tensor, ""]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionLoss:
+    """Cross-entropy with a doubly stochastic attention penalty (Xu et al. 2015, eq. 14).
+
+        total = mean over words of -log p(y_t)  +  lambda * mean over captions of sum_i (1 - sum_t alpha_ti)^2
+
+    Differs from the paper in that the first term is a mean over the real words of the batch instead of
+    a sum over each caption's, so that neither the batch nor long captions change the learning rate's
+    meaning. The penalty is summed over cells and averaged over captions; padded steps and captions of
+    length 0 count for nothing. Label smoothing is in `total` only: `cross_entropy` is reported without.
+    """
+
+    label_smoothing: float
+    attention_penalty: float
+
+    def __call__(self, output: DecoderOutput, tokens: Int[Tensor, "batch captions steps+1"]) -> LossTerms:
+        targets = tokens[..., 1:][output.is_word]
+        smoothed = cross_entropy(output.logits, targets, label_smoothing=self.label_smoothing)
+        penalty = attention_penalty(output)
+        return LossTerms(
+            total=smoothed + self.attention_penalty * penalty,
+            cross_entropy=cross_entropy(output.logits.detach(), targets),
+            attention_penalty=penalty,
+        )
+
+
+def attention_penalty(output: DecoderOutput) -> Float[Tensor, ""]:
+    """How far each cell's attention, summed over a caption's words, is from one."""
+    is_caption = output.is_word.any(dim=2)
+    coverage = output.alphas.sum(dim=2)[is_caption]
+    return (1 - coverage).square().sum(dim=1).mean()

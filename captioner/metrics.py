@@ -1,0 +1,116 @@
+"""BLEU, ROUGE-L, CIDEr-D and METEOR of captions exactly as printed.
+
+The scorers are pycocoevalcap's, the ones that papers use. Its tokenizer and METEOR need Java; here the
+tokenizer's rules for captions are followed with nltk's Penn Treebank tokenizer instead, and METEOR is
+computed where Java is present and otherwise reported as not computed.
+"""
+
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from nltk.tokenize.destructive import NLTKWordTokenizer
+from pycocoevalcap.bleu.bleu import Bleu
+from pycocoevalcap.cider.cider import Cider
+from pycocoevalcap.meteor.meteor import Meteor
+from pycocoevalcap.rouge.rouge import Rouge
+
+_TOKENIZER = NLTKWordTokenizer()
+
+# What pycocoevalcap takes out after tokenizing. Its "-LRB-" and the like never match, for the words
+# are lower case by then: brackets count as words there, and so here.
+_PUNCTUATION = frozenset(["''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"])
+
+# Abbreviations that keep their full stop, as the Stanford tokenizer has them, where captions use them.
+_ABBREVIATION = re.compile(
+    r"(?:[a-z]\.){2,}|(?:mr|mrs|ms|dr|prof|jr|sr|st|ave|blvd|rd|ky|mt|ft|vs|etc|inc|co|corp|no|apt)\."
+)
+_DOTTED_WORD = re.compile(r"(?<!\S)(\S*[^\s.])\.+(?=[\"']*(?!\S))")
+_LEADING_MARKS = re.compile(r"(?<!\S)(?:\.+|-(?=[a-z]))")
+_TRAILING_MARKS = re.compile(r"(?<=\w)([-/])(?!\S)")
+_GLUED = re.compile(r"(?<=\d:\d\d)(?=[ap]m\b)|(?<=\w)(?==)|(?<==)(?=\w)")
+
+
+def ptb_tokenize(caption: str) -> list[str]:
+    """Lower-case Penn Treebank words without punctuation, as pycocoevalcap's Java tokenizer gives them."""
+    text = _DOTTED_WORD.sub(_split_full_stop, " ".join(caption.lower().split()))
+    text = _GLUED.sub(" ", _TRAILING_MARKS.sub(r" \1", _LEADING_MARKS.sub("", text)))
+    words = _TOKENIZER.tokenize(text + " .", convert_parentheses=True)
+    return [word for word in map(str.lower, words) if word not in _PUNCTUATION]
+
+
+def _split_full_stop(match: re.Match[str]) -> str:
+    is_initial = len(match[1]) == 1 and match[1] != "i" and match.end() < len(match.string)
+    return match[0] if is_initial or _ABBREVIATION.fullmatch(match[1] + ".") else f"{match[1]} ."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """Corpus scores in percent; `meteor` is None where it was not computed, for want of Java."""
+
+    bleu_1: float
+    bleu_2: float
+    bleu_3: float
+    bleu_4: float
+    rouge_l: float
+    cider: float
+    meteor: float | None
+
+    def __str__(self) -> str:
+        meteor = "not computed (needs Java)" if self.meteor is None else f"{self.meteor:.1f}"
+        return (
+            f"BLEU-1..4 {self.bleu_1:.1f} {self.bleu_2:.1f} {self.bleu_3:.1f} {self.bleu_4:.1f}, "
+            f"METEOR {meteor}, ROUGE-L {self.rouge_l:.1f}, CIDEr {self.cider:.1f}"
+        )
+
+
+def score_captions(
+    captions: Mapping[str, str], references: Mapping[str, Sequence[str]], *, with_meteor: bool = True
+) -> Scores:
+    """Score one caption for each picture against its references, both by picture id.
+
+    Raises:
+        ValueError: a picture has a caption but no reference, or references but no caption.
+    """
+    unmatched = sorted(captions.keys() ^ references.keys()) or sorted(
+        image_id for image_id, texts in references.items() if not texts
+    )
+    if unmatched:
+        raise ValueError(
+            f"{len(unmatched)} pictures lack a caption or a reference, among them {', '.join(unmatched[:3])}"
+        )
+    if not captions:
+        raise ValueError("there are no captions to score")
+    results = {image_id: [" ".join(ptb_tokenize(caption))] for image_id, caption in captions.items()}
+    truths = {
+        image_id: [" ".join(ptb_tokenize(text)) for text in references[image_id]] for image_id in captions
+    }
+    bleu, _ = Bleu(4).compute_score(truths, results, verbose=0)
+    rouge_l, _ = Rouge().compute_score(truths, results)
+    cider, _ = Cider().compute_score(truths, results)
+    meteor = 100 * _meteor(truths, results) if with_meteor and has_java() else None
+    bleu_1, bleu_2, bleu_3, bleu_4 = (100 * float(value) for value in bleu)
+    return Scores(
+        bleu_1=bleu_1,
+        bleu_2=bleu_2,
+        bleu_3=bleu_3,
+        bleu_4=bleu_4,
+        rouge_l=100 * float(rouge_l),
+        cider=100 * float(cider),
+        meteor=meteor,
+    )
+
+
+def has_java() -> bool:
+    """Whether METEOR, a Java program, can run here."""
+    return shutil.which("java") is not None
+
+
+def _meteor(truths: dict[str, list[str]], results: dict[str, list[str]]) -> float:
+    scorer = Meteor()
+    try:
+        score, _ = scorer.compute_score(truths, results)
+    finally:
+        scorer.close()
+    return float(score)

@@ -1,0 +1,314 @@
+"""The training loop: epochs over captions, validation on decoded captions, early stopping, resume.
+
+A run's folder holds
+
+    best/               the model with the highest dev CIDEr so far, ready for caption.py
+    last/               what is needed to go on where the run was, after each epoch
+    log.jsonl           one line an epoch: losses, learning rate, speed, dev scores
+    tensorboard/        the same and more, for TensorBoard
+"""
+
+import json
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from jaxtyping import Float
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import OneCycleLR
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import DataLoader
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from captioner.checkpoint import Checkpoint, load_checkpoint, recover_folder, replaced_folder, save_checkpoint
+from captioner.config import FORMAT_VERSION, GridConfig, ModelConfig, PreprocessConfig, Recipe, TrainingConfig
+from captioner.data import CaptionBatch, CaptionDataset, CaptionedImage, collate
+from captioner.decoder import Decoder
+from captioner.encoder import Encoder
+from captioner.loss import CaptionLoss
+from captioner.metrics import Scores
+from captioner.model import CaptioningModel
+from captioner.validation import choose_decoding, validate
+from captioner.vocabulary import Vocabulary
+
+_STATE_FILE = "training_state.pt"
+_WARM_UP_SHARE = 0.1  # of all steps, while the learning rate rises
+
+_logger = logging.getLogger(__name__)
+
+
+class TrainingError(Exception):
+    """Training that cannot start or go on; the message says why and what to do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """The records of a split and their grids, in the same order."""
+
+    records: Sequence[CaptionedImage]
+    grids: Float[np.ndarray, "images cells annotation"]
+
+
+@dataclass
+class Progress:
+    """How far a run is. `history` has the log's entry of each finished epoch."""
+
+    epoch: int = 0
+    step: int = 0
+    best_cider: float = -1.0
+    epochs_without_gain: int = 0
+    history: list[dict[str, Any]] | None = None
+
+
+class Trainer:
+    """One training run on cached grids: the encoder is frozen and only its output is used."""
+
+    def __init__(
+        self,
+        *,
+        recipe: Recipe,
+        encoder: Encoder,
+        preprocess: PreprocessConfig,
+        grid: GridConfig,
+        vocabulary: Vocabulary,
+        train: Split,
+        dev: Split,
+        out: Path,
+    ) -> None:
+        training = recipe.training
+        self.recipe, self.encoder, self.vocabulary, self.dev, self.out = recipe, encoder, vocabulary, dev, out
+        self.dataset = CaptionDataset(
+            records=train.records,
+            grids=train.grids,
+            vocabulary=vocabulary,
+            max_words=recipe.decoding.max_words,
+        )
+        self.model_config = ModelConfig(
+            format_version=FORMAT_VERSION,
+            backbone=recipe.encoder.backbone,
+            preprocess=preprocess,
+            grid=grid,
+            annotation_dim=encoder.annotation_dim,
+            decoder=recipe.decoder,
+            decoding=recipe.decoding,
+        )
+        set_seed(training.seed)
+        decoder = Decoder(
+            config=recipe.decoder, annotation_dim=encoder.annotation_dim, vocab_size=len(vocabulary)
+        )
+        self.accelerator = Accelerator(mixed_precision=training.mixed_precision)
+        # The average is what is scored and saved; it generalises better than the weights of any one step.
+        self.averaged = AveragedModel(decoder, multi_avg_fn=get_ema_multi_avg_fn(training.ema_decay))
+        self.averaged.to(self.accelerator.device)
+        self.loss = CaptionLoss(
+            label_smoothing=training.label_smoothing, attention_penalty=training.attention_penalty
+        )
+        optimizer = AdamW(decoder.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay)
+        num_batches = -(-len(self.dataset) // training.batch_size)
+        self.schedule = OneCycleLR(
+            optimizer,
+            max_lr=training.learning_rate,
+            total_steps=training.epochs * num_batches,
+            pct_start=_WARM_UP_SHARE,
+            cycle_momentum=False,
+        )
+        self.decoder, self.optimizer = self.accelerator.prepare(decoder, optimizer)
+        self.progress = Progress(history=[])
+
+    def run(self, on_epoch_end: Callable[[Progress], None] | None = None) -> Path:
+        """Train to the end or until dev CIDEr no longer grows; gives the folder of the best model.
+
+        Raises:
+            TrainingError: the loss is not finite; the message names the step and the pictures.
+            captioner.checkpoint.CheckpointError: the disk refuses a save.
+        """
+        training, progress = self.recipe.training, self.progress
+        writer = SummaryWriter(self.out / "tensorboard", purge_step=progress.epoch)
+        while progress.epoch < training.epochs and progress.epochs_without_gain < training.patience:
+            entry = self._train_epoch(writer)
+            scores = self._validate()
+            entry |= {"dev": asdict(scores)}
+            progress.epoch += 1
+            self._record(entry, scores, writer)
+            self.save()
+            if on_epoch_end is not None:
+                on_epoch_end(progress)
+        writer.close()
+        return self.out / "best"
+
+    def _train_epoch(self, writer: SummaryWriter) -> dict[str, Any]:
+        training, progress = self.recipe.training, self.progress
+        loader = _epoch_loader(self.dataset, training, progress.epoch)
+        sums = {"total": 0.0, "cross_entropy": 0.0, "attention_penalty": 0.0}
+        num_captions, started = 0, time.monotonic()
+        self.decoder.train()
+        bar = tqdm(
+            total=len(self.dataset), desc=f"epoch {progress.epoch + 1}/{training.epochs}", unit=" pictures"
+        )
+        for batch in loader:
+            terms = self._train_step(batch.to(self.accelerator.device), writer)
+            for name, value in terms.items():
+                sums[name] += value
+            num_captions += int((batch.lengths > 0).sum())
+            bar.set_postfix_str(
+                f"loss {terms['total']:.3f}, {num_captions / (time.monotonic() - started):.0f} captions/s"
+            )
+            bar.update(len(batch.image_ids))
+        bar.close()
+        seconds = time.monotonic() - started
+        return {
+            "epoch": progress.epoch + 1,
+            "step": progress.step,
+            "learning_rate": self.schedule.get_last_lr()[0],
+            "loss": {name: value / len(loader) for name, value in sums.items()},
+            "captions_per_s": num_captions / seconds,
+            "train_s": seconds,
+        }
+
+    def _train_step(self, batch: CaptionBatch, writer: SummaryWriter) -> dict[str, float]:
+        with self.accelerator.autocast():
+            output = self.decoder(batch.annotations, batch.tokens, batch.lengths)
+            loss = self.loss(output, batch.tokens)
+        terms = {name: float(value.detach()) for name, value in vars(loss).items()}
+        step = self.progress.step
+        if not np.isfinite(terms["total"]):
+            raise TrainingError(
+                f"the loss is {terms['total']} at step {step} on {', '.join(batch.image_ids)}; "
+                "lower --learning-rate, or look at these pictures and captions"
+            )
+        self.accelerator.backward(loss.total)
+        norm = self.accelerator.clip_grad_norm_(self.decoder.parameters(), self.recipe.training.gradient_clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.schedule.step()
+        self.averaged.update_parameters(self.accelerator.unwrap_model(self.decoder))
+        for name, value in terms.items():
+            writer.add_scalar(f"loss/{name}", value, step)
+        writer.add_scalar("learning_rate", self.schedule.get_last_lr()[0], step)
+        writer.add_scalar("gradient_norm", float(norm), step)
+        self.progress.step += 1
+        return terms
+
+    def _validate(self) -> Scores:
+        scores, _ = validate(
+            self.averaged.module,
+            records=self.dev.records,
+            grids=self.dev.grids,
+            vocabulary=self.vocabulary,
+            config=self.recipe.decoding,
+        )
+        return scores
+
+    def _record(self, entry: dict[str, Any], scores: Scores, writer: SummaryWriter) -> None:
+        """Log the epoch, and save the model where it is the best so far."""
+        progress = self.progress
+        assert progress.history is not None
+        progress.history.append(entry)
+        for name, value in asdict(scores).items():
+            if value is not None:
+                writer.add_scalar(f"dev/{name}", value, progress.epoch)
+        writer.flush()
+        _logger.info("epoch %d: loss %.3f; dev %s", progress.epoch, entry["loss"]["total"], scores)
+        progress.epochs_without_gain += 1
+        if scores.cider > progress.best_cider:
+            progress.best_cider, progress.epochs_without_gain = scores.cider, 0
+            metrics = {
+                "dev": {**asdict(self.recipe.decoding), **asdict(scores)},
+                "recipe": asdict(self.recipe),
+                "history": progress.history,
+            }
+            model = CaptioningModel(encoder=self.encoder, decoder=self.averaged.module)
+            save_checkpoint(
+                self.out / "best", Checkpoint(model, self.model_config, self.vocabulary, metrics)
+            )
+        (self.out / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in progress.history))
+
+    def save(self) -> None:
+        """Save all that decides how the run goes on."""
+        state = {
+            "recipe": json.dumps(asdict(self.recipe)),
+            "decoder": self.accelerator.unwrap_model(self.decoder).state_dict(),
+            "averaged": self.averaged.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "random": torch.get_rng_state(),
+            "progress": json.dumps(asdict(self.progress)),
+        }
+        with replaced_folder(self.out / "last") as aside:
+            torch.save(state, aside / _STATE_FILE)
+
+    def resume(self) -> None:
+        """Go on where the run in `out` was after its last finished epoch.
+
+        Raises:
+            TrainingError: there is nothing to resume, or it was made by another recipe.
+        """
+        recover_folder(self.out / "last")
+        path = self.out / "last" / _STATE_FILE
+        if not path.is_file():
+            raise TrainingError(f"{path} is not there: no epoch was finished; start without --resume")
+        state = torch.load(path, map_location=self.accelerator.device, weights_only=True)
+        recipe = json.dumps(asdict(self.recipe))
+        if state["recipe"] != recipe:
+            raise TrainingError(
+                f"the run in {self.out} has another recipe: {_difference(state['recipe'], recipe)}; "
+                "resume it with the flags it was started with"
+            )
+        self.accelerator.unwrap_model(self.decoder).load_state_dict(state["decoder"])
+        self.averaged.load_state_dict(state["averaged"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        torch.set_rng_state(state["random"].cpu())
+        self.progress = Progress(**json.loads(state["progress"]))
+
+
+def _difference(old: str, new: str) -> str:
+    """The settings in which two recipes, as JSON, differ."""
+    before, after = json.loads(old), json.loads(new)
+    return ", ".join(
+        f"{name} was {before[part].get(name)!r} and is {value!r}"
+        for part in after
+        for name, value in after[part].items()
+        if before[part].get(name) != value
+    )
+
+
+def _epoch_loader(
+    dataset: CaptionDataset, training: TrainingConfig, epoch: int
+) -> DataLoader[Any]:
+    """Batches in an order that depends on the seed and the epoch alone, so that a resumed run repeats it."""
+    generator = torch.Generator().manual_seed(training.seed * 1_000_003 + epoch)
+    return DataLoader(
+        dataset, batch_size=training.batch_size, shuffle=True, generator=generator, collate_fn=collate
+    )
+
+
+def finish(folder: Path, dev: Split) -> Scores:
+    """Give a trained model the decoding that scores best on dev, and its scores with that.
+
+    The model is loaded as it was saved, in half precision, so that the scores are of what is shipped.
+    """
+    checkpoint = load_checkpoint(folder)
+    decoder, vocabulary = checkpoint.model.decoder, checkpoint.vocabulary
+    decoding, tried = choose_decoding(
+        decoder,
+        records=dev.records,
+        grids=dev.grids,
+        vocabulary=vocabulary,
+        max_words=checkpoint.config.decoding.max_words,
+    )
+    scores, _ = validate(
+        decoder, records=dev.records, grids=dev.grids, vocabulary=vocabulary, config=decoding
+    )
+    metrics = checkpoint.metrics | {"dev": {**asdict(decoding), **asdict(scores)}, "decoding_cider": tried}
+    config = replace(checkpoint.config, decoding=decoding)
+    save_checkpoint(folder, replace(checkpoint, config=config, metrics=metrics))
+    return scores

@@ -1,0 +1,76 @@
+"""How words become ids and back."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import msgspec
+from nltk.tokenize.destructive import NLTKWordTokenizer
+from nltk.tokenize.treebank import TreebankWordDetokenizer
+
+PAD, START, END, UNK = range(4)
+SPECIAL_TOKENS = ("<pad>", "<start>", "<end>", "<unk>")
+
+_TOKENIZER = NLTKWordTokenizer()
+_DETOKENIZER = TreebankWordDetokenizer()
+
+
+def tokenize(caption: str) -> list[str]:
+    """Split a caption into lower-case words; what holds no letter or digit is punctuation and goes."""
+    words = _TOKENIZER.tokenize(caption.lower())
+    return [word for word in words if any(character.isalnum() for character in word)]
+
+
+def detokenize(words: Sequence[str]) -> str:
+    """Join words into a caption, for example "the dog 's tail" into "the dog's tail"."""
+    return _DETOKENIZER.detokenize(words)
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The words a model knows; a word's id is its place.
+
+    Raises:
+        ValueError: the first four are not `SPECIAL_TOKENS`, or a word occurs twice.
+    """
+
+    words: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if self.words[:4] != SPECIAL_TOKENS:
+            raise ValueError(f"a vocabulary begins with {', '.join(SPECIAL_TOKENS)}, not {self.words[:4]}")
+        repeated = [word for word, count in Counter(self.words).items() if count > 1]
+        if repeated:
+            raise ValueError(f"a vocabulary holds each word once, but {repeated[0]!r} is there again")
+
+    @classmethod
+    def build(cls, captions: Iterable[str], *, min_count: int) -> "Vocabulary":
+        """Collect the words that occur at least `min_count` times, the most frequent first."""
+        counts = Counter(word for caption in captions for word in tokenize(caption))
+        kept = [word for word, count in counts.items() if count >= min_count and word not in SPECIAL_TOKENS]
+        kept.sort(key=lambda word: (-counts[word], word))
+        return cls(SPECIAL_TOKENS + tuple(kept))
+
+    @cached_property
+    def _id_of(self) -> dict[str, int]:
+        return {word: index for index, word in enumerate(self.words)}
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+    def encode(self, caption: str) -> list[int]:
+        """Ids of a caption's words between <start> and <end>; an unknown word becomes <unk>."""
+        return [START, *(self._id_of.get(word, UNK) for word in tokenize(caption)), END]
+
+    def decode(self, tokens: Iterable[int]) -> list[str]:
+        """Words of the ids, special tokens left out."""
+        return [self.words[token] for token in tokens if token >= len(SPECIAL_TOKENS)]
+
+    def to_json(self) -> bytes:
+        return msgspec.json.format(msgspec.json.encode(self), indent=1)
+
+    @classmethod
+    def from_json(cls, text: bytes) -> "Vocabulary":
+        """Raises: msgspec.ValidationError, naming the place that is wrong."""
+        return msgspec.json.decode(text, type=cls)
