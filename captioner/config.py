@@ -135,7 +135,7 @@ class TrainingConfig:
 
     batch_size: int = 24
     """Pictures in a batch; each comes with all its captions."""
-    epochs: int = 12
+    epochs: int = 10
     """Passes over the training pictures; the learning rate anneals over all of them."""
     learning_rate: float = 1.2e-3
     """Highest learning rate of the one-cycle schedule (AdamW)."""
@@ -144,7 +144,7 @@ class TrainingConfig:
     """Share of the target's probability spread over the vocabulary."""
     attention_penalty: float = 0.05
     """Weight lambda of the doubly stochastic attention penalty (Xu et al. 2015, eq. 14)."""
-    ema_decay: float = 0.998
+    ema_decay: float = 0.997
     """Decay of the moving average of the weights, which is what gets scored and saved; 0 is off."""
     gradient_clip: float = 1.0
     """Largest norm of the gradient."""

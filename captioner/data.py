@@ -34,7 +34,7 @@ class CaptionBatch:
 
     image_ids: tuple[str, ...]
     annotations: Float[Tensor, "batch cells annotation"]
-    tokens: Int[Tensor, "batch captions steps+1"]
+    tokens: Int[Tensor, "batch captions tokens"]
     lengths: Int[Tensor, "batch captions"]
 
     def to(self, device: torch.device) -> "CaptionBatch":

@@ -121,7 +121,7 @@ class Decoder(nn.Module):
     def forward(
         self,
         annotations: Float[Tensor, "batch cells annotation"],
-        tokens: Int[Tensor, "batch captions steps+1"],
+        tokens: Int[Tensor, "batch captions tokens"],
         lengths: Int[Tensor, "batch captions"],
     ) -> DecoderOutput:
         """Feed given captions through `step` (teacher forcing).

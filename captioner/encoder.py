@@ -49,6 +49,7 @@ class Encoder(nn.Module):
             raise ValueError(f"cannot load weights of {backbone} from {weights or 'the hub'}: {error}") from error
         self.annotation_dim: int = self.cnn.num_features
         self.num_prefix_tokens: int = getattr(self.cnn, "num_prefix_tokens", 0)
+        self.cnn.to(memory_format=torch.channels_last)  # twice as fast on a CPU
         self.cnn.requires_grad_(False)
         self.eval()
 

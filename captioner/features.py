@@ -10,8 +10,7 @@ import hashlib
 import logging
 import shutil
 import zlib
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,14 +18,15 @@ from typing import Any
 import msgspec
 import numpy as np
 import torch
-from jaxtyping import Float16, Float32
+from jaxtyping import Float16
 from tqdm import tqdm
 
 from captioner.checkpoint import replaced_folder
 from captioner.config import GridConfig, PreprocessConfig
 from captioner.data import CaptionedImage
 from captioner.encoder import Encoder
-from captioner.images import ImageSource, Preprocess, load_image
+from captioner.images import ImageError, ImageSource, Preprocess
+from captioner.loading import prepared_batches
 
 CACHE_VERSION = 1
 """Part of the key: it grows when grids are computed or stored in another way."""
@@ -115,12 +115,16 @@ def _compute(
     batch_size: int,
 ) -> None:
     device = next(encoder.parameters()).device
-    with tqdm(total=len(records), desc="grids", unit=" pictures", smoothing=0.1) as progress:
-        done = 0
-        for batch in _prepared_batches(records, preprocess, batch_size):
+    done = 0
+    sources = (record.source for record in records)
+    with tqdm(total=len(records), desc="grids", unit=" pictures", delay=2) as progress:
+        for batch in prepared_batches(sources, preprocess, batch_size=batch_size):
+            unreadable = [picture for _, picture in batch if isinstance(picture, ImageError)]
+            if unreadable:
+                raise unreadable[0]
+            images = torch.from_numpy(np.stack([picture for _, picture in batch]))
             with torch.inference_mode():
-                computed = encoder(torch.from_numpy(batch).to(device)).cpu().numpy()
-            half = computed.astype(np.float16)
+                half = encoder(images.to(device)).cpu().numpy().astype(np.float16)
             if not np.isfinite(half).all():
                 raise CacheError(
                     "the encoder gives values that half precision cannot hold; are its weights sound?"
@@ -128,23 +132,3 @@ def _compute(
             grids[done : done + len(batch)] = half
             done += len(batch)
             progress.update(len(batch))
-
-
-def _prepared_batches(
-    records: Sequence[CaptionedImage], preprocess: Preprocess, batch_size: int
-) -> Iterator[Float32[np.ndarray, "batch 3 size size"]]:
-    """Pictures decoded by threads while the CNN works; Pillow lets go of the interpreter meanwhile."""
-    with ThreadPoolExecutor() as pool:
-        waiting: list[Any] = []
-        starts = list(range(0, len(records), batch_size))
-        for position in range(len(starts) + 1):
-            ready, waiting = waiting, []
-            if position < len(starts):
-                batch = records[starts[position] : starts[position] + batch_size]
-                waiting = [pool.submit(_prepare, record, preprocess) for record in batch]
-            if ready:
-                yield np.stack([future.result() for future in ready])
-
-
-def _prepare(record: CaptionedImage, preprocess: Preprocess) -> Float32[np.ndarray, "3 size size"]:
-    return preprocess(load_image(record.source))

@@ -6,7 +6,7 @@ Pillow and numpy only: captioning without torch uses this module as it is.
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Float32
@@ -32,6 +32,7 @@ class ImageError(Exception):
         self.reason = reason
 
 
+@runtime_checkable
 class ImageSource(Protocol):
     """Where a picture's bytes are: a `pathlib.Path`, or a `zipfile.Path` inside an archive."""
 
@@ -64,8 +65,7 @@ def load_image(source: ImageSource) -> Image.Image:
                         str(source),
                         f"{width} x {height} pixels are more than the {MAX_PIXELS:,} allowed; shrink it first",
                     )
-                image.load()
-                return _to_rgb(ImageOps.exif_transpose(image))
+                return upright_rgb(image)
     except Image.UnidentifiedImageError:
         raise ImageError(str(source), "not a picture in a format that Pillow reads") from None
     except Image.DecompressionBombError:
@@ -79,7 +79,9 @@ def load_image(source: ImageSource) -> Image.Image:
         raise ImageError(str(source), f"cannot be decoded ({reason})") from None
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """A picture in any of Pillow's modes as RGB, turned as its EXIF orientation says."""
+    image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":
         image = _to_eight_bits(image)
     if image.has_transparency_data:

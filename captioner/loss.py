@@ -33,7 +33,7 @@ class CaptionLoss:
     label_smoothing: float
     attention_penalty: float
 
-    def __call__(self, output: DecoderOutput, tokens: Int[Tensor, "batch captions steps+1"]) -> LossTerms:
+    def __call__(self, output: DecoderOutput, tokens: Int[Tensor, "batch captions tokens"]) -> LossTerms:
         targets = tokens[..., 1:][output.is_word]
         smoothed = cross_entropy(output.logits, targets, label_smoothing=self.label_smoothing)
         penalty = attention_penalty(output)

@@ -109,8 +109,7 @@ def has_java() -> bool:
 
 def _meteor(truths: dict[str, list[str]], results: dict[str, list[str]]) -> float:
     scorer = Meteor()
-    try:
-        score, _ = scorer.compute_score(truths, results)
-    finally:
-        scorer.close()
+    score, _ = scorer.compute_score(truths, results)
+    for pipe in (scorer.meteor_p.stdout, scorer.meteor_p.stderr):  # the scorer itself closes only its input
+        pipe.close()
     return float(score)

@@ -6,7 +6,7 @@ Written over plain arrays: it knows neither the model nor torch. A model takes p
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -20,6 +20,7 @@ BANNED_TOKENS = (PAD, START, UNK)
 State = TypeVar("State", bound="SearchState")
 
 
+@runtime_checkable
 class SearchState(Protocol):
     """What a model carries from step to step for its pictures and their hypotheses."""
 
@@ -30,6 +31,7 @@ class SearchState(Protocol):
         ...
 
 
+@runtime_checkable
 class StepFunction(Protocol[State]):
     """One decoding step: the previous tokens and the state to what may come next."""
 
@@ -100,7 +102,7 @@ def beam_search(
         for row, place in np.argwhere(is_end[:, :beam_size] & np.isfinite(totals[:, :beam_size])):
             parent = parents[row, place]
             finished[pictures[row]].append(
-                _hypothesis((*tokens[row, parent, 1:], END), used[row, parent], totals[row, place])
+                _hypothesis([*tokens[row, parent, 1:], END], used[row, parent], totals[row, place])
             )
         if num_words == config.max_words:
             break
@@ -121,7 +123,7 @@ def beam_search(
     for row, picture in enumerate(pictures):
         if not finished[picture] and alphas is not None:
             finished[picture] = [
-                _hypothesis(tuple(tokens[row, beam, 1:]), alphas[row, beam], log_probs[row, beam])
+                _hypothesis(tokens[row, beam, 1:], alphas[row, beam], log_probs[row, beam])
                 for beam in np.flatnonzero(np.isfinite(log_probs[row]))
             ]
     return [rank(hypotheses, config.length_penalty) for hypotheses in finished]
@@ -147,5 +149,7 @@ def _best_candidates(
     )
 
 
-def _hypothesis(tokens: Iterable[np.integer], alphas: np.ndarray, log_prob: np.floating) -> Hypothesis:
+def _hypothesis(
+    tokens: "list[int | np.integer] | Int[np.ndarray, ' tokens']", alphas: np.ndarray, log_prob: float
+) -> Hypothesis:
     return Hypothesis(tokens=tuple(int(token) for token in tokens), alphas=alphas, log_prob=float(log_prob))

@@ -113,11 +113,12 @@ class Trainer:
         )
         optimizer = AdamW(decoder.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay)
         num_batches = -(-len(self.dataset) // training.batch_size)
+        num_steps = max(training.epochs * num_batches, 4)  # the least that has two phases
         self.schedule = OneCycleLR(
             optimizer,
             max_lr=training.learning_rate,
-            total_steps=training.epochs * num_batches,
-            pct_start=_WARM_UP_SHARE,
+            total_steps=num_steps,
+            pct_start=max(_WARM_UP_SHARE, 2 / num_steps),
             cycle_momentum=False,
         )
         self.decoder, self.optimizer = self.accelerator.prepare(decoder, optimizer)

@@ -1,0 +1,93 @@
+"""Small real parts for the tests: a tiny CNN with random weights, a small decoder, made pictures."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from captioner.config import (
+    FORMAT_VERSION,
+    DecoderConfig,
+    DecodingConfig,
+    EncoderConfig,
+    GridConfig,
+    ModelConfig,
+    PreprocessConfig,
+)
+from captioner.decoder import Decoder
+from captioner.encoder import Encoder
+from captioner.inference import Captioner
+from captioner.model import CaptioningModel
+from captioner.vocabulary import SPECIAL_TOKENS, Vocabulary
+
+ROOT = Path(__file__).parent.parent
+TINY_CNN = "test_efficientnet"
+TINY_SIZE_PX = 64
+SMALL_DECODER = DecoderConfig(embedding_dim=12, hidden_dim=16, attention_dim=8, dropout=0.0)
+
+
+@pytest.fixture
+def vocabulary() -> Vocabulary:
+    return Vocabulary((*SPECIAL_TOKENS, "a", "dog", "cat", "runs", "sits", "red", "blue"))
+
+
+@pytest.fixture
+def encoder() -> Encoder:
+    torch.manual_seed(0)
+    return Encoder(backbone=TINY_CNN)
+
+
+@pytest.fixture
+def decoder(vocabulary: Vocabulary) -> Decoder:
+    torch.manual_seed(1)
+    return Decoder(config=SMALL_DECODER, annotation_dim=10, vocab_size=len(vocabulary)).eval()
+
+
+@pytest.fixture
+def model_config(encoder: Encoder) -> ModelConfig:
+    return ModelConfig(
+        format_version=FORMAT_VERSION,
+        backbone=TINY_CNN,
+        preprocess=encoder.preprocess_config(TINY_SIZE_PX),
+        grid=encoder.grid_config(TINY_SIZE_PX),
+        annotation_dim=encoder.annotation_dim,
+        decoder=SMALL_DECODER,
+        decoding=DecodingConfig(beam_size=3, max_words=6),
+    )
+
+
+@pytest.fixture
+def model(encoder: Encoder, model_config: ModelConfig, vocabulary: Vocabulary) -> CaptioningModel:
+    torch.manual_seed(2)
+    decoder = Decoder(
+        config=SMALL_DECODER, annotation_dim=model_config.annotation_dim, vocab_size=len(vocabulary)
+    )
+    return CaptioningModel(encoder=encoder, decoder=decoder)
+
+
+@pytest.fixture
+def captioner(model: CaptioningModel, model_config: ModelConfig, vocabulary: Vocabulary) -> Captioner:
+    return Captioner(model=model, config=model_config, vocabulary=vocabulary, device=torch.device("cpu"))
+
+
+@pytest.fixture
+def encoder_config() -> EncoderConfig:
+    return EncoderConfig(backbone=TINY_CNN, image_size=TINY_SIZE_PX)
+
+
+@pytest.fixture
+def preprocess_config() -> PreprocessConfig:
+    return PreprocessConfig(size_px=96, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), interpolation="bicubic")
+
+
+@pytest.fixture
+def even_grid() -> GridConfig:
+    """Three by three cells that tile the 96 pixels of `preprocess_config` evenly."""
+    return GridConfig(rows=3, cols=3, stride_px=32, offset_px=15.5)
+
+
+def noise_picture(seed: int, width: int = 50, height: int = 40) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 256, (height // 10, width // 10, 3), dtype=np.uint8)
+    return Image.fromarray(pixels).resize((width, height), Image.Resampling.NEAREST)

@@ -1,0 +1,108 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from captioner.checkpoint import (
+    FILES,
+    Checkpoint,
+    CheckpointError,
+    load_checkpoint,
+    recover_folder,
+    replaced_folder,
+    save_checkpoint,
+)
+from captioner.config import ModelConfig
+from captioner.model import CaptioningModel
+from captioner.vocabulary import Vocabulary
+
+
+@pytest.fixture
+def checkpoint(model: CaptioningModel, model_config: ModelConfig, vocabulary: Vocabulary) -> Checkpoint:
+    return Checkpoint(model, model_config, vocabulary, {"dev": {"cider": 54.5}})
+
+
+def test_round_trip_is_bit_exact_and_the_files_are_these_four(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "model", checkpoint, dtype=torch.float32)
+    assert sorted(path.name for path in (tmp_path / "model").iterdir()) == sorted(FILES)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    loaded = load_checkpoint(tmp_path / "model")
+    assert (loaded.config, loaded.vocabulary, loaded.metrics) == (
+        checkpoint.config,
+        checkpoint.vocabulary,
+        checkpoint.metrics,
+    )
+    weights = loaded.model.state_dict()
+    for name, value in checkpoint.model.state_dict().items():
+        assert torch.equal(weights[name], value), name
+
+
+def test_half_precision_round_trip_is_exact_after_the_first_rounding(
+    checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    save_checkpoint(tmp_path / "first", checkpoint)
+    save_checkpoint(tmp_path / "second", load_checkpoint(tmp_path / "first"))
+    for name in FILES:
+        assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
+
+
+def test_saving_replaces_the_old_model_whole(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "model", checkpoint)
+    (tmp_path / "model" / "stray.txt").touch()
+    save_checkpoint(tmp_path / "model", replace(checkpoint, metrics={"epoch": 2}))
+    assert load_checkpoint(tmp_path / "model").metrics == {"epoch": 2}
+    assert not (tmp_path / "model" / "stray.txt").exists()
+
+
+def test_failed_save_keeps_the_old_model(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "model", checkpoint)
+    with pytest.raises(CheckpointError, match="No space left"), replaced_folder(tmp_path / "model") as aside:
+        (aside / "half").touch()
+        raise OSError(28, "No space left on device")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert load_checkpoint(tmp_path / "model").metrics == checkpoint.metrics
+
+
+def test_crash_between_the_two_renames_is_undone(tmp_path: Path) -> None:
+    (tmp_path / ".last.old").mkdir()
+    (tmp_path / ".last.old" / "state").write_text("good")
+    recover_folder(tmp_path / "last")
+    assert (tmp_path / "last" / "state").read_text() == "good"
+
+
+def test_weights_that_half_precision_cannot_hold_are_refused(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    with torch.no_grad():
+        checkpoint.model.decoder.output.bias[0] = 1e6
+    with pytest.raises(CheckpointError, match=r"decoder\.output\.bias is not finite"):
+        save_checkpoint(tmp_path / "model", checkpoint)
+    assert not (tmp_path / "model").exists()
+
+
+def test_folders_that_are_no_sound_model_say_why(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    with pytest.raises(CheckpointError, match="is no model folder; give one that holds"):
+        load_checkpoint(folder)
+
+    save_checkpoint(folder, checkpoint)
+    (folder / "vocabulary.json").unlink()
+    with pytest.raises(CheckpointError, match=r"lacks vocabulary\.json"):
+        load_checkpoint(folder)
+
+    save_checkpoint(folder, checkpoint)
+    (folder / "model.safetensors").write_bytes(b"\xff" * 100)
+    with pytest.raises(CheckpointError, match="is damaged"):
+        load_checkpoint(folder)
+
+    save_checkpoint(folder, checkpoint)
+    config = json.loads((folder / "config.json").read_text())
+    config["decoder"]["hidden_dim"] = 17
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="do not fit one another"):
+        load_checkpoint(folder)
+
+    config["format_version"] = 999
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="reads model folders of format 1"):
+        load_checkpoint(folder)

@@ -1,0 +1,102 @@
+import pytest
+import torch
+from torch import nn
+
+from captioner.encoder import Encoder
+from captioner.model import CaptioningModel
+
+
+@pytest.mark.parametrize("backbone", ["test_efficientnet", "test_resnet", "test_convnext", "test_vit"])
+def test_any_backbone_gives_one_annotation_a_cell(backbone: str) -> None:
+    encoder = Encoder(backbone=backbone)
+    size_px = 160
+    grid = encoder.grid_config(size_px)
+    annotations = encoder(torch.randn(2, 3, size_px, size_px))
+    assert annotations.shape == (2, grid.num_cells, encoder.annotation_dim)
+
+
+def test_frozen_encoder_does_not_move_and_neither_do_its_batch_norms(model: CaptioningModel) -> None:
+    before = {name: value.clone() for name, value in model.encoder.state_dict().items()}
+    assert any(isinstance(module, nn.BatchNorm2d) for module in model.encoder.modules())
+    model.train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    tokens, lengths = torch.tensor([[[1, 5, 2]], [[1, 6, 2]]]), torch.tensor([[2], [2]])
+    for _ in range(2):
+        annotations = model.encoder(torch.randn(2, 3, 64, 64) * 5)
+        model.decoder(annotations, tokens, lengths).logits.square().sum().backward()
+        optimizer.step()
+    for name, value in model.encoder.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    assert all(not module.training for module in model.encoder.modules())
+
+
+def centre_of_receptive_field(cnn: nn.Module, size_px: int, cell: int) -> float:
+    """Where a cell of the diagonal looks, measured: with equal positive weights everywhere and no
+    nonlinearity, the gradient of the cell counts the paths from each pixel to it."""
+    for module in cnn.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.constant_(module.weight, 1 / module.weight[0].numel())
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    image = torch.ones(1, 3, size_px, size_px, requires_grad=True)
+    cnn(image)[0, :, cell, cell].sum().backward()
+    assert image.grad is not None
+    weight = image.grad[0].sum(dim=0).sum(dim=0)
+    return float((weight * torch.arange(size_px)).sum() / weight.sum())
+
+
+class SmallCNN(nn.Module):
+    """Strided layers with the padding under test, and a parallel shortcut as residual networks have."""
+
+    def __init__(self, padding: int, kernel: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 4, kernel, stride=2, padding=padding)
+        self.pool = nn.AvgPool2d(2, stride=2)
+        self.second = nn.Conv2d(4, 4, kernel, stride=2, padding=padding)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.second(self.pool(self.first(image)))
+
+    forward_features = forward
+
+
+@pytest.mark.parametrize(("padding", "kernel"), [(1, 3), (2, 5), (3, 7), (0, 2)])
+@pytest.mark.parametrize("size_px", [64, 65, 72])
+def test_cells_are_centred_where_their_receptive_field_is(padding: int, kernel: int, size_px: int) -> None:
+    encoder = Encoder(backbone="test_efficientnet")
+    encoder.cnn, encoder.annotation_dim = SmallCNN(padding, kernel).eval(), 4
+    grid = encoder.grid_config(size_px)
+    cell = grid.rows // 2  # an inner cell, whose field no border cuts
+    measured = centre_of_receptive_field(encoder.cnn, size_px, cell)
+    assert grid.offset_px + grid.stride_px * cell == pytest.approx(measured, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "size_px", "stride_px", "offset_px"),
+    [
+        # Worked by hand. TensorFlow's SAME padding puts nothing before and one row after an even input
+        # of a 3 x 3 stride 2 layer, so its windows are centred on 2 o + 1, but on 2 o for an odd input:
+        # 260, 130, 65, 33, 17 gives 2 (2 (8 o)  + 1) + 1 = 32 o + 3.
+        ("tf_efficientnet_lite2", 260, 32, 3),
+        ("tf_efficientnet_lite2", 257, 32, 0),
+        ("tf_efficientnet_lite2", 288, 32, 31),
+        ("resnet18", 224, 32, 0),
+        ("convnext_atto", 224, 32, 15.5),
+        ("vgg11", 224, 32, 15.5),
+    ],
+)
+def test_known_backbones_have_their_known_geometry(
+    backbone: str, size_px: int, stride_px: float, offset_px: float
+) -> None:
+    grid = Encoder(backbone=backbone).grid_config(size_px)
+    assert (grid.stride_px, grid.offset_px) == (stride_px, offset_px)
+
+
+def test_unknown_backbone_is_refused_with_names_alike() -> None:
+    with pytest.raises(ValueError, match=r"no model named 'resnet1000'; alike are .*resnet"):
+        Encoder(backbone="resnet1000")
+
+
+def test_file_that_holds_no_weights_is_refused() -> None:
+    with pytest.raises(ValueError, match="cannot load weights of test_resnet from missing.safetensors"):
+        Encoder(backbone="test_resnet", weights="missing.safetensors")

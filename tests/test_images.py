@@ -1,0 +1,198 @@
+import io
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from captioner import images
+from captioner.config import GridConfig, PreprocessConfig
+from captioner.images import ImageError, Preprocess, cell_box, heatmap, load_image
+from tests.conftest import noise_picture
+
+RED, GREEN = (250, 10, 10), (10, 250, 10)
+
+
+def save(image: Image.Image, path: Path, **options: object) -> Path:
+    image.save(path, **options)
+    return path
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "I", "F"])
+def test_every_mode_comes_out_as_rgb(mode: str, tmp_path: Path) -> None:
+    picture = noise_picture(0).convert("L").convert(mode) if mode != "I;16" else sixteen_bit(1000)
+    image = load_image(save(picture, tmp_path / "picture.tiff"))
+    assert image.mode == "RGB"
+    assert image.size == picture.size
+
+
+def sixteen_bit(level: int) -> Image.Image:
+    return Image.fromarray(np.full((8, 8), level, dtype=np.uint16))
+
+
+@pytest.mark.parametrize(("level", "expected"), [(0, 0), (257 * 100, 100), (65_535, 255)])
+def test_sixteen_bits_are_scaled_not_clipped(level: int, expected: int, tmp_path: Path) -> None:
+    image = load_image(save(sixteen_bit(level), tmp_path / "deep.png"))
+    assert np.asarray(image).min() == np.asarray(image).max() == expected
+
+
+def test_transparent_parts_come_out_white(tmp_path: Path) -> None:
+    picture = Image.new("RGBA", (4, 4), (0, 0, 0, 0))
+    assert load_image(save(picture, tmp_path / "clear.png")).getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_palette_transparency_comes_out_white(tmp_path: Path) -> None:
+    picture = Image.new("P", (4, 4), 0)
+    picture.putpalette([0, 0, 0, 255, 0, 0])
+    path = save(picture, tmp_path / "palette.png", transparency=0)
+    assert load_image(path).getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_animation_gives_its_first_frame(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (8, 8), colour) for colour in (RED, GREEN)]
+    path = save(frames[0], tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
+    red, green, _ = load_image(path).getpixel((0, 0))
+    assert red > 200 > 50 > green
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_obeyed(orientation: int, tmp_path: Path) -> None:
+    """Each orientation is what undoes a known turn of the upright picture."""
+    upright = Image.new("RGB", (40, 20), GREEN)
+    upright.paste(RED, (0, 0, 10, 10))  # a red corner, top left
+    turn = Image.Transpose
+    stored_as = {
+        1: [],
+        2: [turn.FLIP_LEFT_RIGHT],
+        3: [turn.ROTATE_180],
+        4: [turn.FLIP_TOP_BOTTOM],
+        5: [turn.TRANSPOSE],
+        6: [turn.ROTATE_90],
+        7: [turn.TRANSVERSE],
+        8: [turn.ROTATE_270],
+    }
+    stored = upright
+    for transposition in stored_as[orientation]:
+        stored = stored.transpose(transposition)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image = load_image(save(stored, tmp_path / "turned.png", exif=exif))
+    np.testing.assert_array_equal(np.asarray(image), np.asarray(upright))
+
+
+def test_picture_in_a_zip_is_read_without_unpacking(tmp_path: Path) -> None:
+    plain = save(noise_picture(1), tmp_path / "a.png")
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
+        archive.write(plain, "folder/a.png")
+    inside = zipfile.Path(tmp_path / "all.zip") / "folder" / "a.png"
+    np.testing.assert_array_equal(np.asarray(load_image(inside)), np.asarray(load_image(plain)))
+
+
+def test_missing_empty_and_wrong_files_are_named_with_a_reason(tmp_path: Path) -> None:
+    (tmp_path / "empty.jpg").touch()
+    (tmp_path / "text.jpg").write_text("this is no picture")
+    for path, reason in [
+        (tmp_path / "missing.jpg", "no such file"),
+        (tmp_path, "is not a file"),
+        (tmp_path / "empty.jpg", "the file is empty"),
+        (tmp_path / "text.jpg", "not a picture"),
+    ]:
+        with pytest.raises(ImageError, match=reason) as error:
+            load_image(path)
+        assert str(path) in str(error.value)
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("picture_format", ["JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP"])
+def test_truncated_pictures_are_refused_wherever_they_end(picture_format: str, tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    noise_picture(2, 200, 150).save(buffer, picture_format)
+    whole = buffer.getvalue()
+    for share in (0.01, 0.1, 0.3, 0.5, 0.7, 0.9):
+        path = tmp_path / "cut.bin"
+        path.write_bytes(whole[: int(len(whole) * share)])
+        with pytest.raises(ImageError):
+            load_image(path)
+
+
+def test_picture_with_too_many_pixels_is_refused_before_it_is_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(images, "MAX_PIXELS", 1999)
+    with pytest.raises(ImageError, match="50 x 40 pixels are more than the 1,999 allowed"):
+        load_image(save(noise_picture(3), tmp_path / "large.png"))
+
+
+def test_preprocess_normalises_and_squashes(preprocess_config: PreprocessConfig) -> None:
+    array = Preprocess(preprocess_config)(Image.new("RGB", (30, 70), (255, 0, 128)))
+    assert array.shape == (3, 96, 96)
+    np.testing.assert_allclose(array[:, 5, 5], [1.0, -1.0, (128 / 255 - 0.5) / 0.5], atol=1e-6)
+
+
+SIZES = [(96, 96), (300, 100), (64, 480), (97, 31)]
+
+
+@pytest.mark.parametrize("image_size", SIZES)
+@pytest.mark.parametrize("is_smooth", [True, False])
+def test_hot_cell_lands_on_its_own_pixels(
+    image_size: tuple[int, int],
+    is_smooth: bool,
+    even_grid: GridConfig,
+    preprocess_config: PreprocessConfig,
+) -> None:
+    width, height = image_size
+    for row in range(3):
+        for col in range(3):
+            alpha = np.zeros((3, 3))
+            alpha[row, col] = 1.0
+            heat = heatmap(
+                alpha, grid=even_grid, preprocess=preprocess_config, image_size=image_size, is_smooth=is_smooth
+            )
+            assert heat.shape == (height, width)
+            box = cell_box(row, col, grid=even_grid, preprocess=preprocess_config, image_size=image_size)
+            assert box == pytest.approx(
+                (col * width / 3, row * height / 3, (col + 1) * width / 3, (row + 1) * height / 3)
+            )
+            y, x = np.unravel_index(heat.argmax(), heat.shape)
+            assert box[0] <= x + 0.5 <= box[2]
+            assert box[1] <= y + 0.5 <= box[3]
+
+
+@pytest.mark.parametrize("offset_px", [3.0, 15.5, 31.0])
+def test_cells_are_centred_where_the_encoder_looks(
+    offset_px: float, preprocess_config: PreprocessConfig
+) -> None:
+    """With uneven padding the outer cells reach to the border, and inner ones keep their stride."""
+    grid = GridConfig(rows=3, cols=3, stride_px=32, offset_px=offset_px)
+    boxes = [
+        cell_box(0, col, grid=grid, preprocess=preprocess_config, image_size=(960, 96)) for col in range(3)
+    ]
+    assert boxes[0][0] == 0
+    assert boxes[2][2] == 960
+    assert boxes[1][0] == pytest.approx(10 * (offset_px + 0.5 + 16))
+    assert boxes[1][2] - boxes[1][0] == pytest.approx(320)
+
+
+@pytest.mark.parametrize("is_smooth", [True, False])
+def test_uniform_attention_is_uniform_heat(
+    is_smooth: bool, even_grid: GridConfig, preprocess_config: PreprocessConfig
+) -> None:
+    heat = heatmap(
+        np.full((3, 3), 1 / 9),
+        grid=even_grid,
+        preprocess=preprocess_config,
+        image_size=(50, 70),
+        is_smooth=is_smooth,
+    )
+    np.testing.assert_allclose(heat, 1 / 9)
+
+
+def test_raw_cells_have_exactly_their_alpha(
+    even_grid: GridConfig, preprocess_config: PreprocessConfig
+) -> None:
+    alpha = np.arange(9.0).reshape(3, 3)
+    heat = heatmap(
+        alpha, grid=even_grid, preprocess=preprocess_config, image_size=(6, 3), is_smooth=False
+    )
+    np.testing.assert_array_equal(heat, alpha.repeat(2, axis=1))

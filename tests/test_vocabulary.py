@@ -1,0 +1,35 @@
+import pytest
+
+from captioner.vocabulary import END, SPECIAL_TOKENS, START, UNK, Vocabulary, detokenize, tokenize
+
+
+def test_tokens_are_lower_case_words_without_punctuation() -> None:
+    assert tokenize('A dog, in a "red" coat , jumps !') == ["a", "dog", "in", "a", "red", "coat", "jumps"]
+
+
+def test_apostrophes_and_hyphens_survive_the_round_trip() -> None:
+    for caption in ("the dog's tail", "a t-shirt that doesn't fit", "two 10-year-old boys"):
+        assert detokenize(tokenize(caption)) == caption
+
+
+def test_build_keeps_words_that_occur_often_enough() -> None:
+    vocabulary = Vocabulary.build(["a dog runs", "a dog sits", "a cat"], min_count=2)
+    assert vocabulary.words == (*SPECIAL_TOKENS, "a", "dog")
+
+
+def test_encode_marks_start_end_and_unknown_words() -> None:
+    vocabulary = Vocabulary.build(["a dog"], min_count=1)
+    assert vocabulary.encode("A zebra.") == [START, 4, UNK, END]
+    assert vocabulary.decode([START, 4, UNK, 5, END]) == ["a", "dog"]
+
+
+def test_json_round_trip_is_exact() -> None:
+    vocabulary = Vocabulary.build(["ein Hund läuft", "日本"], min_count=1)
+    assert Vocabulary.from_json(vocabulary.to_json()) == vocabulary
+
+
+def test_unsound_vocabularies_are_refused() -> None:
+    with pytest.raises(ValueError, match="begins with <pad>"):
+        Vocabulary(("a", "b"))
+    with pytest.raises(ValueError, match="'a' is there again"):
+        Vocabulary((*SPECIAL_TOKENS, "a", "a"))
