@@ -20,7 +20,9 @@ class AdditiveAttention(nn.Module):
         self.query = nn.Linear(hidden_dim, attention_dim, bias=False)
         self.score = nn.Linear(attention_dim, 1, bias=False)
 
-    def keys(self, annotations: Float[Tensor, "batch cells annotation"]) -> Float[Tensor, "batch cells attention"]:
+    def keys(
+        self, annotations: Float[Tensor, "batch cells annotation"]
+    ) -> Float[Tensor, "batch cells attention"]:
         """The projection W a_i, which does not change from word to word or caption to caption."""
         return self.key(annotations)
 

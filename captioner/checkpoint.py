@@ -24,6 +24,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from captioner.config import ModelConfig
+from captioner.encoder import EncoderError
+from captioner.errors import CaptionerError
 from captioner.model import CaptioningModel
 from captioner.vocabulary import Vocabulary
 
@@ -31,7 +33,7 @@ WEIGHTS, CONFIG, VOCABULARY, METRICS = "model.safetensors", "config.json", "voca
 FILES = (WEIGHTS, CONFIG, VOCABULARY, METRICS)
 
 
-class CheckpointError(Exception):
+class CheckpointError(CaptionerError):
     """A model folder that cannot be loaded or saved; the message says what is wrong and what to do."""
 
 
@@ -55,7 +57,9 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, dtype: torch.dtype 
     for name, value in checkpoint.model.state_dict().items():
         weights[name] = value.to(dtype).contiguous() if value.is_floating_point() else value.contiguous()
         if value.is_floating_point() and not weights[name].isfinite().all():
-            raise CheckpointError(f"the weight {name} is not finite as {dtype}; nothing was saved to {folder}")
+            raise CheckpointError(
+                f"the weight {name} is not finite as {dtype}; nothing was saved to {folder}"
+            )
     with replaced_folder(folder) as aside:
         save_file(weights, aside / WEIGHTS)
         (aside / CONFIG).write_bytes(_to_json(checkpoint.config))
@@ -84,7 +88,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     try:
         model = CaptioningModel.from_config(config, vocab_size=len(vocabulary))
         model.load_state_dict(weights)
-    except (ValueError, RuntimeError) as error:
+    except (EncoderError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError(f"the files of {folder} do not fit one another: {reason}") from error
     return Checkpoint(model, config, vocabulary, metrics)
@@ -111,7 +115,9 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
         finally:
             shutil.rmtree(aside, ignore_errors=True)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"cannot save {folder}: {error}; what was saved there before is kept") from error
+        raise CheckpointError(
+            f"cannot save {folder}: {error}; what was saved there before is kept"
+        ) from error
 
 
 def _swap(new: Path, folder: Path) -> None:

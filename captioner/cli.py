@@ -13,27 +13,25 @@ import tyro
 from tqdm import tqdm
 
 from captioner import __version__
+from captioner.errors import CaptionerError
 from captioner.images import ImageError
+from captioner.paths import Failures, named_pictures
 
 if TYPE_CHECKING:
+    from captioner.config import DecodingConfig
     from captioner.inference import Caption, Captioner
-
-PICTURE_SUFFIXES = frozenset(
-    ".jpg .jpeg .jpe .jfif .png .gif .bmp .dib .tif .tiff .webp .avif .jp2 .ppm .pgm .pbm .pnm .tga .ico".split()
-)
-"""What counts as a picture when a folder is walked; a file that is named is tried whatever its name."""
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
 
 _PARSING = (tyro.conf.FlagCreatePairsOff,)
 
 
-class CommandError(Exception):
-    """What a command tells the user in one line before it ends."""
+class UsageError(CaptionerError):
+    """Arguments that make no sense together."""
 
-    def __init__(self, message: str, status: int = FAILED) -> None:
-        super().__init__(message)
-        self.status = status
+
+class OutputError(CaptionerError):
+    """A place that cannot be written to."""
 
 
 def _hint(metavar: str, default: str) -> Any:
@@ -49,7 +47,9 @@ class CaptionCommand:
     usage.
     """
 
-    paths: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PATH...", help_behavior_hint="")]
+    paths: Annotated[
+        tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PATH...", help_behavior_hint="")
+    ]
     """Pictures, folders of pictures, or - for paths on standard input, one a line."""
     recursive: bool = False
     """Walk folders to the bottom."""
@@ -67,7 +67,9 @@ class CaptionCommand:
     """Folder of the model."""
     beam_size: Annotated[int | None, _hint("INT", "what scored best on the model's dev split")] = None
     """Hypotheses kept for each picture."""
-    length_penalty: Annotated[float | None, _hint("FLOAT", "what scored best on the model's dev split")] = None
+    length_penalty: Annotated[float | None, _hint("FLOAT", "what scored best on the model's dev split")] = (
+        None
+    )
     """Exponent of the length that log-probabilities are divided by; 0 favours short captions."""
     max_words: Annotated[int | None, _hint("INT", "the model's")] = None
     """Cut captions after this many words."""
@@ -93,7 +95,7 @@ Command = (
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the command `captioner`."""
     command = tyro.cli(
-        Command,  # type: ignore[arg-type]
+        Command,
         args=arguments,
         prog="captioner",
         description="Image captions with attention.",
@@ -114,9 +116,9 @@ def _exit_with(command: CaptionCommand) -> None:
     try:
         status = run_caption(command)
         sys.stdout.flush()
-    except CommandError as error:
+    except CaptionerError as error:
         sys.stderr.write(f"captioner: {error}\n")
-        status = error.status
+        status = USAGE if isinstance(error, UsageError) else FAILED
     except BrokenPipeError:
         # The reader has enough (`| head`). Python would complain once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -132,8 +134,8 @@ def run_caption(command: CaptionCommand) -> int:
     captioner, decoding = _load(command)
     from captioner.output import format_caption, header
 
-    failures = _Failures()
-    sources = _sources(command.paths, command.recursive, failures)
+    failures = Failures()
+    sources = named_pictures(command.paths, is_recursive=command.recursive, failures=failures)
     overlays = _OverlayWriter(command) if command.overlay else None
     with _opened(command.output) as stream, _progress(command) as progress:
         stream.write(header(command.format))
@@ -152,28 +154,24 @@ def run_caption(command: CaptionCommand) -> int:
 
 def _check_usage(command: CaptionCommand) -> None:
     if not command.paths:
-        raise CommandError("give pictures, folders, or - for paths on standard input; see --help", USAGE)
+        raise UsageError("give pictures, folders, or - for paths on standard input; see --help")
     if command.batch_size < 1:
-        raise CommandError(f"--batch-size must be at least 1, not {command.batch_size}", USAGE)
+        raise UsageError(f"--batch-size must be at least 1, not {command.batch_size}")
     if command.threads is not None and command.threads < 1:
-        raise CommandError(f"--threads must be at least 1, not {command.threads}", USAGE)
+        raise UsageError(f"--threads must be at least 1, not {command.threads}")
     if command.with_attention and command.format != "jsonl":
-        raise CommandError(f"--with-attention needs --format jsonl, not {command.format}", USAGE)
+        raise UsageError(f"--with-attention needs --format jsonl, not {command.format}")
 
 
-def _load(command: CaptionCommand) -> "tuple[Captioner, object]":
+def _load(command: CaptionCommand) -> "tuple[Captioner, DecodingConfig]":
     """The captioner, and the decoding that the command's flags make of the model's own."""
     import torch
 
-    from captioner.checkpoint import CheckpointError
     from captioner.inference import SHIPPED_MODEL, Captioner
 
     if command.threads is not None:
         torch.set_num_threads(command.threads)
-    try:
-        captioner = Captioner.load(command.model or SHIPPED_MODEL, device=command.device)
-    except (CheckpointError, ValueError) as error:
-        raise CommandError(str(error)) from error
+    captioner = Captioner.load(command.model or SHIPPED_MODEL, device=command.device)
     given = {
         name: value
         for name in ("beam_size", "length_penalty", "max_words")
@@ -182,44 +180,7 @@ def _load(command: CaptionCommand) -> "tuple[Captioner, object]":
     try:
         return captioner, replace(captioner.config.decoding, **given)
     except ValueError as error:
-        raise CommandError(str(error), USAGE) from error
-
-
-class _Failures:
-    """Tells of each picture that was passed over, in one line, and counts them."""
-
-    def __init__(self) -> None:
-        self.count = 0
-
-    def tell(self, message: str) -> None:
-        self.count += 1
-        tqdm.write(f"captioner: {' '.join(message.split())}", file=sys.stderr)
-
-
-def _sources(paths: Sequence[str], recursive: bool, failures: _Failures) -> Iterator[Path]:
-    """The pictures that the paths name, in order; folders in the order of their names."""
-    for path in paths:
-        if path == "-":
-            lines = (line.rstrip("\r\n") for line in sys.stdin)
-            yield from _sources([line for line in lines if line], recursive, failures)
-        elif os.path.isdir(path):
-            found = 0
-            for picture in _walk(Path(path), recursive):
-                found += 1
-                yield picture
-            if not found:
-                hint = "" if recursive else "; --recursive looks below it too"
-                failures.tell(f"{path}: no pictures in this folder{hint}")
-        else:
-            yield Path(path)
-
-
-def _walk(folder: Path, recursive: bool) -> Iterator[Path]:
-    for top, subfolders, names in os.walk(folder):
-        subfolders[:] = sorted(subfolders) if recursive else []
-        for name in sorted(names):
-            if os.path.splitext(name)[1].lower() in PICTURE_SUFFIXES:
-                yield Path(top) / name
+        raise UsageError(str(error)) from error
 
 
 class _OverlayWriter:
@@ -232,7 +193,7 @@ class _OverlayWriter:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise CommandError(f"cannot make the folder {self.folder}: {error.strerror}") from error
+            raise OutputError(f"cannot make the folder {self.folder}: {error.strerror}") from error
 
     def write(self, caption: "Caption") -> None:
         from captioner.images import load_image
@@ -248,7 +209,7 @@ class _OverlayWriter:
         try:
             save_overlay(draw_overlay(caption, load_image(Path(caption.file)), style=self.style), path)
         except OSError as error:
-            raise CommandError(f"cannot write {path}: {error.strerror or error}") from error
+            raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 @contextmanager
@@ -263,7 +224,7 @@ def _opened(output: Path | None) -> Iterator[IO[str]]:
         with output.open("w", encoding="utf-8", errors="surrogateescape", newline="") as stream:
             yield stream
     except OSError as error:
-        raise CommandError(f"cannot write {output}: {error.strerror or error}") from error
+        raise OutputError(f"cannot write {output}: {error.strerror or error}") from error
 
 
 def _progress(command: CaptionCommand) -> "tqdm[None]":

@@ -142,7 +142,7 @@ class TrainingConfig:
     weight_decay: float = 0.01
     label_smoothing: float = 0.1
     """Share of the target's probability spread over the vocabulary."""
-    attention_penalty: float = 0.05
+    attention_penalty: float = 0.005
     """Weight lambda of the doubly stochastic attention penalty (Xu et al. 2015, eq. 14)."""
     ema_decay: float = 0.997
     """Decay of the moving average of the weights, which is what gets scored and saved; 0 is off."""
@@ -183,7 +183,9 @@ class EncoderConfig:
     """Side of the CNN's square input in pixels; larger gives a finer grid."""
 
     def __post_init__(self) -> None:
-        _require(32 <= self.image_size <= MAX_IMAGE_SIZE_PX, "image size must be in 32..4096", self.image_size)
+        _require(
+            32 <= self.image_size <= MAX_IMAGE_SIZE_PX, "image size must be in 32..4096", self.image_size
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -60,10 +60,10 @@ class DecoderOutput:
 class Decoder(nn.Module):
     """The LSTM decoder with soft attention (Xu et al. 2015, section 3.1.2).
 
-        beta_t   = sigmoid(f_beta(h_{t-1}))                        a scalar, section 4.2.1
-        h_t, c_t = LSTM([E y_{t-1}; beta_t z_t], h_{t-1}, c_{t-1})                  eq. 1 to 3
-        h_0, c_0 = tanh(W_h mean_i a_i), tanh(W_c mean_i a_i)
-        p(y_t)   ~ exp(L_o(E y_{t-1} + L_h h_t + L_z beta_t z_t))                   eq. 7
+    beta_t   = sigmoid(f_beta(h_{t-1}))                        a scalar, section 4.2.1
+    h_t, c_t = LSTM([E y_{t-1}; beta_t z_t], h_{t-1}, c_{t-1})                  eq. 1 to 3
+    h_0, c_0 = tanh(W_h mean_i a_i), tanh(W_c mean_i a_i)
+    p(y_t)   ~ exp(L_o(E y_{t-1} + L_h h_t + L_z beta_t z_t))                   eq. 7
     """
 
     def __init__(self, *, config: DecoderConfig, annotation_dim: int, vocab_size: int) -> None:

@@ -16,6 +16,11 @@ from timm.data import resolve_data_config
 from torch import Tensor, nn
 
 from captioner.config import EncoderConfig, GridConfig, PreprocessConfig
+from captioner.errors import CaptionerError
+
+
+class EncoderError(CaptionerError):
+    """A backbone that cannot be built; the message says why and what there is."""
 
 
 class Encoder(nn.Module):
@@ -29,13 +34,13 @@ class Encoder(nn.Module):
         """Build the backbone: random weights, timm's own download, or those in the file `weights`.
 
         Raises:
-            ValueError: timm has no such model, or the file does not hold its weights.
+            EncoderError: timm has no such model, or the file does not hold its weights.
         """
         super().__init__()
         if not timm.is_model(backbone):
             alike = timm.list_models(f"*{backbone.split('.')[0][:8]}*")[:5]
             hint = f"; alike are {', '.join(alike)}" if alike else ""
-            raise ValueError(f"timm has no model named {backbone!r}{hint}")
+            raise EncoderError(f"timm has no model named {backbone!r}{hint}")
         overlay = {"file": weights} if weights else None
         try:
             self.cnn = timm.create_model(
@@ -46,18 +51,22 @@ class Encoder(nn.Module):
                 global_pool="",
             )
         except (OSError, RuntimeError, KeyError) as error:
-            raise ValueError(f"cannot load weights of {backbone} from {weights or 'the hub'}: {error}") from error
+            raise EncoderError(
+                f"cannot load weights of {backbone} from {weights or 'the hub'}: {error}"
+            ) from error
         self.annotation_dim: int = self.cnn.num_features
         self.num_prefix_tokens: int = getattr(self.cnn, "num_prefix_tokens", 0)
         self.cnn.to(memory_format=torch.channels_last)  # twice as fast on a CPU
         self.cnn.requires_grad_(False)
         self.eval()
 
-    def train(self, mode: bool = True) -> "Encoder":
+    def train(self, mode: bool = True) -> "Encoder":  # noqa: ARG002
         """Stay in evaluation mode: a frozen CNN has nothing to train."""
         return super().train(False)
 
-    def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch cells annotation"]:
+    def forward(
+        self, images: Float[Tensor, "batch 3 height width"]
+    ) -> Float[Tensor, "batch cells annotation"]:
         return self._flatten(self.cnn.forward_features(images))
 
     def _flatten(self, grid: Tensor) -> Float[Tensor, "batch cells annotation"]:
@@ -91,7 +100,7 @@ class Encoder(nn.Module):
         num_cells = self._flatten(grid).shape[1]
         rows = math.isqrt(num_cells)
         if rows * rows != num_cells:
-            raise ValueError(f"a grid of {num_cells} cells is no square; captioner needs a spatial grid")
+            raise EncoderError(f"a grid of {num_cells} cells is no square; captioner needs a spatial grid")
         stride_px, offset_px, place = 1.0, 0.0, size_px
         while place in layers:
             layer = layers[place]
@@ -135,7 +144,9 @@ def _record_strided_layers(cnn: nn.Module) -> Any:
         if layer.stride > 1 and (input_px not in layers or layer.kernel > layers[input_px].kernel):
             layers[input_px] = layer
 
-    strided = [module for module in cnn.modules() if hasattr(module, "stride") and hasattr(module, "kernel_size")]
+    strided = [
+        module for module in cnn.modules() if hasattr(module, "stride") and hasattr(module, "kernel_size")
+    ]
     handles = [module.register_forward_hook(record) for module in strided]
     try:
         yield layers

@@ -25,6 +25,7 @@ from captioner.checkpoint import replaced_folder
 from captioner.config import GridConfig, PreprocessConfig
 from captioner.data import CaptionedImage
 from captioner.encoder import Encoder
+from captioner.errors import CaptionerError
 from captioner.images import ImageError, ImageSource, Preprocess
 from captioner.loading import prepared_batches
 
@@ -34,7 +35,7 @@ CACHE_VERSION = 1
 _logger = logging.getLogger(__name__)
 
 
-class CacheError(Exception):
+class CacheError(CaptionerError):
     """Grids that cannot be computed or stored; the message says what to do."""
 
 
@@ -69,9 +70,7 @@ def cached_grids(
     return np.load(folder / "grids.npy", mmap_mode="r")
 
 
-def _key(
-    records: Sequence[CaptionedImage], encoder: Encoder, preprocess: PreprocessConfig
-) -> dict[str, Any]:
+def _key(records: Sequence[CaptionedImage], encoder: Encoder, preprocess: PreprocessConfig) -> dict[str, Any]:
     weights = hashlib.sha256()
     for name, value in encoder.cnn.state_dict().items():
         weights.update(name.encode())
@@ -119,10 +118,12 @@ def _compute(
     sources = (record.source for record in records)
     with tqdm(total=len(records), desc="grids", unit=" pictures", delay=2) as progress:
         for batch in prepared_batches(sources, preprocess, batch_size=batch_size):
-            unreadable = [picture for _, picture in batch if isinstance(picture, ImageError)]
-            if unreadable:
-                raise unreadable[0]
-            images = torch.from_numpy(np.stack([picture for _, picture in batch]))
+            pictures = []
+            for _, picture in batch:
+                if isinstance(picture, ImageError):
+                    raise picture
+                pictures.append(picture)
+            images = torch.from_numpy(np.stack(pictures))
             with torch.inference_mode():
                 half = encoder(images.to(device)).cpu().numpy().astype(np.float16)
             if not np.isfinite(half).all():

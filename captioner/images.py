@@ -4,15 +4,17 @@ Pillow and numpy only: captioning without torch uses this module as it is.
 """
 
 import struct
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Protocol, runtime_checkable
+from typing import TypeAlias
 
 import numpy as np
 from jaxtyping import Float, Float32
 from PIL import Image, ImageOps
 
 from captioner.config import GridConfig, PreprocessConfig
+from captioner.errors import CaptionerError
 
 MAX_PIXELS = 178_956_970
 """Pictures larger than this are refused: Pillow's own limit for a decompression bomb (1 GiB of RGB)."""
@@ -23,7 +25,7 @@ _WHITE = (255, 255, 255, 255)
 _DECODING_ERRORS = (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, struct.error, TypeError)
 
 
-class ImageError(Exception):
+class ImageError(CaptionerError):
     """A file that cannot be read as a picture: `file` is its name and `reason` says why, in one line."""
 
     def __init__(self, file: str, reason: str) -> None:
@@ -32,14 +34,8 @@ class ImageError(Exception):
         self.reason = reason
 
 
-@runtime_checkable
-class ImageSource(Protocol):
-    """Where a picture's bytes are: a `pathlib.Path`, or a `zipfile.Path` inside an archive."""
-
-    @property
-    def name(self) -> str: ...
-
-    def open(self, mode: str = "rb") -> IO[bytes]: ...
+ImageSource: TypeAlias = Path | zipfile.Path
+"""Where a picture's bytes are: a file, or a member of a zip archive."""
 
 
 def load_image(source: ImageSource) -> Image.Image:
@@ -63,13 +59,15 @@ def load_image(source: ImageSource) -> Image.Image:
                 if width * height > MAX_PIXELS:
                     raise ImageError(
                         str(source),
-                        f"{width} x {height} pixels are more than the {MAX_PIXELS:,} allowed; shrink it first",
+                        f"{width} x {height} pixels are over the {MAX_PIXELS:,} allowed; shrink it first",
                     )
                 return upright_rgb(image)
     except Image.UnidentifiedImageError:
         raise ImageError(str(source), "not a picture in a format that Pillow reads") from None
     except Image.DecompressionBombError:
-        raise ImageError(str(source), f"more pixels than the {MAX_PIXELS:,} allowed; shrink it first") from None
+        raise ImageError(
+            str(source), f"more pixels than the {MAX_PIXELS:,} allowed; shrink it first"
+        ) from None
     except PermissionError:
         raise ImageError(str(source), "no permission to read it") from None
     except MemoryError:
@@ -117,17 +115,21 @@ class Preprocess:
         size = self.config.size_px
         resample = Image.Resampling[self.config.interpolation.upper()]
         pixels = np.asarray(image.resize((size, size), resample), dtype=np.float32) / 255
-        mean, std = np.float32(self.config.mean), np.float32(self.config.std)
+        mean, std = (np.array(value, dtype=np.float32) for value in (self.config.mean, self.config.std))
         return np.ascontiguousarray(((pixels - mean) / std).transpose(2, 0, 1))
 
 
-def _centres_px(num_cells: int, grid: GridConfig, input_px: int, image_px: int) -> Float[np.ndarray, " cells"]:
+def _centres_px(
+    num_cells: int, grid: GridConfig, input_px: int, image_px: int
+) -> Float[np.ndarray, " cells"]:
     """Where the cells' centres lie along one axis of the picture, in pixels from its edge."""
     centres = grid.offset_px + grid.stride_px * np.arange(num_cells) + 0.5
     return centres * (image_px / input_px)
 
 
-def _borders_px(num_cells: int, grid: GridConfig, input_px: int, image_px: int) -> Float[np.ndarray, " borders"]:
+def _borders_px(
+    num_cells: int, grid: GridConfig, input_px: int, image_px: int
+) -> Float[np.ndarray, " borders"]:
     """The edges between the cells along one axis: half-way between centres, and the picture's own."""
     centres = _centres_px(num_cells, grid, input_px, image_px)
     inner = (centres[:-1] + centres[1:]) / 2

@@ -13,6 +13,7 @@ from PIL import Image
 from captioner.checkpoint import load_checkpoint
 from captioner.config import DecodingConfig, GridConfig, ModelConfig, PreprocessConfig
 from captioner.decoding import search_captions
+from captioner.errors import CaptionerError
 from captioner.images import ImageError, ImageSource, Preprocess, heatmap, load_image, upright_rgb
 from captioner.loading import prepared_batches
 from captioner.model import CaptioningModel
@@ -21,6 +22,10 @@ from captioner.vocabulary import UNK, Vocabulary, detokenize
 
 SHIPPED_MODEL = Path(__file__).parent / "models" / "flickr8k"
 Device = Literal["auto", "cpu", "cuda", "mps"]
+
+
+class DeviceError(CaptionerError):
+    """A device that torch does not find here."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +76,7 @@ class Captioner:
 
         Raises:
             captioner.checkpoint.CheckpointError: the folder is not a whole and sound model.
-            ValueError: the device is not there.
+            DeviceError: the device is not there.
         """
         checkpoint = load_checkpoint(Path(folder))
         return cls(
@@ -81,15 +86,19 @@ class Captioner:
             device=choose_device(device),
         )
 
-    def caption(self, picture: Path | str | Image.Image, *, decoding: DecodingConfig | None = None) -> Caption:
+    def caption(
+        self, picture: Path | str | Image.Image, *, decoding: DecodingConfig | None = None
+    ) -> Caption:
         """Caption one picture, given as a file or as a Pillow image.
 
         Raises:
             ImageError: the file cannot be read as a picture.
         """
-        is_image = isinstance(picture, Image.Image)
-        image = upright_rgb(picture) if is_image else load_image(Path(picture))
-        (caption,) = self._caption_batch(self.preprocess(image)[None], ["" if is_image else str(picture)], decoding)
+        if isinstance(picture, Image.Image):
+            file, image = "", upright_rgb(picture)
+        else:
+            file, image = str(picture), load_image(Path(picture))
+        (caption,) = self._caption_batch(self.preprocess(image)[None], [file], decoding)
         return caption
 
     def caption_files(
@@ -108,7 +117,9 @@ class Captioner:
             readable = [(source, pixels) for source, pixels in batch if not isinstance(pixels, ImageError)]
             captions = iter(
                 self._caption_batch(
-                    np.stack([pixels for _, pixels in readable]), [str(source) for source, _ in readable], decoding
+                    np.stack([pixels for _, pixels in readable]),
+                    [str(source) for source, _ in readable],
+                    decoding,
                 )
                 if readable
                 else []
@@ -147,11 +158,11 @@ def choose_device(name: Device) -> torch.device:
     """The device of that name; "auto" is CUDA, else Apple's MPS, else the CPU.
 
     Raises:
-        ValueError: the device is not there.
+        DeviceError: the device is not there.
     """
-    is_there = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available, "cpu": lambda: True}
+    is_there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
-        return torch.device(next(device for device, check in is_there.items() if check()))
-    if not is_there[name]():
-        raise ValueError(f"torch finds no {name} device here; use --device auto")
+        name = next(device for device in ("cuda", "mps", "cpu") if is_there[device])
+    if not is_there[name]:
+        raise DeviceError(f"torch finds no {name} device here; use --device auto")
     return torch.device(name)

@@ -40,7 +40,8 @@ def draw_overlay(caption: Caption, image: Image.Image, *, style: OverlayStyle = 
     shown = image.copy()
     shown.thumbnail((panel_px, panel_px))
     heats = [
-        caption.heatmap(index, shown.size, is_smooth=style == "smooth") for index in range(len(caption.tokens))
+        caption.heatmap(index, shown.size, is_smooth=style == "smooth")
+        for index in range(len(caption.tokens))
     ]
     scale = Normalize(vmin=0.0, vmax=max((float(heat.max()) for heat in heats), default=1.0))
     figure, axes = _panels(len(caption.tokens) + 1, shown.size)
@@ -107,9 +108,7 @@ def _write_caption(figure: Figure, text: str) -> None:
 def _draw_scale(figure: Figure, scale: Normalize) -> None:
     width, height = figure.get_size_inches()
     bar_width = min(3.0, width - 4 * _MARGIN_IN)
-    axis = figure.add_axes(
-        ((width - bar_width) / 2 / width, 0.42 / height, bar_width / width, 0.09 / height)
-    )
+    axis = figure.add_axes(((width - bar_width) / 2 / width, 0.42 / height, bar_width / width, 0.09 / height))
     bar = figure.colorbar(ScalarMappable(scale, COLORMAP), cax=axis, orientation="horizontal")
     bar.set_ticks([0.0, (scale.vmax or 1.0) / 2, scale.vmax or 1.0])
     bar.ax.xaxis.set_major_formatter("{x:.2f}")

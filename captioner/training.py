@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -33,6 +33,7 @@ from captioner.config import FORMAT_VERSION, GridConfig, ModelConfig, Preprocess
 from captioner.data import CaptionBatch, CaptionDataset, CaptionedImage, collate
 from captioner.decoder import Decoder
 from captioner.encoder import Encoder
+from captioner.errors import CaptionerError
 from captioner.loss import CaptionLoss
 from captioner.metrics import Scores
 from captioner.model import CaptioningModel
@@ -45,7 +46,7 @@ _WARM_UP_SHARE = 0.1  # of all steps, while the learning rate rises
 _logger = logging.getLogger(__name__)
 
 
-class TrainingError(Exception):
+class TrainingError(CaptionerError):
     """Training that cannot start or go on; the message says why and what to do."""
 
 
@@ -124,6 +125,10 @@ class Trainer:
         self.decoder, self.optimizer = self.accelerator.prepare(decoder, optimizer)
         self.progress = Progress(history=[])
 
+    @property
+    def averaged_decoder(self) -> Decoder:
+        return cast(Decoder, self.averaged.module)
+
     def run(self, on_epoch_end: Callable[[Progress], None] | None = None) -> Path:
         """Train to the end or until dev CIDEr no longer grows; gives the folder of the best model.
 
@@ -200,7 +205,7 @@ class Trainer:
 
     def _validate(self) -> Scores:
         scores, _ = validate(
-            self.averaged.module,
+            self.averaged_decoder,
             records=self.dev.records,
             grids=self.dev.grids,
             vocabulary=self.vocabulary,
@@ -226,10 +231,8 @@ class Trainer:
                 "recipe": asdict(self.recipe),
                 "history": progress.history,
             }
-            model = CaptioningModel(encoder=self.encoder, decoder=self.averaged.module)
-            save_checkpoint(
-                self.out / "best", Checkpoint(model, self.model_config, self.vocabulary, metrics)
-            )
+            model = CaptioningModel(encoder=self.encoder, decoder=self.averaged_decoder)
+            save_checkpoint(self.out / "best", Checkpoint(model, self.model_config, self.vocabulary, metrics))
         (self.out / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in progress.history))
 
     def save(self) -> None:
@@ -282,9 +285,7 @@ def _difference(old: str, new: str) -> str:
     )
 
 
-def _epoch_loader(
-    dataset: CaptionDataset, training: TrainingConfig, epoch: int
-) -> DataLoader[Any]:
+def _epoch_loader(dataset: CaptionDataset, training: TrainingConfig, epoch: int) -> DataLoader[Any]:
     """Batches in an order that depends on the seed and the epoch alone, so that a resumed run repeats it."""
     generator = torch.Generator().manual_seed(training.seed * 1_000_003 + epoch)
     return DataLoader(

@@ -4,6 +4,8 @@ Each reader gives `captioner.data.CaptionedImage` records. This package belongs 
 installed with captioner; it has nothing to do with the package of the same name by Hugging Face.
 """
 
+from captioner.errors import CaptionerError
 
-class DatasetError(Exception):
+
+class DatasetError(CaptionerError):
     """A data set that is not as its format says; the message names the file and line."""

@@ -37,9 +37,13 @@ def read_flickr8k(root: Path, splits: Sequence[str] = ("train", "dev")) -> list[
     for split, names in names_of.items():
         for name in names:
             if name not in captions:
-                raise DatasetError(f"{root / TOKEN_FILE} has no caption of {name}, listed in {SPLIT_FILES[split]}")
+                raise DatasetError(
+                    f"{root / TOKEN_FILE} has no caption of {name}, listed in {SPLIT_FILES[split]}"
+                )
             if name not in sources:
-                raise DatasetError(f"{name}, listed in {SPLIT_FILES[split]}, is in no folder or zip under {root}")
+                raise DatasetError(
+                    f"{name}, listed in {SPLIT_FILES[split]}, is in no folder or zip under {root}"
+                )
             records.append(
                 CaptionedImage(
                     image_id=name, source=sources[name], captions=tuple(captions[name]), split=split

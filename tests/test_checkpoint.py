@@ -58,9 +58,14 @@ def test_saving_replaces_the_old_model_whole(checkpoint: Checkpoint, tmp_path: P
 
 def test_failed_save_keeps_the_old_model(checkpoint: Checkpoint, tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "model", checkpoint)
-    with pytest.raises(CheckpointError, match="No space left"), replaced_folder(tmp_path / "model") as aside:
-        (aside / "half").touch()
-        raise OSError(28, "No space left on device")
+
+    def save_on_a_full_disk() -> None:
+        with replaced_folder(tmp_path / "model") as aside:
+            (aside / "half").touch()
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(CheckpointError, match="No space left"):
+        save_on_a_full_disk()
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     assert load_checkpoint(tmp_path / "model").metrics == checkpoint.metrics
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from captioner.encoder import Encoder
+from captioner.encoder import Encoder, EncoderError
 from captioner.model import CaptioningModel
 
 
@@ -93,10 +93,10 @@ def test_known_backbones_have_their_known_geometry(
 
 
 def test_unknown_backbone_is_refused_with_names_alike() -> None:
-    with pytest.raises(ValueError, match=r"no model named 'resnet1000'; alike are .*resnet"):
+    with pytest.raises(EncoderError, match=r"no model named 'resnet1000'; alike are .*resnet"):
         Encoder(backbone="resnet1000")
 
 
 def test_file_that_holds_no_weights_is_refused() -> None:
-    with pytest.raises(ValueError, match="cannot load weights of test_resnet from missing.safetensors"):
+    with pytest.raises(EncoderError, match=r"cannot load weights of test_resnet from missing\.safetensors"):
         Encoder(backbone="test_resnet", weights="missing.safetensors")

@@ -39,7 +39,10 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def grids_of(
-    records: list[CaptionedImage], encoder: Encoder, cache_dir: Path, preprocess: PreprocessConfig | None = None
+    records: list[CaptionedImage],
+    encoder: Encoder,
+    cache_dir: Path,
+    preprocess: PreprocessConfig | None = None,
 ) -> np.ndarray:
     preprocess = preprocess or encoder.preprocess_config(TINY_SIZE_PX)
     return cached_grids(

@@ -120,7 +120,7 @@ def test_picture_with_too_many_pixels_is_refused_before_it_is_decoded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(images, "MAX_PIXELS", 1999)
-    with pytest.raises(ImageError, match="50 x 40 pixels are more than the 1,999 allowed"):
+    with pytest.raises(ImageError, match="50 x 40 pixels are over the 1,999 allowed"):
         load_image(save(noise_picture(3), tmp_path / "large.png"))
 
 
@@ -147,7 +147,11 @@ def test_hot_cell_lands_on_its_own_pixels(
             alpha = np.zeros((3, 3))
             alpha[row, col] = 1.0
             heat = heatmap(
-                alpha, grid=even_grid, preprocess=preprocess_config, image_size=image_size, is_smooth=is_smooth
+                alpha,
+                grid=even_grid,
+                preprocess=preprocess_config,
+                image_size=image_size,
+                is_smooth=is_smooth,
             )
             assert heat.shape == (height, width)
             box = cell_box(row, col, grid=even_grid, preprocess=preprocess_config, image_size=image_size)
@@ -192,7 +196,5 @@ def test_raw_cells_have_exactly_their_alpha(
     even_grid: GridConfig, preprocess_config: PreprocessConfig
 ) -> None:
     alpha = np.arange(9.0).reshape(3, 3)
-    heat = heatmap(
-        alpha, grid=even_grid, preprocess=preprocess_config, image_size=(6, 3), is_smooth=False
-    )
+    heat = heatmap(alpha, grid=even_grid, preprocess=preprocess_config, image_size=(6, 3), is_smooth=False)
     np.testing.assert_array_equal(heat, alpha.repeat(2, axis=1))

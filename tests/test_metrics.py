@@ -41,7 +41,10 @@ def test_tokens_equal_those_of_the_java_tokenizer_on_real_captions() -> None:
         ('A sign reads "stop."', "a sign reads stop"),
         ("It doesn't fit; she can't see", "it does n't fit she ca n't see"),
         ("A man in a black-and-white t-shirt...", "a man in a black-and-white t-shirt"),
-        ("A crowd in Washington D.C. waits on 8th Ave. at 5:54pm", "a crowd in washington d.c. waits on 8th ave. at 5:54 pm"),
+        (
+            "A crowd in Washington D.C. waits on 8th Ave. at 5:54pm",
+            "a crowd in washington d.c. waits on 8th ave. at 5:54 pm",
+        ),
         ("Snow falls. The road is white", "snow falls the road is white"),
         ("Boys (one in red) play", "boys -lrb- one in red -rrb- play"),
         ("", ""),
@@ -72,9 +75,7 @@ def test_scores_equal_pycocoevalcap_with_its_java_tokenizer() -> None:
 
 def test_captions_equal_to_a_reference_score_full_marks() -> None:
     captions = real_captions()
-    scores = score_captions(
-        {name: texts[2] for name, texts in captions.items()}, captions, with_meteor=False
-    )
+    scores = score_captions({name: texts[2] for name, texts in captions.items()}, captions, with_meteor=False)
     assert scores.bleu_4 == pytest.approx(100)
     assert scores.rouge_l == pytest.approx(100)
 

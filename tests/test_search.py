@@ -49,7 +49,9 @@ class MockModel:
             for row, row_tokens in zip(state.prefixes, tokens, strict=True)
         ]
         self.rows_per_step.append(len(prefixes))
-        found = [[self.look_up(name, p) for p in row] for name, row in zip(state.names, prefixes, strict=True)]
+        found = [
+            [self.look_up(name, p) for p in row] for name, row in zip(state.names, prefixes, strict=True)
+        ]
         log_probs = np.array([[log_prob for log_prob, _ in row] for row in found])
         alphas = np.array([[alpha for _, alpha in row] for row in found])
         return log_probs, alphas, MockState(state.names, prefixes)

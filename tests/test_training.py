@@ -45,19 +45,21 @@ RECIPE = Recipe(
 )
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def no_meteor(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each METEOR starts a Java process, which these tests can do without."""
     monkeypatch.setattr("captioner.metrics.has_java", lambda: False)
 
 
 @pytest.fixture
-def make_trainer(encoder: Encoder, no_meteor: None) -> Callable[..., Trainer]:
+def make_trainer(encoder: Encoder) -> Callable[..., Trainer]:
     grid = encoder.grid_config(TINY_SIZE_PX)
     shape = (len(CAPTIONS), grid.num_cells, encoder.annotation_dim)
     split = Split(
         records=[
-            CaptionedImage(image_id=str(number), source=Path(f"{number}.png"), captions=(text,), split="train")
+            CaptionedImage(
+                image_id=str(number), source=Path(f"{number}.png"), captions=(text,), split="train"
+            )
             for number, text in enumerate(CAPTIONS)
         ],
         grids=np.random.default_rng(0).normal(size=shape).astype(np.float16),
@@ -154,7 +156,7 @@ def test_best_model_is_by_decoded_cider_and_training_stops_when_it_no_longer_gro
 ) -> None:
     ciders = iter([10.0, 30.0, 20.0, 25.0, 99.0])
 
-    def scripted(self: Trainer) -> Scores:
+    def scripted(_: Trainer) -> Scores:
         return Scores(bleu_1=0, bleu_2=0, bleu_3=0, bleu_4=0, rouge_l=0, cider=next(ciders), meteor=None)
 
     monkeypatch.setattr(Trainer, "_validate", scripted)

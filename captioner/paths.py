@@ -1,0 +1,61 @@
+"""Which pictures the paths on a command line name."""
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+PICTURE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".webp", ".avif", ".jp2"),
+    *(".bmp", ".dib", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".ico"),
+)
+"""What counts as a picture when a folder is walked; a file that is named is tried whatever its name."""
+
+
+class Failures:
+    """Tells of each picture that was passed over, in one line on standard error, and counts them."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def tell(self, message: str) -> None:
+        self.count += 1
+        tqdm.write(f"captioner: {' '.join(message.split())}", file=sys.stderr)
+
+
+def named_pictures(paths: Sequence[str], *, is_recursive: bool, failures: Failures) -> Iterator[Path]:
+    """The pictures that the paths name, in order; folders in the order of their names.
+
+    "-" stands for the lines of standard input. A folder without pictures is told as a failure; whether
+    a named file is a picture shows only when it is read.
+    """
+    for path in paths:
+        if path == "-":
+            lines = (line.rstrip("\r\n") for line in sys.stdin)
+            for line in filter(None, lines):
+                yield from _pictures_at(line, is_recursive, failures)
+        else:
+            yield from _pictures_at(path, is_recursive, failures)
+
+
+def _pictures_at(path: str, is_recursive: bool, failures: Failures) -> Iterator[Path]:
+    if not os.path.isdir(path):
+        yield Path(path)
+        return
+    found = 0
+    for picture in _walk(path, is_recursive):
+        found += 1
+        yield picture
+    if not found:
+        hint = "" if is_recursive else "; --recursive looks below it too"
+        failures.tell(f"{path}: no pictures in this folder{hint}")
+
+
+def _walk(folder: str, is_recursive: bool) -> Iterator[Path]:
+    for top, subfolders, names in os.walk(folder):
+        subfolders[:] = sorted(subfolders) if is_recursive else []
+        for name in sorted(names):
+            if os.path.splitext(name)[1].lower() in PICTURE_SUFFIXES:
+                yield Path(top) / name

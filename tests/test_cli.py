@@ -1,0 +1,240 @@
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from captioner.checkpoint import Checkpoint, save_checkpoint
+from captioner.cli import caption_main, main
+from captioner.inference import Captioner
+from captioner.output import format_caption
+from tests.conftest import ROOT, noise_picture
+
+
+class Result(NamedTuple):
+    status: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def model_folder(captioner: Captioner, tmp_path: Path) -> Path:
+    folder = tmp_path / "model"
+    save_checkpoint(folder, Checkpoint(captioner.model, captioner.config, captioner.vocabulary, {}))
+    return folder
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """A folder with three pictures, one more below it, and a text file."""
+    folder = tmp_path / "pictures"
+    (folder / "below").mkdir(parents=True)
+    for index, name in enumerate(["b.png", "a.JPG", "c.webp", "below/a.png"]):
+        noise_picture(index).save(folder / name)
+    (folder / "notes.txt").write_text("no picture")
+    return folder
+
+
+@pytest.fixture
+def run(model_folder: Path, capfd: pytest.CaptureFixture[str]) -> Run:
+    """Run caption.py's entry point with the tiny model."""
+
+    def run(*arguments: str | Path) -> Result:
+        with pytest.raises(SystemExit) as exit_:
+            caption_main([*map(str, arguments), "--model", str(model_folder)])
+        captured = capfd.readouterr()
+        return Result(exit_.value.code, captured.out, captured.err)
+
+    return run
+
+
+def files_of(out: str) -> list[str]:
+    return [Path(line.split("\t")[0]).name for line in out.splitlines()]
+
+
+def test_folder_is_captioned_in_the_order_of_names(run: Run, pictures: Path) -> None:
+    result = run(pictures)
+    assert result.status == 0
+    assert result.err == ""
+    assert files_of(result.out) == ["a.JPG", "b.png", "c.webp"]
+    assert all(len(line.split("\t")) == 2 for line in result.out.splitlines())
+
+
+def test_recursive_walks_below(run: Run, pictures: Path) -> None:
+    assert files_of(run(pictures, "--recursive").out) == ["a.JPG", "b.png", "c.webp", "a.png"]
+
+
+def test_paths_come_from_standard_input_too(
+    run: Run, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{pictures / 'c.webp'}\n\n{pictures / 'b.png'}\n"))
+    assert files_of(run("-").out) == ["c.webp", "b.png"]
+
+
+def test_bad_files_are_named_and_the_rest_is_captioned(run: Run, pictures: Path) -> None:
+    (pictures / "aa.jpg").write_text("no picture")
+    (pictures / "bb.png").touch()
+    whole = (pictures / "b.png").read_bytes()
+    (pictures / "cut.png").write_bytes(whole[: len(whole) // 2])
+    good = set(run(pictures / "a.JPG", pictures / "b.png", pictures / "c.webp").out.splitlines())
+    result = run(pictures, pictures / "gone.jpg")
+    assert result.status == 1
+    assert set(result.out.splitlines()) == good
+    reasons = result.err.splitlines()
+    assert [line.split(": ")[1].rpartition("/")[2] for line in reasons] == [
+        "aa.jpg",
+        "bb.png",
+        "cut.png",
+        "gone.jpg",
+    ]
+    assert "Traceback" not in result.err
+
+
+def test_folder_without_pictures_is_told(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    result = run(tmp_path / "empty")
+    assert (result.status, result.out) == (1, "")
+    assert "no pictures in this folder; --recursive looks below it too" in result.err
+
+
+def test_jsonl_has_all_that_is_promised(run: Run, pictures: Path) -> None:
+    result = run(pictures, "--format", "jsonl", "--with-attention")
+    for line in result.out.splitlines():
+        row = json.loads(line)
+        assert list(row) == ["file", "caption", "tokens", "log_prob", "grid", "alphas"]
+        assert np.shape(row["alphas"]) == (len(row["tokens"]), *row["grid"])
+        np.testing.assert_allclose(np.sum(row["alphas"], axis=(1, 2)), 1, atol=1e-4)
+        assert row["log_prob"] < 0
+    assert "alphas" not in json.loads(run(pictures, "--format", "jsonl").out.splitlines()[0])
+
+
+def test_csv_reads_back(run: Run, pictures: Path) -> None:
+    rows = list(csv.DictReader(io.StringIO(run(pictures, "--format", "csv").out)))
+    assert [Path(row["file"]).name for row in rows] == ["a.JPG", "b.png", "c.webp"]
+    assert all(row["caption"] and float(row["log_prob"]) < 0 for row in rows)
+
+
+def test_output_file_holds_what_would_be_printed(run: Run, pictures: Path, tmp_path: Path) -> None:
+    printed = run(pictures).out
+    result = run(pictures, "--output", tmp_path / "captions.txt")
+    assert result.out == ""
+    assert (tmp_path / "captions.txt").read_text() == printed
+
+
+def test_batch_size_changes_no_caption(run: Run, pictures: Path) -> None:
+    assert run(pictures, "--batch-size", "1").out == run(pictures, "--batch-size", "3").out
+
+
+def test_decoding_flags_reach_the_search(run: Run, pictures: Path) -> None:
+    rows = run(pictures, "--format", "jsonl", "--max-words", "2", "--beam-size", "1").out.splitlines()
+    assert all(len(json.loads(row)["tokens"]) <= 2 for row in rows)
+
+
+def test_overlays_of_pictures_with_the_same_name_do_not_overwrite_each_other(
+    run: Run, pictures: Path, tmp_path: Path
+) -> None:
+    result = run(pictures, "--recursive", "--overlay", tmp_path / "out" / "deep")
+    assert result.status == 0
+    names = sorted(path.name for path in (tmp_path / "out" / "deep").iterdir())
+    assert names == [f"{stem}.attention.png" for stem in ("a-2", "a", "b", "c")]
+    with Image.open(tmp_path / "out" / "deep" / "b.attention.png") as figure:
+        assert min(figure.size) > 100
+
+
+def test_overlay_beside_the_pictures_overwrites_none_of_them(run: Run, pictures: Path) -> None:
+    before = (pictures / "b.png").read_bytes()
+    run(pictures / "b.png", "--overlay", pictures)
+    assert (pictures / "b.png").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "give pictures, folders, or -"),
+        (["x.jpg", "--beam-size", "0"], "beam size must be in 1..1000, not 0"),
+        (["x.jpg", "--batch-size", "0"], "--batch-size must be at least 1"),
+        (["x.jpg", "--threads", "0"], "--threads must be at least 1"),
+        (["x.jpg", "--with-attention"], "--with-attention needs --format jsonl"),
+        (["x.jpg", "--format", "xml"], "--format"),
+        (["x.jpg", "--no-such-flag"], "--no-such-flag"),
+    ],
+)
+def test_wrong_usage_ends_with_status_2(run: Run, arguments: list[str], words: str) -> None:
+    result = run(*arguments)
+    assert (result.status, result.out) == (2, "")
+    assert words in result.err
+    assert "Traceback" not in result.err
+
+
+def test_places_that_cannot_be_written_are_one_line(run: Run, pictures: Path) -> None:
+    for flag in ("--output", "--overlay"):
+        result = run(pictures, flag, pictures / "notes.txt" / "x")
+        assert result.status == 1
+        assert len(result.err.splitlines()) == 1
+        assert "cannot" in result.err
+
+
+def test_missing_model_is_one_line(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        caption_main(["x.jpg", "--model", str(tmp_path / "nothing")])
+    captured = capfd.readouterr()
+    assert exit_.value.code == 1
+    assert captured.err.startswith("captioner: ")
+    assert "is no model folder; give one that holds model.safetensors" in captured.err
+
+
+def test_names_with_tabs_and_newlines_keep_to_their_line(run: Run, tmp_path: Path) -> None:
+    noise_picture(0).save(tmp_path / "tab\there\nand there.png")
+    result = run(tmp_path / "tab\there\nand there.png")
+    assert len(result.out.splitlines()) == 1
+    assert result.out.split("\t")[0].endswith("tab\\there\\nand there.png")
+
+
+def test_names_that_are_not_utf8_keep_their_bytes(captioner: Captioner, tmp_path: Path) -> None:
+    name = os.fsdecode(bytes(tmp_path) + b"/caf\xe9.png")
+    noise_picture(0).save(name)
+    caption = captioner.caption(name)
+    assert format_caption(caption, "text", with_attention=False).startswith(name)
+    assert json.loads(format_caption(caption, "jsonl", with_attention=False))["file"] == name
+
+
+def test_captioner_caption_is_the_same_command(
+    run: Run, pictures: Path, model_folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    expected = run(pictures).out
+    with pytest.raises(SystemExit) as exit_:
+        main(["caption", str(pictures), "--model", str(model_folder)])
+    assert (exit_.value.code, capfd.readouterr().out) == (0, expected)
+
+
+@pytest.mark.slow
+def test_shipped_model_captions_the_examples(tmp_path: Path) -> None:
+    command = [sys.executable, "caption.py", "examples", "--overlay", str(tmp_path), "--format", "jsonl"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    examples = sorted(path.name for path in (ROOT / "examples").glob("*.jpg"))
+    rows = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [Path(row["file"]).name for row in rows] == examples
+    assert len({row["caption"] for row in rows}) == len(examples)  # not the same caption for every picture
+    assert all(4 <= len(row["tokens"]) <= 20 for row in rows)
+    assert len(list(tmp_path.glob("*.attention.png"))) == len(examples)
+
+
+@pytest.mark.slow
+def test_reader_that_closes_the_pipe_ends_it_quietly(pictures: Path, model_folder: Path) -> None:
+    command = (
+        f"{sys.executable} caption.py {pictures} {pictures} --batch-size 1 --model {model_folder} | head -n 1"
+    )
+    result = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert len(result.stdout.splitlines()) == 1
+    assert result.stderr == ""

@@ -1,0 +1,104 @@
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from captioner.config import DecodingConfig
+from captioner.images import ImageError
+from captioner.inference import Caption, Captioner, DeviceError, choose_device
+from captioner.vocabulary import END, detokenize
+from tests.conftest import noise_picture
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> list[Path]:
+    paths = []
+    for index in range(7):
+        paths.append(tmp_path / f"{index}.png")
+        noise_picture(index).save(paths[-1])
+    return paths
+
+
+def flat(batches: object) -> list[Caption | ImageError]:
+    return [result for batch in batches for result in batch]
+
+
+def test_same_picture_gets_the_same_caption_alone_and_in_a_batch(
+    captioner: Captioner, pictures: list[Path]
+) -> None:
+    alone = [captioner.caption(path) for path in pictures]
+    for batch_size in (1, 3, 7):
+        for one, other in zip(
+            alone, flat(captioner.caption_files(pictures, batch_size=batch_size)), strict=True
+        ):
+            assert (one.file, one.text, one.tokens) == (other.file, other.text, other.tokens)
+            assert one.log_prob == pytest.approx(other.log_prob, abs=1e-4)
+            np.testing.assert_allclose(one.alphas, other.alphas, atol=1e-5)
+
+
+def test_unreadable_files_stand_in_their_places_and_change_no_caption(
+    captioner: Captioner, pictures: list[Path], tmp_path: Path
+) -> None:
+    (tmp_path / "bad.jpg").write_text("no picture")
+    alone = [captioner.caption(path).text for path in pictures]
+    mixed = [tmp_path / "missing.png", *pictures[:2], tmp_path / "bad.jpg", *pictures[2:]]
+    results = flat(captioner.caption_files(mixed, batch_size=2))
+    assert [isinstance(result, ImageError) for result in results] == [path not in pictures for path in mixed]
+    assert [result.text for result in results if isinstance(result, Caption)] == alone
+
+
+def test_alphas_are_one_distribution_over_the_grid_for_each_printed_word(
+    captioner: Captioner, pictures: list[Path]
+) -> None:
+    caption = captioner.caption(pictures[0])
+    assert caption.alphas.shape == (len(caption.tokens), caption.grid.rows, caption.grid.cols)
+    np.testing.assert_allclose(caption.alphas.sum(axis=(1, 2)), 1, rtol=1e-5)
+    assert detokenize(caption.tokens) == caption.text
+    assert not any(token.startswith("<") for token in caption.tokens)
+
+
+def test_log_prob_and_alphas_are_those_of_the_caption_fed_back(
+    captioner: Captioner, pictures: list[Path]
+) -> None:
+    with torch.no_grad():
+        captioner.model.decoder.output.bias[END] += 1  # so that the caption ends by itself
+    caption = captioner.caption(pictures[0], decoding=DecodingConfig(beam_size=2, max_words=20))
+    assert 1 < len(caption.tokens) < 20
+    tokens = captioner.vocabulary.encode(caption.text)
+    with Image.open(pictures[0]) as image:
+        pixels = torch.from_numpy(captioner.preprocess(image))
+    with torch.no_grad():
+        annotations = captioner.model.encoder(pixels[None])
+        length = torch.tensor([[len(tokens) - 1]])
+        output = captioner.model.decoder(annotations, torch.tensor([[tokens]]), length)
+    log_probs = output.logits.log_softmax(dim=-1)
+    expected = sum(float(log_probs[step, token]) for step, token in enumerate(tokens[1:]))
+    assert caption.log_prob == pytest.approx(expected, abs=1e-4)
+    fed_back = output.alphas[0, 0, : len(caption.tokens)].reshape(caption.alphas.shape)
+    np.testing.assert_allclose(caption.alphas, fed_back.numpy(), atol=1e-5)
+
+
+def test_pillow_image_and_file_give_the_same_caption(captioner: Captioner, pictures: list[Path]) -> None:
+    with Image.open(pictures[0]) as image:
+        assert captioner.caption(image).text == captioner.caption(pictures[0]).text
+
+
+def test_missing_file_is_an_image_error(captioner: Captioner) -> None:
+    with pytest.raises(ImageError, match="no such file"):
+        captioner.caption("nowhere.jpg")
+
+
+def test_model_with_nothing_to_say_gives_an_empty_caption(captioner: Captioner, pictures: list[Path]) -> None:
+    with torch.no_grad():
+        captioner.model.decoder.output.bias[END] = 1e4
+    caption = captioner.caption(pictures[0], decoding=replace(captioner.config.decoding, beam_size=1))
+    assert (caption.text, caption.tokens, len(caption.alphas)) == ("", (), 0)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_absent_device_is_refused() -> None:
+    with pytest.raises(DeviceError, match="torch finds no cuda device here"):
+        choose_device("cuda")
