@@ -59,7 +59,8 @@ Command = (
 def train(command: TrainFlickr8k) -> None:
     from captioner.encoder import build_encoder
     from captioner.features import cached_grids
-    from captioner.training import Split, Trainer, TrainingError, finish
+    from captioner.training import Trainer, TrainingError
+    from captioner.validation import Split, settle_decoding
     from captioner.vocabulary import Vocabulary
 
     if not command.resume and (command.out / "last").exists():
@@ -95,7 +96,7 @@ def train(command: TrainFlickr8k) -> None:
         trainer.resume()
     best = trainer.run()
     _logger.info("choosing the beam size and length penalty on dev")
-    _logger.info("%s on dev: %s", best, finish(best, dev_split))
+    _logger.info("%s on dev: %s", best, settle_decoding(best, dev_split))
 
 
 def evaluate(command: Evaluate) -> None:

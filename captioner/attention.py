@@ -19,6 +19,13 @@ class AdditiveAttention(nn.Module):
         self.key = nn.Linear(annotation_dim, attention_dim)
         self.query = nn.Linear(hidden_dim, attention_dim, bias=False)
         self.score = nn.Linear(attention_dim, 1, bias=False)
+        # Annotations have unit variance (see Decoder) and hidden units are below one. Spread this widely,
+        # the sums leave the linear part of tanh, where the hidden state would cancel in the softmax too,
+        # and the maps begin to differ from word to word early in training.
+        nn.init.normal_(self.key.weight, std=annotation_dim**-0.5)
+        nn.init.zeros_(self.key.bias)
+        nn.init.normal_(self.query.weight, std=2 * hidden_dim**-0.5)
+        nn.init.normal_(self.score.weight, std=attention_dim**-0.5)
 
     def keys(
         self, annotations: Float[Tensor, "batch cells annotation"]

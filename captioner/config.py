@@ -73,7 +73,7 @@ class DecoderConfig:
     """Size n of the LSTM's hidden and cell state."""
     attention_dim: int = 192
     """Size of the space in which annotations and hidden state are compared."""
-    dropout: float = 0.5
+    dropout: float = 0.4
     """Share of units dropped from the word embedding, the hidden state and the context."""
 
     def __post_init__(self) -> None:

@@ -64,11 +64,15 @@ class Decoder(nn.Module):
     h_t, c_t = LSTM([E y_{t-1}; beta_t z_t], h_{t-1}, c_{t-1})                  eq. 1 to 3
     h_0, c_0 = tanh(W_h mean_i a_i), tanh(W_c mean_i a_i)
     p(y_t)   ~ exp(L_o(E y_{t-1} + L_h h_t + L_z beta_t z_t))                   eq. 7
+
+    Differs from the paper in that the annotations are layer-normalised first, so that backbones of any
+    scale train alike, and that h_0 and c_0 have one layer.
     """
 
     def __init__(self, *, config: DecoderConfig, annotation_dim: int, vocab_size: int) -> None:
         super().__init__()
         embedding_dim, hidden_dim = config.embedding_dim, config.hidden_dim
+        self.annotation_norm = nn.LayerNorm(annotation_dim)
         self.embedding = nn.Embedding(vocab_size, embedding_dim)
         self.attention = AdditiveAttention(
             annotation_dim=annotation_dim, hidden_dim=hidden_dim, attention_dim=config.attention_dim
@@ -86,7 +90,8 @@ class Decoder(nn.Module):
             self.lstm.bias[hidden_dim : 2 * hidden_dim] = 1.0
 
     def remember(self, annotations: Float[Tensor, "batch cells annotation"]) -> Memory:
-        """Project the annotations once for all the words and captions to come."""
+        """Normalise and project the annotations once for all the words and captions to come."""
+        annotations = self.annotation_norm(annotations)
         keys = self.attention.keys(annotations)
         return Memory(annotations.to(keys.dtype), keys)  # under autocast: cast once, not at each step
 

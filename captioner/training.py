@@ -11,8 +11,8 @@ A run's folder holds
 import json
 import logging
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from jaxtyping import Float
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import OneCycleLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -28,19 +27,19 @@ from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from captioner.checkpoint import Checkpoint, load_checkpoint, recover_folder, replaced_folder, save_checkpoint
+from captioner.checkpoint import Checkpoint, save_checkpoint
 from captioner.config import FORMAT_VERSION, GridConfig, ModelConfig, PreprocessConfig, Recipe, TrainingConfig
-from captioner.data import CaptionBatch, CaptionDataset, CaptionedImage, collate
+from captioner.data import CaptionBatch, CaptionDataset, collate
 from captioner.decoder import Decoder
 from captioner.encoder import Encoder
 from captioner.errors import CaptionerError
 from captioner.loss import CaptionLoss
 from captioner.metrics import Scores
 from captioner.model import CaptioningModel
-from captioner.validation import choose_decoding, validate
+from captioner.resume import load_state, save_state
+from captioner.validation import Split, validate
 from captioner.vocabulary import Vocabulary
 
-_STATE_FILE = "training_state.pt"
 _WARM_UP_SHARE = 0.1  # of all steps, while the learning rate rises
 
 _logger = logging.getLogger(__name__)
@@ -48,14 +47,6 @@ _logger = logging.getLogger(__name__)
 
 class TrainingError(CaptionerError):
     """Training that cannot start or go on; the message says why and what to do."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Split:
-    """The records of a split and their grids, in the same order."""
-
-    records: Sequence[CaptionedImage]
-    grids: Float[np.ndarray, "images cells annotation"]
 
 
 @dataclass
@@ -205,11 +196,7 @@ class Trainer:
 
     def _validate(self) -> Scores:
         scores, _ = validate(
-            self.averaged_decoder,
-            records=self.dev.records,
-            grids=self.dev.grids,
-            vocabulary=self.vocabulary,
-            config=self.recipe.decoding,
+            self.averaged_decoder, self.dev, vocabulary=self.vocabulary, config=self.recipe.decoding
         )
         return scores
 
@@ -237,35 +224,26 @@ class Trainer:
 
     def save(self) -> None:
         """Save all that decides how the run goes on."""
-        state = {
-            "recipe": json.dumps(asdict(self.recipe)),
-            "decoder": self.accelerator.unwrap_model(self.decoder).state_dict(),
-            "averaged": self.averaged.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
-            "random": torch.get_rng_state(),
-            "progress": json.dumps(asdict(self.progress)),
-        }
-        with replaced_folder(self.out / "last") as aside:
-            torch.save(state, aside / _STATE_FILE)
+        save_state(
+            self.out / "last",
+            recipe=self.recipe,
+            state={
+                "decoder": self.accelerator.unwrap_model(self.decoder).state_dict(),
+                "averaged": self.averaged.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "schedule": self.schedule.state_dict(),
+                "random": torch.get_rng_state(),
+                "progress": json.dumps(asdict(self.progress)),
+            },
+        )
 
     def resume(self) -> None:
         """Go on where the run in `out` was after its last finished epoch.
 
         Raises:
-            TrainingError: there is nothing to resume, or it was made by another recipe.
+            ResumeError: there is nothing to resume, or it was made by another recipe.
         """
-        recover_folder(self.out / "last")
-        path = self.out / "last" / _STATE_FILE
-        if not path.is_file():
-            raise TrainingError(f"{path} is not there: no epoch was finished; start without --resume")
-        state = torch.load(path, map_location=self.accelerator.device, weights_only=True)
-        recipe = json.dumps(asdict(self.recipe))
-        if state["recipe"] != recipe:
-            raise TrainingError(
-                f"the run in {self.out} has another recipe: {_difference(state['recipe'], recipe)}; "
-                "resume it with the flags it was started with"
-            )
+        state = load_state(self.out / "last", recipe=self.recipe, device=self.accelerator.device)
         self.accelerator.unwrap_model(self.decoder).load_state_dict(state["decoder"])
         self.averaged.load_state_dict(state["averaged"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -274,43 +252,9 @@ class Trainer:
         self.progress = Progress(**json.loads(state["progress"]))
 
 
-def _difference(old: str, new: str) -> str:
-    """The settings in which two recipes, as JSON, differ."""
-    before, after = json.loads(old), json.loads(new)
-    return ", ".join(
-        f"{name} was {before[part].get(name)!r} and is {value!r}"
-        for part in after
-        for name, value in after[part].items()
-        if before[part].get(name) != value
-    )
-
-
 def _epoch_loader(dataset: CaptionDataset, training: TrainingConfig, epoch: int) -> DataLoader[Any]:
     """Batches in an order that depends on the seed and the epoch alone, so that a resumed run repeats it."""
     generator = torch.Generator().manual_seed(training.seed * 1_000_003 + epoch)
     return DataLoader(
         dataset, batch_size=training.batch_size, shuffle=True, generator=generator, collate_fn=collate
     )
-
-
-def finish(folder: Path, dev: Split) -> Scores:
-    """Give a trained model the decoding that scores best on dev, and its scores with that.
-
-    The model is loaded as it was saved, in half precision, so that the scores are of what is shipped.
-    """
-    checkpoint = load_checkpoint(folder)
-    decoder, vocabulary = checkpoint.model.decoder, checkpoint.vocabulary
-    decoding, tried = choose_decoding(
-        decoder,
-        records=dev.records,
-        grids=dev.grids,
-        vocabulary=vocabulary,
-        max_words=checkpoint.config.decoding.max_words,
-    )
-    scores, _ = validate(
-        decoder, records=dev.records, grids=dev.grids, vocabulary=vocabulary, config=decoding
-    )
-    metrics = checkpoint.metrics | {"dev": {**asdict(decoding), **asdict(scores)}, "decoding_cider": tried}
-    config = replace(checkpoint.config, decoding=decoding)
-    save_checkpoint(folder, replace(checkpoint, config=config, metrics=metrics))
-    return scores

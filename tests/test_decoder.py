@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from captioner.config import DecoderConfig
-from captioner.decoder import Decoder, DecoderState
+from captioner.decoder import Decoder, DecoderState, Memory
 from captioner.vocabulary import END, START
 
 
@@ -89,9 +89,9 @@ def test_recurrence_equals_torch_lstm_cell(decoder: Decoder) -> None:
 
 @torch.no_grad()
 def test_first_state_is_a_function_of_the_mean_annotation(decoder: Decoder) -> None:
-    annotations = torch.randn(1, 9, 10)
-    uniform = annotations.mean(dim=1, keepdim=True).expand(-1, 9, -1)
-    first, second = (decoder.initial_state(decoder.remember(a), 2) for a in (annotations, uniform))
+    memory = decoder.remember(torch.randn(1, 9, 10))
+    uniform = memory.annotations.mean(dim=1, keepdim=True).expand(-1, 9, -1)
+    first, second = (decoder.initial_state(m, 2) for m in (memory, Memory(uniform, memory.keys)))
     torch.testing.assert_close(first.hidden, second.hidden)
     torch.testing.assert_close(first.cell, second.cell)
 

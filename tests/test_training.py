@@ -12,8 +12,9 @@ from captioner.config import DecoderConfig, DecodingConfig, EncoderConfig, Recip
 from captioner.data import CaptionDataset, CaptionedImage, collate
 from captioner.encoder import Encoder
 from captioner.metrics import Scores
-from captioner.training import Progress, Split, Trainer, TrainingError, finish
-from captioner.validation import validate
+from captioner.resume import ResumeError
+from captioner.training import Progress, Trainer, TrainingError
+from captioner.validation import Split, settle_decoding, validate
 from captioner.vocabulary import END, Vocabulary
 from tests.conftest import TINY_CNN, TINY_SIZE_PX
 
@@ -92,8 +93,7 @@ def test_model_overfits_eight_pictures_and_says_them_back(
     loaded = load_checkpoint(best)
     scores, captions = validate(
         loaded.model.decoder,
-        records=trainer.dev.records,
-        grids=trainer.dev.grids,
+        trainer.dev,
         vocabulary=loaded.vocabulary,
         config=loaded.config.decoding,
     )
@@ -145,9 +145,9 @@ def test_resuming_with_another_recipe_is_refused_with_the_difference(
     make_trainer: Callable[..., Trainer], tmp_path: Path
 ) -> None:
     make_trainer(tmp_path, shorter(1)).run()
-    with pytest.raises(TrainingError, match=r"epochs was 1 and is 2"):
+    with pytest.raises(ResumeError, match=r"epochs was 1 and is 2"):
         make_trainer(tmp_path, shorter(2)).resume()
-    with pytest.raises(TrainingError, match="no epoch was finished"):
+    with pytest.raises(ResumeError, match="no epoch was finished"):
         make_trainer(tmp_path / "elsewhere", shorter(1)).resume()
 
 
@@ -175,13 +175,13 @@ def test_loss_that_is_not_finite_stops_with_the_step_and_the_pictures(
         trainer.run()
 
 
-def test_finish_keeps_the_weights_and_sets_the_decoding_that_scores_best(
+def test_settling_keeps_the_weights_and_sets_the_decoding_that_scores_best(
     make_trainer: Callable[..., Trainer], tmp_path: Path
 ) -> None:
     trainer = make_trainer(tmp_path, shorter(3))
     best = trainer.run()
     weights = (best / "model.safetensors").read_bytes()
-    scores = finish(best, trainer.dev)
+    scores = settle_decoding(best, trainer.dev)
     loaded = load_checkpoint(best)
     assert (best / "model.safetensors").read_bytes() == weights
     tried = loaded.metrics["decoding_cider"]
