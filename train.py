@@ -46,8 +46,6 @@ class Evaluate:
         tyro.conf.arg(metavar="FOLDER", help_behavior_hint="(default: the model that ships with captioner)"),
     ] = None
     """Folder of the model."""
-    batch_size: int = 32
-    """Pictures captioned at a time."""
 
 
 Command = (
@@ -57,21 +55,29 @@ Command = (
 
 
 def train(command: TrainFlickr8k) -> None:
+    from captioner.checkpoint import recover_folder
     from captioner.encoder import build_encoder
     from captioner.features import cached_grids
+    from captioner.inference import choose_device
     from captioner.training import Trainer, TrainingError
     from captioner.validation import Split, settle_decoding
     from captioner.vocabulary import Vocabulary
 
+    recover_folder(command.out / "last")
     if not command.resume and (command.out / "last").exists():
         raise TrainingError(
             f"{command.out} holds a run; add --resume to go on with it, or give another --out"
         )
+    try:
+        command.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TrainingError(f"cannot make {command.out}: {error.strerror}; give another --out") from error
     recipe = command.recipe
     records = read_flickr8k(command.root)
     encoder = build_encoder(recipe.encoder)
     preprocess = encoder.preprocess_config(recipe.encoder.image_size)
     grid = encoder.grid_config(recipe.encoder.image_size)
+    encoder.to(choose_device("auto"))
 
     def split(name: str) -> Split:
         chosen = [record for record in records if record.split == name]
@@ -108,16 +114,16 @@ def evaluate(command: Evaluate) -> None:
 
     records = read_flickr8k(command.root, [command.split])
     captioner = Captioner.load(command.model or SHIPPED_MODEL)
-    captions: dict[str, str] = {}
-    with tqdm(total=len(records), desc="captioning", unit=" pictures", delay=2) as progress:
-        for batch in captioner.caption_files(
-            (record.source for record in records), batch_size=command.batch_size
-        ):
-            for result in batch:
-                if isinstance(result, ImageError):
-                    raise result
-                captions[records[len(captions)].image_id] = result.text
-            progress.update(len(batch))
+    sources = (record.source for record in records)
+    batches = captioner.caption_files(sources, batch_size=32)
+    results = (result for batch in batches for result in batch)
+    captions = {}
+    for record, result in zip(
+        records, tqdm(results, total=len(records), desc="captioning", unit=" pictures", delay=2), strict=True
+    ):
+        if isinstance(result, ImageError):
+            raise result
+        captions[record.image_id] = result.text
     scores = score_captions(captions, {record.image_id: record.captions for record in records})
     sys.stdout.write(f"{scores}\n")
 
@@ -138,7 +144,7 @@ def main() -> None:
     except CaptionerError as error:
         sys.exit(f"train.py: {error}")
     except KeyboardInterrupt:
-        sys.exit("train.py: interrupted; --resume goes on after the last finished epoch")
+        sys.exit("train.py: interrupted; a training run goes on after its last finished epoch with --resume")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from typing import Any
 import msgspec
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from captioner.config import ModelConfig
 from captioner.encoder import EncoderError
@@ -61,7 +61,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, dtype: torch.dtype 
                 f"the weight {name} is not finite as {dtype}; nothing was saved to {folder}"
             )
     with replaced_folder(folder) as aside:
-        save_file(weights, aside / WEIGHTS)
+        (aside / WEIGHTS).write_bytes(save(weights))
         (aside / CONFIG).write_bytes(_to_json(checkpoint.config))
         (aside / VOCABULARY).write_bytes(checkpoint.vocabulary.to_json())
         (aside / METRICS).write_bytes(_to_json(checkpoint.metrics))
@@ -73,6 +73,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     Raises:
         CheckpointError: a file is missing, or does not fit the others.
     """
+    recover_folder(folder)
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is no model folder; give one that holds {', '.join(FILES)}")
     missing = [name for name in FILES if not (folder / name).is_file()]
@@ -85,12 +86,22 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         weights = load_file(folder / WEIGHTS)
     except (msgspec.DecodeError, SafetensorError, OSError, RecursionError) as error:
         raise CheckpointError(f"{folder} is damaged: {error}; copy it again from its source") from error
+    unsound = [
+        name for name, value in weights.items() if value.is_floating_point() and not value.isfinite().all()
+    ]
+    if unsound:
+        raise CheckpointError(
+            f"{folder} has weights that are not finite, among them {unsound[0]}; train it anew"
+        )
     try:
         model = CaptioningModel.from_config(config, vocab_size=len(vocabulary))
         model.load_state_dict(weights)
+        grid = model.encoder.grid_config(config.preprocess.size_px)
     except (EncoderError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError(f"the files of {folder} do not fit one another: {reason}") from error
+    if grid != config.grid:
+        raise CheckpointError(f"{folder}/{CONFIG} states {config.grid}, but its backbone gives {grid}")
     return Checkpoint(model, config, vocabulary, metrics)
 
 
@@ -127,7 +138,11 @@ def _swap(new: Path, folder: Path) -> None:
     if folder.exists():
         shutil.rmtree(old, ignore_errors=True)
         folder.rename(old)
-    new.rename(folder)
+    try:
+        new.rename(folder)
+    except OSError:
+        recover_folder(folder)
+        raise
     shutil.rmtree(old, ignore_errors=True)
 
 

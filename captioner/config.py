@@ -9,6 +9,11 @@ line or by a file.
 from dataclasses import dataclass, field
 from typing import Literal
 
+Device = Literal["auto", "cpu", "cuda", "mps"]
+OutputFormat = Literal["text", "jsonl", "csv"]
+OverlayStyle = Literal["smooth", "cells"]
+Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
+
 FORMAT_VERSION = 1
 """Version of the checkpoint folder. It grows when an older captioner could not load the folder."""
 
@@ -32,7 +37,7 @@ class PreprocessConfig:
     size_px: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"]
+    interpolation: Interpolation
 
     def __post_init__(self) -> None:
         _require(1 <= self.size_px <= MAX_IMAGE_SIZE_PX, "size_px must be in 1..4096", self.size_px)
@@ -73,14 +78,17 @@ class DecoderConfig:
     """Size n of the LSTM's hidden and cell state."""
     attention_dim: int = 192
     """Size of the space in which annotations and hidden state are compared."""
-    dropout: float = 0.4
-    """Share of units dropped from the word embedding, the hidden state and the context."""
+    dropout: float = 0.5
+    """Share of units dropped from the word embedding, the context, the hidden state and the readout."""
+    annotation_dropout: float = 0.3
+    """Share of the annotations' channels dropped, for all cells and words of a picture at once."""
 
     def __post_init__(self) -> None:
         for name in ("embedding_dim", "hidden_dim", "attention_dim"):
             value = getattr(self, name)
             _require(1 <= value <= MAX_DIM, f"{name} must be in 1..{MAX_DIM}", value)
-        _require(0 <= self.dropout < 1, "dropout must be in [0, 1)", self.dropout)
+        for name in ("dropout", "annotation_dropout"):
+            _require(0 <= getattr(self, name) < 1, f"{name} must be in [0, 1)", getattr(self, name))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +143,7 @@ class TrainingConfig:
 
     batch_size: int = 24
     """Pictures in a batch; each comes with all its captions."""
-    epochs: int = 10
+    epochs: int = 12
     """Passes over the training pictures; the learning rate anneals over all of them."""
     learning_rate: float = 1.2e-3
     """Highest learning rate of the one-cycle schedule (AdamW)."""
@@ -154,10 +162,12 @@ class TrainingConfig:
     """Times a word must occur in the training captions to enter the vocabulary."""
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     """bf16 is several times faster where the processor or GPU has it."""
+    max_caption_words: int = 20
+    """Words after which a training caption is cut."""
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "epochs", "patience", "min_count"):
+        for name in ("batch_size", "epochs", "patience", "min_count", "max_caption_words"):
             value = getattr(self, name)
             _require(value >= 1, f"{name} must be at least 1", value)
         for name in ("learning_rate", "gradient_clip"):

@@ -7,7 +7,7 @@ axis `captions`, so that what depends on the picture alone is computed and kept 
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
@@ -54,7 +54,7 @@ class DecoderOutput:
 
     logits: Float[Tensor, "words vocab"]
     alphas: Float[Tensor, "batch captions steps cells"]
-    is_word: Tensor  # (batch, captions, steps), bool
+    is_word: Bool[Tensor, "batch captions steps"]
 
 
 class Decoder(nn.Module):
@@ -85,13 +85,14 @@ class Decoder(nn.Module):
         self.context_readout = nn.Linear(annotation_dim, embedding_dim, bias=False)
         self.output = nn.Linear(embedding_dim, vocab_size)
         self.dropout = nn.Dropout(config.dropout)
+        self.annotation_dropout = nn.Dropout1d(config.annotation_dropout)
         with torch.no_grad():
             # Start with an open forget gate, so that the cell remembers (Jozefowicz et al. 2015).
             self.lstm.bias[hidden_dim : 2 * hidden_dim] = 1.0
 
     def remember(self, annotations: Float[Tensor, "batch cells annotation"]) -> Memory:
         """Normalise and project the annotations once for all the words and captions to come."""
-        annotations = self.annotation_norm(annotations)
+        annotations = self.annotation_dropout(self.annotation_norm(annotations).mT).mT
         keys = self.attention.keys(annotations)
         return Memory(annotations.to(keys.dtype), keys)  # under autocast: cast once, not at each step
 
@@ -150,7 +151,7 @@ class Decoder(nn.Module):
         return DecoderOutput(logits, torch.stack(alphas, dim=2) * is_word[..., None], is_word)
 
 
-def _unfinished_blocks(is_word: Tensor) -> list[tuple[int, int]]:
+def _unfinished_blocks(is_word: Bool[Tensor, "batch captions steps"]) -> list[tuple[int, int]]:
     """For each step the least number of leading pictures and captions that hold all its words."""
     blocks = []
     for step in is_word.cpu().unbind(dim=2):

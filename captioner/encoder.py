@@ -5,13 +5,14 @@ where the cells of its grid look is worked out from the strides and padding of i
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import timm
 import torch
 from jaxtyping import Float
+from safetensors import SafetensorError
 from timm.data import resolve_data_config
 from torch import Tensor, nn
 
@@ -50,7 +51,7 @@ class Encoder(nn.Module):
                 num_classes=0,
                 global_pool="",
             )
-        except (OSError, RuntimeError, KeyError) as error:
+        except (OSError, RuntimeError, KeyError, SafetensorError) as error:
             raise EncoderError(
                 f"cannot load weights of {backbone} from {weights or 'the hub'}: {error}"
             ) from error
@@ -96,7 +97,12 @@ class Encoder(nn.Module):
         Neural Networks"). Of parallel branches the one with the widest kernel counts.
         """
         with _record_strided_layers(self.cnn) as layers:
-            grid = self.cnn.forward_features(torch.zeros(1, 3, size_px, size_px))
+            try:
+                grid = self.cnn.forward_features(torch.zeros(1, 3, size_px, size_px))
+            except (AssertionError, RuntimeError) as error:
+                raise EncoderError(
+                    f"the backbone does not take {size_px} pixels ({error}); choose another image size"
+                ) from error
         num_cells = self._flatten(grid).shape[1]
         rows = math.isqrt(num_cells)
         if rows * rows != num_cells:
@@ -134,18 +140,20 @@ def _first(value: Any) -> Any:
 
 
 @contextmanager
-def _record_strided_layers(cnn: nn.Module) -> Any:
+def _record_strided_layers(cnn: nn.Module) -> Iterator[dict[int, _StridedLayer]]:
     """Collect the layers that shrink their input while the block runs, by the input's side in pixels."""
     layers: dict[int, _StridedLayer] = {}
 
     def record(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        input_px, output_px = inputs[0].shape[-1], output.shape[-1]
-        layer = _StridedLayer(module, input_px, output_px)
-        if layer.stride > 1 and (input_px not in layers or layer.kernel > layers[input_px].kernel):
+        input_px = inputs[0].shape[-1]
+        layer = _StridedLayer(module, input_px, output.shape[-1])
+        if input_px not in layers or layer.kernel > layers[input_px].kernel:
             layers[input_px] = layer
 
     strided = [
-        module for module in cnn.modules() if hasattr(module, "stride") and hasattr(module, "kernel_size")
+        module
+        for module in cnn.modules()
+        if hasattr(module, "kernel_size") and _first(getattr(module, "stride", 1)) > 1
     ]
     handles = [module.register_forward_hook(record) for module in strided]
     try:

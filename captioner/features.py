@@ -9,7 +9,6 @@ one is never read.
 import hashlib
 import logging
 import shutil
-import zlib
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -85,19 +84,23 @@ def _key(records: Sequence[CaptionedImage], encoder: Encoder, preprocess: Prepro
 
 
 def _fingerprint(source: ImageSource) -> str:
-    """What changes when the picture does: size and time of a file, else a checksum of its bytes."""
+    """What changes when the picture does: size and time of a file, checksum of a zip's member."""
     if isinstance(source, Path):
         try:
             status = source.stat()
         except OSError:
             return "missing"  # computing the grid will name the file
         return f"{status.st_size}-{status.st_mtime_ns}"
-    with source.open("rb") as file:
-        return f"{zlib.crc32(file.read()):08x}"
+    return f"{source.root.getinfo(source.at).CRC:08x}"
 
 
 def _require_room(cache_dir: Path, size: int) -> None:
-    cache_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        cache_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CacheError(
+            f"cannot make {cache_dir}: {error.strerror}; choose another with --cache-dir"
+        ) from None
     free = shutil.disk_usage(cache_dir).free
     if free < size:
         raise CacheError(

@@ -5,24 +5,39 @@ Pillow and numpy only: captioning without torch uses this module as it is.
 
 import struct
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
 from jaxtyping import Float, Float32
-from PIL import Image, ImageOps
+from PIL import Image
 
 from captioner.config import GridConfig, PreprocessConfig
 from captioner.errors import CaptionerError
 
 MAX_PIXELS = 178_956_970
-"""Pictures larger than this are refused: Pillow's own limit for a decompression bomb (1 GiB of RGB)."""
+"""Pictures larger than this are refused: Pillow's own limit for a decompression bomb (0.5 GiB of RGB)."""
 
 _WHITE = (255, 255, 255, 255)
 
 # What Pillow's decoders are known to raise on files that are damaged or no pictures at all.
-_DECODING_ERRORS = (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, struct.error, TypeError)
+_DECODING_ERRORS = (
+    *(OSError, EOFError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError),
+    *(RuntimeError, SyntaxError, struct.error, zlib.error, zipfile.BadZipFile),
+)
+
+_EXIF_ORIENTATION = 0x0112
+_UPRIGHT_BY = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 class ImageError(CaptionerError):
@@ -79,7 +94,10 @@ def load_image(source: ImageSource) -> Image.Image:
 
 def upright_rgb(image: Image.Image) -> Image.Image:
     """A picture in any of Pillow's modes as RGB, turned as its EXIF orientation says."""
-    image = ImageOps.exif_transpose(image)
+    # ImageOps.exif_transpose would also write the other tags anew, and fail where one of them is odd.
+    transposition = _UPRIGHT_BY.get(image.getexif().get(_EXIF_ORIENTATION, 1))
+    if transposition is not None:
+        image = image.transpose(transposition)
     if image.mode.startswith("I") or image.mode == "F":
         image = _to_eight_bits(image)
     if image.has_transparency_data:
@@ -89,10 +107,13 @@ def upright_rgb(image: Image.Image) -> Image.Image:
 
 
 def _to_eight_bits(image: Image.Image) -> Image.Image:
-    """Grey levels of more than 8 bits as 8 bits: 16-bit by their range, others by their own extremes."""
+    """Grey levels of more than 8 bits as 8 bits: 16-bit ones by their range, those of 32 bits, which
+    have no customary range, as 8 or 16 bits where they fit, else by their own extremes."""
     levels = np.asarray(image, dtype=np.float64)
     levels = np.where(np.isfinite(levels), levels, 0.0)
-    if image.mode.startswith("I") and levels.min() >= 0 and levels.max() < 2**16:
+    if image.mode == "I" and levels.min() >= 0 and levels.max() < 2**8:
+        pass
+    elif image.mode.startswith("I") and levels.min() >= 0 and levels.max() < 2**16:
         levels = levels / 257  # 65,535 becomes 255
     else:
         span = levels.max() - levels.min()

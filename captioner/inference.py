@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -11,17 +10,16 @@ from jaxtyping import Float
 from PIL import Image
 
 from captioner.checkpoint import load_checkpoint
-from captioner.config import DecodingConfig, GridConfig, ModelConfig, PreprocessConfig
+from captioner.config import DecodingConfig, Device, GridConfig, ModelConfig, PreprocessConfig
 from captioner.decoding import search_captions
 from captioner.errors import CaptionerError
 from captioner.images import ImageError, ImageSource, Preprocess, heatmap, load_image, upright_rgb
 from captioner.loading import prepared_batches
 from captioner.model import CaptioningModel
 from captioner.search import Hypothesis
-from captioner.vocabulary import UNK, Vocabulary, detokenize
+from captioner.vocabulary import UNK, Vocabulary
 
 SHIPPED_MODEL = Path(__file__).parent / "models" / "flickr8k"
-Device = Literal["auto", "cpu", "cuda", "mps"]
 
 
 class DeviceError(CaptionerError):
@@ -140,13 +138,12 @@ class Captioner:
     def _to_caption(self, file: str, hypotheses: list[Hypothesis]) -> Caption:
         """The best hypothesis as a caption, without the special tokens."""
         best = hypotheses[0]
-        words = self.vocabulary.decode(best.tokens)
         is_word = np.array([token > UNK for token in best.tokens])
         grid = self.config.grid
         return Caption(
             file=file,
-            text=detokenize(words),
-            tokens=tuple(words),
+            text=self.vocabulary.caption(best.tokens),
+            tokens=tuple(self.vocabulary.decode(best.tokens)),
             log_prob=best.log_prob,
             alphas=best.alphas[is_word].reshape(-1, grid.rows, grid.cols),
             grid=grid,

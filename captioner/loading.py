@@ -41,6 +41,8 @@ def prepared_batches(
 
 def batches(items: Iterable[Item], batch_size: int) -> Iterator[list[Item]]:
     """Split into lists of `batch_size`, the last one shorter (itertools.batched of Python 3.12)."""
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, not {batch_size}")
     batch: list[Item] = []
     for item in items:
         batch.append(item)

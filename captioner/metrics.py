@@ -6,9 +6,10 @@ computed where Java is present and otherwise reported as not computed.
 """
 
 import re
-import shutil
+import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from nltk.tokenize.destructive import NLTKWordTokenizer
 from pycocoevalcap.bleu.bleu import Bleu
@@ -102,9 +103,13 @@ def score_captions(
     )
 
 
+@lru_cache(maxsize=1)
 def has_java() -> bool:
-    """Whether METEOR, a Java program, can run here."""
-    return shutil.which("java") is not None
+    """Whether METEOR, a Java program, can run here: a `java` may be there and do nothing."""
+    try:
+        return subprocess.run(["java", "-version"], capture_output=True, check=False).returncode == 0
+    except OSError:
+        return False
 
 
 def _meteor(truths: dict[str, list[str]], results: dict[str, list[str]]) -> float:

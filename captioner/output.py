@@ -1,15 +1,17 @@
-"""How a caption is written as a line of text, JSON or CSV."""
+"""How captions are written as lines of text, JSON or CSV."""
 
 import csv
 import io
 import json
-from typing import Literal
+import sys
+from pathlib import Path
+from types import TracebackType
 
 import numpy as np
 
+from captioner.config import OutputFormat
+from captioner.errors import CaptionerError
 from captioner.inference import Caption
-
-OutputFormat = Literal["text", "jsonl", "csv"]
 
 CSV_HEADER = ("file", "caption", "log_prob")
 
@@ -17,9 +19,62 @@ CSV_HEADER = ("file", "caption", "log_prob")
 _ESCAPES = str.maketrans({"\t": "\\t", "\n": "\\n", "\r": "\\r"})
 
 
-def header(output_format: OutputFormat) -> str:
-    """What stands before the first caption."""
-    return _csv_line(CSV_HEADER) if output_format == "csv" else ""
+class OutputError(CaptionerError):
+    """A place that cannot be written to."""
+
+
+class CaptionWriter:
+    """Writes captions to a file or to standard output; names that are not UTF-8 keep their bytes.
+
+    Raises:
+        OutputError: the place cannot be opened or written to.
+        BrokenPipeError: who reads standard output has gone.
+    """
+
+    def __init__(self, output: Path | None, output_format: OutputFormat, *, with_attention: bool) -> None:
+        self.output, self.format, self.with_attention = output, output_format, with_attention
+        if output is None:
+            if isinstance(sys.stdout, io.TextIOWrapper):
+                sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape", newline="\n")
+            self.stream = sys.stdout
+        else:
+            try:
+                self.stream = output.open("w", encoding="utf-8", errors="surrogateescape", newline="")
+            except OSError as error:
+                raise self._error(error) from error
+
+    def __enter__(self) -> "CaptionWriter":
+        if self.format == "csv":
+            self._write(_csv_line(CSV_HEADER))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if self.output is not None:
+                self.stream.close()
+        except OSError as closing:
+            raise self._error(closing) from closing
+
+    def write(self, caption: Caption) -> None:
+        self._write(format_caption(caption, self.format, with_attention=self.with_attention))
+
+    def flush(self) -> None:
+        self._write("", is_flushed=True)
+
+    def _write(self, text: str, *, is_flushed: bool = False) -> None:
+        try:
+            self.stream.write(text)
+            if is_flushed:
+                self.stream.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise self._error(error) from error
+
+    def _error(self, error: OSError) -> OutputError:
+        return OutputError(f"cannot write {self.output or 'standard output'}: {error.strerror or error}")
 
 
 def format_caption(caption: Caption, output_format: OutputFormat, *, with_attention: bool) -> str:

@@ -1,8 +1,8 @@
 """One figure a picture: what each word of its caption looked at."""
 
+import errno
 import math
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from matplotlib import colormaps
@@ -13,9 +13,11 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from PIL import Image
 
+from captioner.config import OverlayStyle
+from captioner.images import ImageError, load_image
 from captioner.inference import Caption
-
-OverlayStyle = Literal["smooth", "cells"]
+from captioner.output import OutputError
+from captioner.paths import OVERLAY_SUFFIX
 
 COLORMAP = "inferno"
 _HEAT_SHARE = 0.6  # of a panel's colour; the rest is the picture
@@ -32,9 +34,9 @@ _MAX_COLUMNS = 5
 def draw_overlay(caption: Caption, image: Image.Image, *, style: OverlayStyle = "smooth") -> Figure:
     """Draw the picture and then one panel a word, with the word's attention over the picture.
 
-    All panels share one colour scale, from zero to the largest attention of any word, which the bar
-    below states in attention per cell (a word's attention sums to one over the grid's cells). The heat
-    of a cell lies on the pixels around the centre of what that cell saw.
+    All panels share one colour scale, from zero to the largest heat of any word, which the bar below
+    states in attention per cell (a word's attention sums to one over the grid's cells). The heat of a
+    cell lies on the pixels around the centre of what that cell saw.
     """
     panel_px = int(_PANEL_IN * _DPI)
     shown = image.copy()
@@ -59,6 +61,40 @@ def draw_overlay(caption: Caption, image: Image.Image, *, style: OverlayStyle = 
 def save_overlay(figure: Figure, path: Path) -> None:
     """Save as PNG; the same figure gives the same bytes."""
     figure.savefig(path, dpi=_DPI, format="png", metadata={"Software": None})
+
+
+class OverlayWriter:
+    """Writes one figure a picture; two pictures of the same name do not overwrite each other.
+
+    Raises:
+        captioner.output.OutputError: the folder cannot be made or written to.
+        captioner.images.ImageError: one picture has gone since, or its name is too long for a figure's.
+    """
+
+    def __init__(self, folder: Path, style: OverlayStyle) -> None:
+        self.folder, self.style = folder, style
+        self._taken: set[str] = set()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"cannot make the folder {folder}: {error.strerror}") from error
+
+    def write(self, caption: Caption) -> None:
+        """Draw a caption of a file, and save it as NAME.attention.png."""
+        stem = name = Path(caption.file).stem
+        number = 1
+        while name in self._taken:
+            number += 1
+            name = f"{stem}-{number}"
+        self._taken.add(name)
+        path = self.folder / f"{name}{OVERLAY_SUFFIX}"
+        figure = draw_overlay(caption, load_image(Path(caption.file)), style=self.style)
+        try:
+            save_overlay(figure, path)
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                raise ImageError(caption.file, "its name is too long for a figure's") from error
+            raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def _panels(count: int, image_size: tuple[int, int]) -> tuple[Figure, list[Axes]]:
@@ -111,6 +147,6 @@ def _draw_scale(figure: Figure, scale: Normalize) -> None:
     axis = figure.add_axes(((width - bar_width) / 2 / width, 0.42 / height, bar_width / width, 0.09 / height))
     bar = figure.colorbar(ScalarMappable(scale, COLORMAP), cax=axis, orientation="horizontal")
     bar.set_ticks([0.0, (scale.vmax or 1.0) / 2, scale.vmax or 1.0])
-    bar.ax.xaxis.set_major_formatter("{x:.2f}")
+    bar.ax.xaxis.set_major_formatter("{x:.2g}")
     bar.ax.tick_params(labelsize=8, length=2, pad=2)
     bar.set_label("attention per cell", fontsize=8, labelpad=1)

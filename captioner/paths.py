@@ -13,6 +13,9 @@ PICTURE_SUFFIXES = (
 )
 """What counts as a picture when a folder is walked; a file that is named is tried whatever its name."""
 
+OVERLAY_SUFFIX = ".attention.png"
+"""Ending of our own figures, which are passed over when a folder is walked."""
+
 
 class Failures:
     """Tells of each picture that was passed over, in one line on standard error, and counts them."""
@@ -33,9 +36,9 @@ def named_pictures(paths: Sequence[str], *, is_recursive: bool, failures: Failur
     """
     for path in paths:
         if path == "-":
-            lines = (line.rstrip("\r\n") for line in sys.stdin)
-            for line in filter(None, lines):
-                yield from _pictures_at(line, is_recursive, failures)
+            for line in sys.stdin.buffer:  # in bytes: a name need not be UTF-8
+                if name := os.fsdecode(line.rstrip(b"\r\n")):
+                    yield from _pictures_at(name, is_recursive, failures)
         else:
             yield from _pictures_at(path, is_recursive, failures)
 
@@ -45,7 +48,7 @@ def _pictures_at(path: str, is_recursive: bool, failures: Failures) -> Iterator[
         yield Path(path)
         return
     found = 0
-    for picture in _walk(path, is_recursive):
+    for picture in _walk(path, is_recursive, failures):
         found += 1
         yield picture
     if not found:
@@ -53,9 +56,13 @@ def _pictures_at(path: str, is_recursive: bool, failures: Failures) -> Iterator[
         failures.tell(f"{path}: no pictures in this folder{hint}")
 
 
-def _walk(folder: str, is_recursive: bool) -> Iterator[Path]:
-    for top, subfolders, names in os.walk(folder):
+def _walk(folder: str, is_recursive: bool, failures: Failures) -> Iterator[Path]:
+    def tell(error: OSError) -> None:
+        failures.tell(f"{error.filename}: cannot be looked into ({error.strerror})")
+
+    for top, subfolders, names in os.walk(folder, onerror=tell):
         subfolders[:] = sorted(subfolders) if is_recursive else []
         for name in sorted(names):
-            if os.path.splitext(name)[1].lower() in PICTURE_SUFFIXES:
+            is_picture = os.path.splitext(name)[1].lower() in PICTURE_SUFFIXES
+            if is_picture and not name.endswith(OVERLAY_SUFFIX):
                 yield Path(top) / name

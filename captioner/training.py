@@ -10,13 +10,12 @@ A run's folder holds
 
 import json
 import logging
+import math
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
@@ -57,7 +56,7 @@ class Progress:
     step: int = 0
     best_cider: float = -1.0
     epochs_without_gain: int = 0
-    history: list[dict[str, Any]] | None = None
+    history: list[dict[str, Any]] = field(default_factory=list)
 
 
 class Trainer:
@@ -81,7 +80,7 @@ class Trainer:
             records=train.records,
             grids=train.grids,
             vocabulary=vocabulary,
-            max_words=recipe.decoding.max_words,
+            max_words=training.max_caption_words,
         )
         self.model_config = ModelConfig(
             format_version=FORMAT_VERSION,
@@ -97,6 +96,10 @@ class Trainer:
             config=recipe.decoder, annotation_dim=encoder.annotation_dim, vocab_size=len(vocabulary)
         )
         self.accelerator = Accelerator(mixed_precision=training.mixed_precision)
+        if self.accelerator.num_processes > 1:
+            raise TrainingError("training in several processes is not there yet; start one process")
+        if training.mixed_precision == "fp16" and self.accelerator.device.type == "cpu":
+            raise TrainingError("fp16 needs a GPU; use --mixed-precision bf16 or no on a CPU")
         # The average is what is scored and saved; it generalises better than the weights of any one step.
         self.averaged = AveragedModel(decoder, multi_avg_fn=get_ema_multi_avg_fn(training.ema_decay))
         self.averaged.to(self.accelerator.device)
@@ -114,13 +117,13 @@ class Trainer:
             cycle_momentum=False,
         )
         self.decoder, self.optimizer = self.accelerator.prepare(decoder, optimizer)
-        self.progress = Progress(history=[])
+        self.progress = Progress()
 
     @property
     def averaged_decoder(self) -> Decoder:
         return cast(Decoder, self.averaged.module)
 
-    def run(self, on_epoch_end: Callable[[Progress], None] | None = None) -> Path:
+    def run(self) -> Path:
         """Train to the end or until dev CIDEr no longer grows; gives the folder of the best model.
 
         Raises:
@@ -128,17 +131,14 @@ class Trainer:
             captioner.checkpoint.CheckpointError: the disk refuses a save.
         """
         training, progress = self.recipe.training, self.progress
-        writer = SummaryWriter(self.out / "tensorboard", purge_step=progress.epoch)
-        while progress.epoch < training.epochs and progress.epochs_without_gain < training.patience:
-            entry = self._train_epoch(writer)
-            scores = self._validate()
-            entry |= {"dev": asdict(scores)}
-            progress.epoch += 1
-            self._record(entry, scores, writer)
-            self.save()
-            if on_epoch_end is not None:
-                on_epoch_end(progress)
-        writer.close()
+        with SummaryWriter(self.out / "tensorboard", purge_step=progress.step) as writer:
+            while progress.epoch < training.epochs and progress.epochs_without_gain < training.patience:
+                entry = self._train_epoch(writer)
+                scores = self._validate()
+                progress.epoch += 1
+                self._record(entry | {"dev": asdict(scores)}, scores, writer)
+                self.save()
+                self._write_log()
         return self.out / "best"
 
     def _train_epoch(self, writer: SummaryWriter) -> dict[str, Any]:
@@ -176,13 +176,15 @@ class Trainer:
             loss = self.loss(output, batch.tokens)
         terms = {name: float(value.detach()) for name, value in vars(loss).items()}
         step = self.progress.step
-        if not np.isfinite(terms["total"]):
+        if not math.isfinite(terms["total"]):
             raise TrainingError(
                 f"the loss is {terms['total']} at step {step} on {', '.join(batch.image_ids)}; "
                 "lower --learning-rate, or look at these pictures and captions"
             )
         self.accelerator.backward(loss.total)
         norm = self.accelerator.clip_grad_norm_(self.decoder.parameters(), self.recipe.training.gradient_clip)
+        if not (math.isfinite(norm) or self.accelerator.scaler):  # a scaler passes such steps over itself
+            raise TrainingError(f"the gradient is {float(norm)} at step {step}; lower --learning-rate")
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.schedule.step()
@@ -203,11 +205,10 @@ class Trainer:
     def _record(self, entry: dict[str, Any], scores: Scores, writer: SummaryWriter) -> None:
         """Log the epoch, and save the model where it is the best so far."""
         progress = self.progress
-        assert progress.history is not None
         progress.history.append(entry)
         for name, value in asdict(scores).items():
             if value is not None:
-                writer.add_scalar(f"dev/{name}", value, progress.epoch)
+                writer.add_scalar(f"dev/{name}", value, progress.step)
         writer.flush()
         _logger.info("epoch %d: loss %.3f; dev %s", progress.epoch, entry["loss"]["total"], scores)
         progress.epochs_without_gain += 1
@@ -220,7 +221,15 @@ class Trainer:
             }
             model = CaptioningModel(encoder=self.encoder, decoder=self.averaged_decoder)
             save_checkpoint(self.out / "best", Checkpoint(model, self.model_config, self.vocabulary, metrics))
-        (self.out / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in progress.history))
+
+    def _write_log(self) -> None:
+        lines = "".join(json.dumps(entry) + "\n" for entry in self.progress.history)
+        try:
+            (self.out / "log.jsonl").write_text(lines)
+        except OSError as error:
+            raise TrainingError(
+                f"cannot write {self.out}/log.jsonl: {error.strerror}; the run is saved"
+            ) from error
 
     def save(self) -> None:
         """Save all that decides how the run goes on."""

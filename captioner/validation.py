@@ -15,7 +15,7 @@ from captioner.decoder import Decoder
 from captioner.decoding import search_captions
 from captioner.metrics import Scores, score_captions
 from captioner.search import Hypothesis, rank
-from captioner.vocabulary import Vocabulary, detokenize
+from captioner.vocabulary import Vocabulary
 
 BEAM_SIZES = (1, 3, 5, 8)
 LENGTH_PENALTIES = (0.0, 0.4, 0.6, 0.8, 1.0, 1.2)
@@ -51,11 +51,6 @@ def search_grids(
     decoder.train(was_training)
 
 
-def caption_text(hypotheses: Sequence[Hypothesis], vocabulary: Vocabulary) -> str:
-    """The caption that a user is shown: the best hypothesis, or nothing where there is none."""
-    return detokenize(vocabulary.decode(hypotheses[0].tokens)) if hypotheses else ""
-
-
 def validate(
     decoder: Decoder, split: Split, *, vocabulary: Vocabulary, config: DecodingConfig
 ) -> tuple[Scores, dict[str, str]]:
@@ -67,7 +62,7 @@ def validate(
 
 def _captions(split: Split, found: Sequence[Sequence[Hypothesis]], vocabulary: Vocabulary) -> dict[str, str]:
     return {
-        record.image_id: caption_text(hypotheses, vocabulary)
+        record.image_id: vocabulary.caption(hypotheses[0].tokens)
         for record, hypotheses in zip(split.records, found, strict=True)
     }
 
@@ -96,7 +91,7 @@ def choose_decoding(
 def settle_decoding(folder: Path, dev: Split) -> Scores:
     """Give a trained model the decoding that scores best on dev, and its scores with that.
 
-    The model is loaded as it was saved, in half precision, so that the scores are of what is shipped.
+    The decoder is loaded as it was saved, in half precision; the grids are those of the cache.
     """
     checkpoint = load_checkpoint(folder)
     decoder, vocabulary = checkpoint.model.decoder.eval(), checkpoint.vocabulary

@@ -67,6 +67,10 @@ class Vocabulary:
         """Words of the ids, special tokens left out."""
         return [self.words[token] for token in tokens if token >= len(SPECIAL_TOKENS)]
 
+    def caption(self, tokens: Iterable[int]) -> str:
+        """The ids as the text that a user is shown."""
+        return detokenize(self.decode(tokens))
+
     def to_json(self) -> bytes:
         return msgspec.json.format(msgspec.json.encode(self), indent=1)
 

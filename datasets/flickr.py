@@ -31,7 +31,7 @@ def read_flickr8k(root: Path, splits: Sequence[str] = ("train", "dev")) -> list[
             captions or is not there.
     """
     captions = _read_captions(root / TOKEN_FILE)
-    names_of = {split: _read_lines(root / SPLIT_FILES[split]) for split in splits}
+    names_of = {split: list(filter(None, _read_lines(root / SPLIT_FILES[split]))) for split in splits}
     sources = _find_pictures(root)
     records = []
     for split, names in names_of.items():
@@ -60,12 +60,14 @@ def _read_lines(path: Path) -> list[str]:
         raise DatasetError(f"{path} is missing; --root must hold Flickr8k in its official layout") from None
     except (OSError, UnicodeDecodeError) as error:
         raise DatasetError(f"{path} cannot be read: {error}") from None
-    return [line.strip() for line in lines if line.strip()]
+    return [line.strip() for line in lines]
 
 
 def _read_captions(path: Path) -> dict[str, list[str]]:
     captions: dict[str, list[str]] = {}
     for number, line in enumerate(_read_lines(path), start=1):
+        if not line:
+            continue
         place, tab, caption = line.partition("\t")
         name, mark, _ = place.partition("#")
         if not (tab and mark and caption.strip()):

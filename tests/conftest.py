@@ -20,12 +20,14 @@ from captioner.decoder import Decoder
 from captioner.encoder import Encoder
 from captioner.inference import Captioner
 from captioner.model import CaptioningModel
-from captioner.vocabulary import SPECIAL_TOKENS, Vocabulary
+from captioner.vocabulary import END, SPECIAL_TOKENS, Vocabulary
 
 ROOT = Path(__file__).parent.parent
 TINY_CNN = "test_efficientnet"
 TINY_SIZE_PX = 64
-SMALL_DECODER = DecoderConfig(embedding_dim=12, hidden_dim=16, attention_dim=8, dropout=0.0)
+SMALL_DECODER = DecoderConfig(
+    embedding_dim=12, hidden_dim=16, attention_dim=8, dropout=0.0, annotation_dropout=0.0
+)
 
 
 @pytest.fixture
@@ -64,6 +66,8 @@ def model(encoder: Encoder, model_config: ModelConfig, vocabulary: Vocabulary) -
     decoder = Decoder(
         config=SMALL_DECODER, annotation_dim=model_config.annotation_dim, vocab_size=len(vocabulary)
     )
+    with torch.no_grad():
+        decoder.output.bias[END] -= 1  # so that captions have a few words
     return CaptioningModel(encoder=encoder, decoder=decoder)
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from captioner.checkpoint import (
     FILES,
@@ -70,6 +71,16 @@ def test_failed_save_keeps_the_old_model(checkpoint: Checkpoint, tmp_path: Path)
     assert load_checkpoint(tmp_path / "model").metrics == checkpoint.metrics
 
 
+def test_weights_that_are_not_finite_are_refused_when_loaded(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    save_checkpoint(folder, checkpoint, dtype=torch.float32)
+    weights = load_file(folder / "model.safetensors")
+    weights["decoder.output.bias"][0] = torch.nan
+    save_file(weights, folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"not finite, among them decoder\.output\.bias"):
+        load_checkpoint(folder)
+
+
 def test_crash_between_the_two_renames_is_undone(tmp_path: Path) -> None:
     (tmp_path / ".last.old").mkdir()
     (tmp_path / ".last.old" / "state").write_text("good")
@@ -105,6 +116,13 @@ def test_folders_that_are_no_sound_model_say_why(checkpoint: Checkpoint, tmp_pat
     config["decoder"]["hidden_dim"] = 17
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match="do not fit one another"):
+        load_checkpoint(folder)
+
+    save_checkpoint(folder, checkpoint)
+    config = json.loads((folder / "config.json").read_text())
+    config["grid"]["offset_px"] = 1.0
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="but its backbone gives"):
         load_checkpoint(folder)
 
     config["format_version"] = 999

@@ -78,8 +78,14 @@ def test_recursive_walks_below(run: Run, pictures: Path) -> None:
 def test_paths_come_from_standard_input_too(
     run: Run, pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sys.stdin", io.StringIO(f"{pictures / 'c.webp'}\n\n{pictures / 'b.png'}\n"))
-    assert files_of(run("-").out) == ["c.webp", "b.png"]
+    latin = os.fsencode(pictures) + b"/caf\xe9.png"
+    noise_picture(5).save(os.fsdecode(latin))
+    lines = b"\n".join([bytes(pictures / "c.webp"), b"", latin, bytes(pictures / "b.png"), b""])
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(lines)))
+    result = run("-", "--format", "jsonl")
+    assert result.status == 0
+    files = [os.fsencode(json.loads(line)["file"]) for line in result.out.splitlines()]
+    assert files == [bytes(pictures / "c.webp"), latin, bytes(pictures / "b.png")]
 
 
 def test_bad_files_are_named_and_the_rest_is_captioned(run: Run, pictures: Path) -> None:
@@ -158,6 +164,30 @@ def test_overlay_beside_the_pictures_overwrites_none_of_them(run: Run, pictures:
     assert (pictures / "b.png").read_bytes() == before
 
 
+def test_folder_walk_passes_over_our_own_figures(run: Run, pictures: Path) -> None:
+    for _ in range(2):
+        result = run(pictures, "--recursive", "--overlay", pictures / "below")
+        assert files_of(result.out) == ["a.JPG", "b.png", "c.webp", "a.png"]
+
+
+def test_figure_that_cannot_be_named_is_told_and_the_rest_is_drawn(
+    run: Run, pictures: Path, tmp_path: Path
+) -> None:
+    noise_picture(0).save(pictures / ("b" * 245 + ".png"))
+    result = run(pictures, "--overlay", tmp_path / "out")
+    assert result.status == 1
+    assert len(result.out.splitlines()) == 4
+    assert len(list((tmp_path / "out").iterdir())) == 3
+    assert "its name is too long for a figure's" in result.err
+
+
+def test_raw_cells_are_drawn_on_request(run: Run, pictures: Path, tmp_path: Path) -> None:
+    for style in ("smooth", "cells"):
+        run(pictures / "b.png", "--overlay", tmp_path / style, "--overlay-style", style)
+    figures = [(tmp_path / style / "b.attention.png").read_bytes() for style in ("smooth", "cells")]
+    assert figures[0] != figures[1]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -185,7 +215,17 @@ def test_places_that_cannot_be_written_are_one_line(run: Run, pictures: Path) ->
         assert "cannot" in result.err
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
+def test_full_disk_is_one_line(run: Run, pictures: Path) -> None:
+    result = run(pictures, "--output", "/dev/full")
+    assert (result.status, result.err) == (1, "captioner: cannot write /dev/full: No space left on device\n")
+
+
 def test_missing_model_is_one_line(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        caption_main(["x.jpg", "--model", str(tmp_path / "nothing"), "--max-words", "0"])
+    assert exit_.value.code == 2  # wrong usage shows before anything is loaded
+    capfd.readouterr()
     with pytest.raises(SystemExit) as exit_:
         caption_main(["x.jpg", "--model", str(tmp_path / "nothing")])
     captured = capfd.readouterr()

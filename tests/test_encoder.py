@@ -97,6 +97,11 @@ def test_unknown_backbone_is_refused_with_names_alike() -> None:
         Encoder(backbone="resnet1000")
 
 
+def test_size_that_the_backbone_does_not_take_is_refused() -> None:
+    with pytest.raises(EncoderError, match="the backbone does not take 100 pixels"):
+        Encoder(backbone="test_vit").grid_config(100)
+
+
 def test_file_that_holds_no_weights_is_refused() -> None:
     with pytest.raises(EncoderError, match=r"cannot load weights of test_resnet from missing\.safetensors"):
         Encoder(backbone="test_resnet", weights="missing.safetensors")

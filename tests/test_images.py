@@ -31,6 +31,14 @@ def sixteen_bit(level: int) -> Image.Image:
     return Image.fromarray(np.full((8, 8), level, dtype=np.uint16))
 
 
+@pytest.mark.parametrize(("level", "expected"), [(7, 7), (257 * 100, 100), (65_535, 255)])
+def test_thirty_two_bits_count_as_8_or_16_where_they_fit(level: int, expected: int, tmp_path: Path) -> None:
+    picture = Image.fromarray(np.full((8, 8), level, dtype=np.int32))
+    assert picture.mode == "I"
+    image = load_image(save(picture, tmp_path / "wide.tiff"))
+    assert np.asarray(image).min() == np.asarray(image).max() == expected
+
+
 @pytest.mark.parametrize(("level", "expected"), [(0, 0), (257 * 100, 100), (65_535, 255)])
 def test_sixteen_bits_are_scaled_not_clipped(level: int, expected: int, tmp_path: Path) -> None:
     image = load_image(save(sixteen_bit(level), tmp_path / "deep.png"))
@@ -89,6 +97,17 @@ def test_picture_in_a_zip_is_read_without_unpacking(tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.asarray(load_image(inside)), np.asarray(load_image(plain)))
 
 
+def test_damaged_member_of_a_zip_is_an_image_error(tmp_path: Path) -> None:
+    plain = save(noise_picture(1), tmp_path / "a.bmp")
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
+        archive.write(plain, "a.bmp")
+    damaged = bytearray((tmp_path / "all.zip").read_bytes())
+    damaged[1000] ^= 0xFF
+    (tmp_path / "all.zip").write_bytes(damaged)
+    with pytest.raises(ImageError, match="cannot be decoded"):
+        load_image(zipfile.Path(tmp_path / "all.zip") / "a.bmp")
+
+
 def test_missing_empty_and_wrong_files_are_named_with_a_reason(tmp_path: Path) -> None:
     (tmp_path / "empty.jpg").touch()
     (tmp_path / "text.jpg").write_text("this is no picture")
@@ -104,7 +123,7 @@ def test_missing_empty_and_wrong_files_are_named_with_a_reason(tmp_path: Path) -
         assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("picture_format", ["JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP"])
+@pytest.mark.parametrize("picture_format", ["JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "AVIF", "JPEG2000"])
 def test_truncated_pictures_are_refused_wherever_they_end(picture_format: str, tmp_path: Path) -> None:
     buffer = io.BytesIO()
     noise_picture(2, 200, 150).save(buffer, picture_format)

@@ -13,7 +13,7 @@ from captioner.data import CaptionDataset, CaptionedImage, collate
 from captioner.encoder import Encoder
 from captioner.metrics import Scores
 from captioner.resume import ResumeError
-from captioner.training import Progress, Trainer, TrainingError
+from captioner.training import Trainer, TrainingError
 from captioner.validation import Split, settle_decoding, validate
 from captioner.vocabulary import END, Vocabulary
 from tests.conftest import TINY_CNN, TINY_SIZE_PX
@@ -31,7 +31,9 @@ CAPTIONS = [
 
 RECIPE = Recipe(
     encoder=EncoderConfig(backbone=TINY_CNN, image_size=TINY_SIZE_PX),
-    decoder=DecoderConfig(embedding_dim=32, hidden_dim=64, attention_dim=16, dropout=0.1),
+    decoder=DecoderConfig(
+        embedding_dim=32, hidden_dim=64, attention_dim=16, dropout=0.1, annotation_dropout=0.1
+    ),
     training=TrainingConfig(
         batch_size=4,
         epochs=60,
@@ -101,16 +103,20 @@ def test_model_overfits_eight_pictures_and_says_them_back(
     assert scores.bleu_4 == pytest.approx(100)
 
 
-class StopError(Exception):
+class PowerCutError(Exception):
     pass
 
 
-def stop_after(epochs: int) -> Callable[[Progress], None]:
-    def check(progress: Progress) -> None:
-        if progress.epoch == epochs:
-            raise StopError
+def cut_power_after(trainer: Trainer, num_epochs: int) -> None:
+    """Let the run end like a crash, once so many epochs have been saved."""
+    save = trainer.save
 
-    return check
+    def save_and_stop() -> None:
+        save()
+        if trainer.progress.epoch == num_epochs:
+            raise PowerCutError
+
+    trainer.save = save_and_stop
 
 
 def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(
@@ -120,8 +126,10 @@ def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(
     whole = make_trainer(tmp_path / "whole", recipe)
     whole.run()
 
-    with pytest.raises(StopError):
-        make_trainer(tmp_path / "parts", recipe).run(on_epoch_end=stop_after(2))
+    interrupted = make_trainer(tmp_path / "parts", recipe)
+    cut_power_after(interrupted, 2)
+    with pytest.raises(PowerCutError):
+        interrupted.run()
     torch.manual_seed(12345)
     resumed = make_trainer(tmp_path / "parts", recipe)
     resumed.resume()
