@@ -6,8 +6,9 @@ msgspec, and every range is checked where the value is made, whether that is by 
 line or by a file.
 """
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 OutputFormat = Literal["text", "jsonl", "csv"]
@@ -78,17 +79,14 @@ class DecoderConfig:
     """Size n of the LSTM's hidden and cell state."""
     attention_dim: int = 192
     """Size of the space in which annotations and hidden state are compared."""
-    dropout: float = 0.5
+    dropout: float = 0.4
     """Share of units dropped from the word embedding, the context, the hidden state and the readout."""
-    annotation_dropout: float = 0.3
-    """Share of the annotations' channels dropped, for all cells and words of a picture at once."""
 
     def __post_init__(self) -> None:
         for name in ("embedding_dim", "hidden_dim", "attention_dim"):
             value = getattr(self, name)
             _require(1 <= value <= MAX_DIM, f"{name} must be in 1..{MAX_DIM}", value)
-        for name in ("dropout", "annotation_dropout"):
-            _require(0 <= getattr(self, name) < 1, f"{name} must be in [0, 1)", getattr(self, name))
+        _require(0 <= self.dropout < 1, "dropout must be in [0, 1)", self.dropout)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +141,7 @@ class TrainingConfig:
 
     batch_size: int = 24
     """Pictures in a batch; each comes with all its captions."""
-    epochs: int = 12
+    epochs: int = 6
     """Passes over the training pictures; the learning rate anneals over all of them."""
     learning_rate: float = 1.2e-3
     """Highest learning rate of the one-cycle schedule (AdamW)."""
@@ -206,6 +204,13 @@ class Recipe:
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     decoding: DecodingConfig = field(default_factory=DecodingConfig)
+
+    def described(self) -> dict[str, dict[str, Any]]:
+        """All settings as plain values; of the weights' file its name, for its folder is a machine's own."""
+        settings = asdict(self)
+        if self.encoder.weights is not None:
+            settings["encoder"]["weights"] = Path(self.encoder.weights).name
+        return settings
 
 
 PRESETS = {"flickr8k": Recipe()}

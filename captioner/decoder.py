@@ -60,13 +60,14 @@ class DecoderOutput:
 class Decoder(nn.Module):
     """The LSTM decoder with soft attention (Xu et al. 2015, section 3.1.2).
 
-    beta_t   = sigmoid(f_beta(h_{t-1}))                        a scalar, section 4.2.1
+    beta_t   = sigmoid(f_beta(h_{t-1}))                                     section 4.2.1
     h_t, c_t = LSTM([E y_{t-1}; beta_t z_t], h_{t-1}, c_{t-1})                  eq. 1 to 3
     h_0, c_0 = tanh(W_h mean_i a_i), tanh(W_c mean_i a_i)
     p(y_t)   ~ exp(L_o(E y_{t-1} + L_h h_t + L_z beta_t z_t))                   eq. 7
 
     Differs from the paper in that the annotations are layer-normalised first, so that backbones of any
-    scale train alike, and that h_0 and c_0 have one layer.
+    scale train alike; that beta_t has a value for each channel, where the paper's is a scalar; and that
+    h_0 and c_0 have one layer.
     """
 
     def __init__(self, *, config: DecoderConfig, annotation_dim: int, vocab_size: int) -> None:
@@ -77,7 +78,7 @@ class Decoder(nn.Module):
         self.attention = AdditiveAttention(
             annotation_dim=annotation_dim, hidden_dim=hidden_dim, attention_dim=config.attention_dim
         )
-        self.gate = nn.Linear(hidden_dim, 1)
+        self.gate = nn.Linear(hidden_dim, annotation_dim)
         self.initial_hidden = nn.Linear(annotation_dim, hidden_dim)
         self.initial_cell = nn.Linear(annotation_dim, hidden_dim)
         self.lstm = nn.Linear(embedding_dim + annotation_dim + hidden_dim, 4 * hidden_dim)
@@ -85,14 +86,13 @@ class Decoder(nn.Module):
         self.context_readout = nn.Linear(annotation_dim, embedding_dim, bias=False)
         self.output = nn.Linear(embedding_dim, vocab_size)
         self.dropout = nn.Dropout(config.dropout)
-        self.annotation_dropout = nn.Dropout1d(config.annotation_dropout)
         with torch.no_grad():
             # Start with an open forget gate, so that the cell remembers (Jozefowicz et al. 2015).
             self.lstm.bias[hidden_dim : 2 * hidden_dim] = 1.0
 
     def remember(self, annotations: Float[Tensor, "batch cells annotation"]) -> Memory:
         """Normalise and project the annotations once for all the words and captions to come."""
-        annotations = self.annotation_dropout(self.annotation_norm(annotations).mT).mT
+        annotations = self.annotation_norm(annotations)
         keys = self.attention.keys(annotations)
         return Memory(annotations.to(keys.dtype), keys)  # under autocast: cast once, not at each step
 

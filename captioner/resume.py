@@ -1,7 +1,6 @@
 """What a training run keeps on disk to go on exactly where it was."""
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ def save_state(folder: Path, *, recipe: Recipe, state: dict[str, Any]) -> None:
         captioner.checkpoint.CheckpointError: the disk refuses; the old state is kept.
     """
     with replaced_folder(folder) as aside:
-        torch.save({"recipe": json.dumps(asdict(recipe)), **state}, aside / _STATE_FILE)
+        torch.save({"recipe": json.dumps(recipe.described()), **state}, aside / _STATE_FILE)
 
 
 def load_state(folder: Path, *, recipe: Recipe, device: torch.device) -> dict[str, Any]:
@@ -39,7 +38,7 @@ def load_state(folder: Path, *, recipe: Recipe, device: torch.device) -> dict[st
     if not path.is_file():
         raise ResumeError(f"{path} is not there: no epoch was finished; start without --resume")
     state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
-    before, now = json.loads(state["recipe"]), json.loads(json.dumps(asdict(recipe)))
+    before, now = json.loads(state["recipe"]), recipe.described()
     changed = [
         f"{name} was {before[part].get(name)!r} and is {value!r}"
         for part in now

@@ -216,7 +216,7 @@ class Trainer:
             progress.best_cider, progress.epochs_without_gain = scores.cider, 0
             metrics = {
                 "dev": {**asdict(self.recipe.decoding), **asdict(scores)},
-                "recipe": asdict(self.recipe),
+                "recipe": self.recipe.described(),
                 "history": progress.history,
             }
             model = CaptioningModel(encoder=self.encoder, decoder=self.averaged_decoder)

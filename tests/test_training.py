@@ -31,9 +31,7 @@ CAPTIONS = [
 
 RECIPE = Recipe(
     encoder=EncoderConfig(backbone=TINY_CNN, image_size=TINY_SIZE_PX),
-    decoder=DecoderConfig(
-        embedding_dim=32, hidden_dim=64, attention_dim=16, dropout=0.1, annotation_dropout=0.1
-    ),
+    decoder=DecoderConfig(embedding_dim=32, hidden_dim=64, attention_dim=16, dropout=0.1),
     training=TrainingConfig(
         batch_size=4,
         epochs=60,

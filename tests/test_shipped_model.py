@@ -1,0 +1,35 @@
+"""The model that ships: that it is whole, small, and what its card and the README say."""
+
+import json
+
+from safetensors import safe_open
+
+from captioner.checkpoint import FILES
+from captioner.inference import SHIPPED_MODEL
+from tests.conftest import ROOT
+
+CARD = SHIPPED_MODEL / "MODEL_CARD.md"
+
+
+def test_folder_holds_these_files_and_no_other() -> None:
+    assert sorted(path.name for path in SHIPPED_MODEL.iterdir()) == sorted([*FILES, CARD.name])
+
+
+def test_weights_are_in_half_precision_and_take_at_most_40_mb() -> None:
+    assert sum(path.stat().st_size for path in SHIPPED_MODEL.iterdir()) <= 40e6
+    with safe_open(SHIPPED_MODEL / "model.safetensors", framework="np") as weights:
+        kinds = {weights.get_slice(name).get_dtype() for name in weights.keys()}  # noqa: SIM118
+    assert kinds <= {"F16", "I64"}
+
+
+def test_card_and_readme_state_the_scores_that_were_measured() -> None:
+    dev = json.loads((SHIPPED_MODEL / "metrics.json").read_text())["dev"]
+    names = ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "meteor", "rouge_l", "cider")
+    row = f"| {' | '.join(f'{dev[name]:.1f}' for name in names)} |"
+    for page in (CARD, ROOT / "README.md"):
+        assert row in page.read_text(), page
+
+
+def test_model_scores_above_the_yardstick_of_its_kind() -> None:
+    """54 CIDEr on dev is what a frozen CNN with a plain soft attention decoder reached in a first probe."""
+    assert json.loads((SHIPPED_MODEL / "metrics.json").read_text())["dev"]["cider"] > 54
