@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from captioner.images import ImageSource
 from captioner.vocabulary import PAD, Vocabulary
@@ -105,3 +105,11 @@ def collate(items: Sequence[CaptionItem]) -> CaptionBatch:
         tokens=tokens,
         lengths=lengths,
     )
+
+
+def epoch_loader(
+    dataset: CaptionDataset, *, batch_size: int, seed: int, epoch: int
+) -> "DataLoader[CaptionItem]":
+    """Batches in an order that depends on the seed and the epoch alone, so that a resumed run repeats it."""
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    return DataLoader(dataset, batch_size=batch_size, shuffle=True, generator=generator, collate_fn=collate)

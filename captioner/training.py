@@ -9,9 +9,9 @@ A run's folder holds
 """
 
 import json
-import logging
 import math
 import time
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -22,13 +22,11 @@ from accelerate.utils import set_seed
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import OneCycleLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.data import DataLoader
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from captioner.checkpoint import Checkpoint, save_checkpoint
-from captioner.config import FORMAT_VERSION, GridConfig, ModelConfig, PreprocessConfig, Recipe, TrainingConfig
-from captioner.data import CaptionBatch, CaptionDataset, collate
+from captioner.config import FORMAT_VERSION, GridConfig, ModelConfig, PreprocessConfig, Recipe
+from captioner.data import CaptionBatch, CaptionDataset, epoch_loader
 from captioner.decoder import Decoder
 from captioner.encoder import Encoder
 from captioner.errors import CaptionerError
@@ -36,12 +34,11 @@ from captioner.loss import CaptionLoss
 from captioner.metrics import Scores
 from captioner.model import CaptioningModel
 from captioner.resume import load_state, save_state
+from captioner.run_log import RunLog
 from captioner.validation import Split, validate
 from captioner.vocabulary import Vocabulary
 
 _WARM_UP_SHARE = 0.1  # of all steps, while the learning rate rises
-
-_logger = logging.getLogger(__name__)
 
 
 class TrainingError(CaptionerError):
@@ -128,22 +125,25 @@ class Trainer:
 
         Raises:
             TrainingError: the loss is not finite; the message names the step and the pictures.
-            captioner.checkpoint.CheckpointError: the disk refuses a save.
+            captioner.checkpoint.CheckpointError, captioner.run_log.LogError: the disk refuses.
         """
         training, progress = self.recipe.training, self.progress
-        with SummaryWriter(self.out / "tensorboard", purge_step=progress.step) as writer:
+        with closing(RunLog(self.out, first_step=progress.step)) as log:
             while progress.epoch < training.epochs and progress.epochs_without_gain < training.patience:
-                entry = self._train_epoch(writer)
+                entry = self._train_epoch(log)
                 scores = self._validate()
                 progress.epoch += 1
-                self._record(entry | {"dev": asdict(scores)}, scores, writer)
+                progress.history.append(entry | {"dev": asdict(scores)})
+                self._keep_if_best(scores)
                 self.save()
-                self._write_log()
+                log.epoch(progress.history)
         return self.out / "best"
 
-    def _train_epoch(self, writer: SummaryWriter) -> dict[str, Any]:
+    def _train_epoch(self, log: RunLog) -> dict[str, Any]:
         training, progress = self.recipe.training, self.progress
-        loader = _epoch_loader(self.dataset, training, progress.epoch)
+        loader = epoch_loader(
+            self.dataset, batch_size=training.batch_size, seed=training.seed, epoch=progress.epoch
+        )
         sums = {"total": 0.0, "cross_entropy": 0.0, "attention_penalty": 0.0}
         num_captions, started = 0, time.monotonic()
         self.decoder.train()
@@ -151,7 +151,7 @@ class Trainer:
             total=len(self.dataset), desc=f"epoch {progress.epoch + 1}/{training.epochs}", unit=" pictures"
         )
         for batch in loader:
-            terms = self._train_step(batch.to(self.accelerator.device), writer)
+            terms = self._train_step(batch.to(self.accelerator.device), log)
             for name, value in terms.items():
                 sums[name] += value
             num_captions += int((batch.lengths > 0).sum())
@@ -170,7 +170,7 @@ class Trainer:
             "train_s": seconds,
         }
 
-    def _train_step(self, batch: CaptionBatch, writer: SummaryWriter) -> dict[str, float]:
+    def _train_step(self, batch: CaptionBatch, log: RunLog) -> dict[str, float]:
         with self.accelerator.autocast():
             output = self.decoder(batch.annotations, batch.tokens, batch.lengths)
             loss = self.loss(output, batch.tokens)
@@ -182,17 +182,17 @@ class Trainer:
                 "lower --learning-rate, or look at these pictures and captions"
             )
         self.accelerator.backward(loss.total)
-        norm = self.accelerator.clip_grad_norm_(self.decoder.parameters(), self.recipe.training.gradient_clip)
+        clip = self.recipe.training.gradient_clip
+        norm = float(self.accelerator.clip_grad_norm_(self.decoder.parameters(), clip))
         if not (math.isfinite(norm) or self.accelerator.scaler):  # a scaler passes such steps over itself
-            raise TrainingError(f"the gradient is {float(norm)} at step {step}; lower --learning-rate")
+            raise TrainingError(f"the gradient is {norm} at step {step}; lower --learning-rate")
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.schedule.step()
         self.averaged.update_parameters(self.accelerator.unwrap_model(self.decoder))
-        for name, value in terms.items():
-            writer.add_scalar(f"loss/{name}", value, step)
-        writer.add_scalar("learning_rate", self.schedule.get_last_lr()[0], step)
-        writer.add_scalar("gradient_norm", float(norm), step)
+        losses = {f"loss/{name}": value for name, value in terms.items()}
+        rate = float(self.schedule.get_last_lr()[0])
+        log.step(step, {**losses, "learning_rate": rate, "gradient_norm": norm})
         self.progress.step += 1
         return terms
 
@@ -202,15 +202,9 @@ class Trainer:
         )
         return scores
 
-    def _record(self, entry: dict[str, Any], scores: Scores, writer: SummaryWriter) -> None:
-        """Log the epoch, and save the model where it is the best so far."""
+    def _keep_if_best(self, scores: Scores) -> None:
+        """Save the model where it is the best so far."""
         progress = self.progress
-        progress.history.append(entry)
-        for name, value in asdict(scores).items():
-            if value is not None:
-                writer.add_scalar(f"dev/{name}", value, progress.step)
-        writer.flush()
-        _logger.info("epoch %d: loss %.3f; dev %s", progress.epoch, entry["loss"]["total"], scores)
         progress.epochs_without_gain += 1
         if scores.cider > progress.best_cider:
             progress.best_cider, progress.epochs_without_gain = scores.cider, 0
@@ -221,15 +215,6 @@ class Trainer:
             }
             model = CaptioningModel(encoder=self.encoder, decoder=self.averaged_decoder)
             save_checkpoint(self.out / "best", Checkpoint(model, self.model_config, self.vocabulary, metrics))
-
-    def _write_log(self) -> None:
-        lines = "".join(json.dumps(entry) + "\n" for entry in self.progress.history)
-        try:
-            (self.out / "log.jsonl").write_text(lines)
-        except OSError as error:
-            raise TrainingError(
-                f"cannot write {self.out}/log.jsonl: {error.strerror}; the run is saved"
-            ) from error
 
     def save(self) -> None:
         """Save all that decides how the run goes on."""
@@ -259,11 +244,3 @@ class Trainer:
         self.schedule.load_state_dict(state["schedule"])
         torch.set_rng_state(state["random"].cpu())
         self.progress = Progress(**json.loads(state["progress"]))
-
-
-def _epoch_loader(dataset: CaptionDataset, training: TrainingConfig, epoch: int) -> DataLoader[Any]:
-    """Batches in an order that depends on the seed and the epoch alone, so that a resumed run repeats it."""
-    generator = torch.Generator().manual_seed(training.seed * 1_000_003 + epoch)
-    return DataLoader(
-        dataset, batch_size=training.batch_size, shuffle=True, generator=generator, collate_fn=collate
-    )

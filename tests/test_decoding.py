@@ -6,17 +6,24 @@ from captioner.config import DecodingConfig
 from captioner.decoder import Decoder
 from captioner.decoding import search_captions
 from captioner.vocabulary import START
+from tests.conftest import SMALL_DECODER
 
 CONFIG = DecodingConfig(beam_size=4, max_words=5)
 
 
 @torch.no_grad()
-def test_what_the_search_gives_is_what_the_decoder_gives_for_that_caption(decoder: Decoder) -> None:
+def test_what_the_search_gives_is_what_the_decoder_gives_for_that_caption() -> None:
     """Log-probability and attention of each hypothesis equal those of feeding it back (teacher forcing)."""
-    decoder.output.weight.mul_(5)  # captions that differ
+    torch.manual_seed(2)
+    decoder = Decoder(config=SMALL_DECODER, annotation_dim=10, vocab_size=11).eval()
+    # Readouts that weigh the picture more than the last word: captions that differ, some end, some are cut.
+    decoder.context_readout.weight.mul_(8)
+    decoder.hidden_readout.weight.mul_(8)
     annotations = torch.randn(6, 9, 10) * 3
     found = search_captions(decoder, annotations, CONFIG)
-    assert len({hypothesis.tokens for hypotheses in found for hypothesis in hypotheses}) > 6
+    flat = [hypothesis for hypotheses in found for hypothesis in hypotheses]
+    assert len({hypothesis.tokens for hypothesis in flat}) > 6
+    assert {hypothesis.has_ended for hypothesis in flat} == {True, False}
     for picture, hypotheses in enumerate(found):
         for hypothesis in hypotheses:
             fed = torch.tensor([[[START, *hypothesis.tokens]]])
