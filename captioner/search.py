@@ -75,8 +75,9 @@ def beam_search(
 
     At each step a picture's hypotheses are extended by every token. Those among the best `beam_size`
     that end are set aside, and the best `beam_size` others go on. A picture is done, and leaves the
-    batch, when `beam_size` hypotheses have ended. The ranking is log p(y) / length**p with the length in
-    tokens, <end> included (the length normalisation of Wu et al. 2016 without its constant).
+    batch, when `beam_size` hypotheses have ended. A caption has at least one word. The ranking is
+    log p(y) / length**p with the length in tokens, <end> included (the length normalisation of Wu et
+    al. 2016 without its constant).
 
     `state` holds `beam_size` hypotheses for each picture, all of them fresh.
 
@@ -95,7 +96,9 @@ def beam_search(
         if not len(pictures):
             break
         next_log_probs, alpha, state = step(tokens[:, :, -1], state)
-        totals, parents, words = _best_candidates(log_probs[:, :, None] + next_log_probs, beam_size)
+        totals = log_probs[:, :, None] + next_log_probs
+        totals[:, :, BANNED_TOKENS if num_words else (*BANNED_TOKENS, END)] = -np.inf
+        totals, parents, words = _best_candidates(totals, beam_size)
         used = alpha[:, :, None] if alphas is None else np.concatenate([alphas, alpha[:, :, None]], axis=2)
 
         is_end = words == END
@@ -136,7 +139,6 @@ def _best_candidates(
 
     At most one extension of each hypothesis ends, so that at least `beam_size` of these go on.
     """
-    totals[:, :, BANNED_TOKENS] = -np.inf
     num_pictures, _, vocab_size = totals.shape
     num_words = min(2 * beam_size, vocab_size)
     words = np.argpartition(-totals, num_words - 1, axis=2)[:, :, :num_words]  # of each hypothesis

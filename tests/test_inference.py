@@ -69,11 +69,11 @@ def test_missing_file_is_an_image_error(captioner: Captioner) -> None:
         captioner.caption("nowhere.jpg")
 
 
-def test_model_with_nothing_to_say_gives_an_empty_caption(captioner: Captioner, pictures: list[Path]) -> None:
+def test_model_in_a_hurry_to_end_still_says_a_word(captioner: Captioner, pictures: list[Path]) -> None:
     with torch.no_grad():
         captioner.model.decoder.output.bias[END] = 1e4
     caption = captioner.caption(pictures[0], decoding=replace(captioner.config.decoding, beam_size=1))
-    assert (caption.text, caption.tokens, len(caption.alphas)) == ("", (), 0)
+    assert len(caption.tokens) == len(caption.alphas) == 1
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

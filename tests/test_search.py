@@ -65,7 +65,7 @@ class MockModel:
 
 
 def all_captions(max_words: int) -> list[Prefix]:
-    return [(*words, END) for length in range(max_words + 1) for words in product(WORDS, repeat=length)]
+    return [(*words, END) for length in range(1, max_words + 1) for words in product(WORDS, repeat=length)]
 
 
 @pytest.mark.parametrize("length_penalty", [0.0, 0.7, 1.0, 1.5])
@@ -89,7 +89,7 @@ def test_beam_of_one_is_greedy(name: int) -> None:
     written: Prefix = ()
     while END not in written:
         log_probs, _ = model.look_up(name, (START, *written))
-        best = max(allowed, key=lambda token: log_probs[token])
+        best = max(allowed if written else WORDS, key=lambda token: log_probs[token])
         if len(written) == 8 and best != END:
             break
         written = (*written, best)
@@ -106,7 +106,7 @@ def reference_beam(model: MockModel, name: int, config: DecodingConfig) -> list[
             (
                 (total + model.look_up(name, (START, *tokens))[0][token], (*tokens, token))
                 for total, tokens in live
-                for token in (END, *WORDS)
+                for token in ((END, *WORDS) if tokens else WORDS)
             ),
             reverse=True,
         )
@@ -177,6 +177,11 @@ def test_special_tokens_are_never_written() -> None:
     for found in Unsure().search(list(range(5)), DecodingConfig(beam_size=3, max_words=5)):
         assert found
         assert not {PAD, START, UNK} & {token for hypothesis in found for token in hypothesis.tokens}
+
+
+def test_caption_has_at_least_one_word() -> None:
+    for found in MockModel(end_bias=50.0).search(list(range(5)), DecodingConfig(beam_size=3)):
+        assert {len(hypothesis.tokens) for hypothesis in found} == {2}
 
 
 def test_finished_pictures_leave_the_batch() -> None:
