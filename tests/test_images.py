@@ -22,7 +22,9 @@ def save(image: Image.Image, path: Path, **options: object) -> Path:
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "I", "F"])
 def test_every_mode_comes_out_as_rgb(mode: str, tmp_path: Path) -> None:
     picture = noise_picture(0).convert("L").convert(mode) if mode != "I;16" else sixteen_bit(1000)
-    image = load_image(save(picture, tmp_path / "picture.tiff"))
+    # Pillow 12.3 does not read the uncompressed YCbCr TIFF that it writes.
+    suffix = "jpg" if mode == "YCbCr" else "tiff"
+    image = load_image(save(picture, tmp_path / f"picture.{suffix}"))
     assert image.mode == "RGB"
     assert image.size == picture.size
 
