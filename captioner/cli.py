@@ -17,7 +17,7 @@ from captioner import __version__
 from captioner.config import DecodingConfig, Device, OutputFormat, OverlayStyle
 from captioner.errors import CaptionerError
 from captioner.images import ImageError
-from captioner.paths import Failures, named_pictures
+from captioner.paths import Failures, has_picture_suffix, named_pictures
 
 if TYPE_CHECKING:
     from captioner.inference import Captioner
@@ -40,8 +40,8 @@ def _hint(metavar: str, default: str) -> Any:
 class CaptionCommand:
     """Caption pictures: prints PATH<TAB>CAPTION for each, and draws what each word looked at.
 
-    Exit status: 0, or 1 where a picture could not be read (the others are captioned), or 2 for wrong
-    usage.
+    Exit status: 0; 1 where a picture could not be read (it is named, and the others are captioned), or
+    where the model, the device or the place to write to is not there; 2 for wrong usage.
     """
 
     paths: Annotated[
@@ -172,6 +172,8 @@ def _check_usage(command: CaptionCommand) -> dict[str, Any]:
         raise UsageError(f"--threads must be at least 1, not {command.threads}")
     if command.with_attention and command.format != "jsonl":
         raise UsageError(f"--with-attention needs --format jsonl, not {command.format}")
+    if command.output is not None and has_picture_suffix(command.output.name):
+        raise UsageError(f"--output {command.output} would write captions over a picture; name a text file")
     names = ("beam_size", "length_penalty", "max_words")
     given = {name: value for name in names if (value := getattr(command, name)) is not None}
     try:

@@ -101,17 +101,19 @@ class Captioner:
 
     def caption_files(
         self,
-        sources: Iterable[ImageSource],
+        sources: Iterable[ImageSource | str],
         *,
         batch_size: int = 8,
         decoding: DecodingConfig | None = None,
     ) -> Iterator[list[Caption | ImageError]]:
         """Caption many pictures in order; gives a list for each batch as it is done.
 
-        A picture that cannot be read gives its `ImageError` in its place. `decoding` is by default
-        what scored best on the model's dev split.
+        `sources` are paths, or members of zip archives as `zipfile.Path`. A picture that cannot be read
+        gives its `ImageError` in its place. `decoding` is by default what scored best on the model's dev
+        split.
         """
-        for batch in prepared_batches(sources, self.preprocess, batch_size=batch_size):
+        paths = (Path(source) if isinstance(source, str) else source for source in sources)
+        for batch in prepared_batches(paths, self.preprocess, batch_size=batch_size):
             readable = [(source, pixels) for source, pixels in batch if not isinstance(pixels, ImageError)]
             captions = iter(
                 self._caption_batch(

@@ -12,11 +12,9 @@ import numpy as np
 from captioner.config import OutputFormat
 from captioner.errors import CaptionerError
 from captioner.inference import Caption
+from captioner.paths import on_one_line
 
 CSV_HEADER = ("file", "caption", "log_prob")
-
-# A name with one of these in it would break a line or a column of the text format.
-_ESCAPES = str.maketrans({"\t": "\\t", "\n": "\\n", "\r": "\\r"})
 
 
 class OutputError(CaptionerError):
@@ -80,7 +78,7 @@ class CaptionWriter:
 def format_caption(caption: Caption, output_format: OutputFormat, *, with_attention: bool) -> str:
     """One line, its end included. Only JSON can hold the attention."""
     if output_format == "text":
-        return f"{caption.file.translate(_ESCAPES)}\t{caption.text}\n"
+        return f"{on_one_line(caption.file)}\t{caption.text}\n"
     if output_format == "csv":
         return _csv_line((caption.file, caption.text, f"{caption.log_prob:.4f}"))
     row = {

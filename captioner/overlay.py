@@ -34,6 +34,8 @@ _MAX_COLUMNS = 5
 def draw_overlay(caption: Caption, image: Image.Image, *, style: OverlayStyle = "smooth") -> Figure:
     """Draw the picture and then one panel a word, with the word's attention over the picture.
 
+    `image` is RGB and upright, as `captioner.images.load_image` gives it.
+
     All panels share one colour scale, from zero to the largest heat of any word, which the bar below
     states in attention per cell (a word's attention sums to one over the grid's cells). The heat of a
     cell lies on the pixels around the centre of what that cell saw.
@@ -58,7 +60,7 @@ def draw_overlay(caption: Caption, image: Image.Image, *, style: OverlayStyle = 
     return figure
 
 
-def save_overlay(figure: Figure, path: Path) -> None:
+def save_overlay(figure: Figure, path: Path | str) -> None:
     """Save as PNG; the same figure gives the same bytes."""
     figure.savefig(path, dpi=_DPI, format="png", metadata={"Software": None})
 

@@ -17,6 +17,15 @@ OVERLAY_SUFFIX = ".attention.png"
 """Ending of our own figures, which are passed over when a folder is walked."""
 
 
+# A name with one of these in it would break a line or a column of text.
+_ESCAPES = str.maketrans({"\t": "\\t", "\n": "\\n", "\r": "\\r"})
+
+
+def on_one_line(text: str) -> str:
+    """The text with tabs and line ends written as \\t, \\n and \\r."""
+    return text.translate(_ESCAPES)
+
+
 class Failures:
     """Tells of each picture that was passed over, in one line on standard error, and counts them."""
 
@@ -25,7 +34,7 @@ class Failures:
 
     def tell(self, message: str) -> None:
         self.count += 1
-        tqdm.write(f"captioner: {' '.join(message.split())}", file=sys.stderr)
+        tqdm.write(f"captioner: {on_one_line(message)}", file=sys.stderr)
 
 
 def named_pictures(paths: Sequence[str], *, is_recursive: bool, failures: Failures) -> Iterator[Path]:
@@ -61,8 +70,15 @@ def _walk(folder: str, is_recursive: bool, failures: Failures) -> Iterator[Path]
         failures.tell(f"{error.filename}: cannot be looked into ({error.strerror})")
 
     for top, subfolders, names in os.walk(folder, onerror=tell):
-        subfolders[:] = sorted(subfolders) if is_recursive else []
-        for name in sorted(names):
-            is_picture = os.path.splitext(name)[1].lower() in PICTURE_SUFFIXES
-            if is_picture and not name.endswith(OVERLAY_SUFFIX):
+        subfolders[:] = sorted(filter(_is_visible, subfolders)) if is_recursive else []
+        for name in sorted(filter(_is_visible, names)):
+            if has_picture_suffix(name) and not name.endswith(OVERLAY_SUFFIX):
                 yield Path(top) / name
+
+
+def _is_visible(name: str) -> bool:
+    return not name.startswith(".")
+
+
+def has_picture_suffix(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in PICTURE_SUFFIXES

@@ -43,6 +43,7 @@ def pictures(tmp_path: Path) -> Path:
     for index, name in enumerate(["b.png", "a.JPG", "c.webp", "below/a.png"]):
         noise_picture(index).save(folder / name)
     (folder / "notes.txt").write_text("no picture")
+    (folder / ".hidden.png").write_text("no picture")
     return folder
 
 
@@ -195,6 +196,7 @@ def test_raw_cells_are_drawn_on_request(run: Run, pictures: Path, tmp_path: Path
         (["x.jpg", "--beam-size", "0"], "beam size must be in 1..1000, not 0"),
         (["x.jpg", "--batch-size", "0"], "--batch-size must be at least 1"),
         (["x.jpg", "--threads", "0"], "--threads must be at least 1"),
+        (["x.jpg", "--output", "y.JPG"], "--output y.JPG would write captions over a picture"),
         (["x.jpg", "--with-attention"], "--with-attention needs --format jsonl"),
         (["x.jpg", "--format", "xml"], "--format"),
         (["x.jpg", "--no-such-flag"], "--no-such-flag"),
@@ -239,6 +241,9 @@ def test_names_with_tabs_and_newlines_keep_to_their_line(run: Run, tmp_path: Pat
     result = run(tmp_path / "tab\there\nand there.png")
     assert len(result.out.splitlines()) == 1
     assert result.out.split("\t")[0].endswith("tab\\there\\nand there.png")
+    (tmp_path / "two  blanks\t.jpg").touch()
+    result = run(tmp_path / "two  blanks\t.jpg")
+    assert result.err.endswith("two  blanks\\t.jpg: the file is empty\n")
 
 
 def test_names_that_are_not_utf8_keep_their_bytes(captioner: Captioner, tmp_path: Path) -> None:

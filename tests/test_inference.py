@@ -30,8 +30,9 @@ def test_same_picture_gets_the_same_caption_alone_and_in_a_batch(
 ) -> None:
     alone = [captioner.caption(path) for path in pictures]
     for batch_size in (1, 3, 7):
+        names = [str(path) for path in pictures]
         for one, other in zip(
-            alone, flat(captioner.caption_files(pictures, batch_size=batch_size)), strict=True
+            alone, flat(captioner.caption_files(names, batch_size=batch_size)), strict=True
         ):
             assert (one.file, one.text, one.tokens) == (other.file, other.text, other.tokens)
             assert one.log_prob == pytest.approx(other.log_prob, abs=1e-4)
