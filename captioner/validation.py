@@ -94,7 +94,7 @@ def settle_decoding(folder: Path, dev: Split) -> Scores:
     The decoder is loaded as it was saved, in half precision; the grids are those of the cache.
     """
     checkpoint = load_checkpoint(folder)
-    decoder, vocabulary = checkpoint.model.decoder.eval(), checkpoint.vocabulary
+    decoder, vocabulary = checkpoint.model.decoder, checkpoint.vocabulary
     decoding, tried = choose_decoding(
         decoder, dev, vocabulary=vocabulary, max_words=checkpoint.config.decoding.max_words
     )

@@ -112,20 +112,25 @@ def test_folders_that_are_no_sound_model_say_why(checkpoint: Checkpoint, tmp_pat
         load_checkpoint(folder)
 
     save_checkpoint(folder, checkpoint)
-    config = json.loads((folder / "config.json").read_text())
-    config["decoder"]["hidden_dim"] = 17
-    (folder / "config.json").write_text(json.dumps(config))
+    change_config(folder, "decoder", hidden_dim=17)
     with pytest.raises(CheckpointError, match="do not fit one another"):
         load_checkpoint(folder)
 
     save_checkpoint(folder, checkpoint)
-    config = json.loads((folder / "config.json").read_text())
-    config["grid"]["offset_px"] = 1.0
-    (folder / "config.json").write_text(json.dumps(config))
+    change_config(folder, "grid", offset_px=1.0)
     with pytest.raises(CheckpointError, match="but its backbone gives"):
         load_checkpoint(folder)
 
-    config["format_version"] = 999
-    (folder / "config.json").write_text(json.dumps(config))
+    change_config(folder, format_version=999)
     with pytest.raises(CheckpointError, match="reads model folders of format 1"):
         load_checkpoint(folder)
+
+
+def change_config(folder: Path, *parts: str, **changes: object) -> None:
+    """Set values in config.json, at the top or in one of its parts."""
+    config = json.loads((folder / "config.json").read_text())
+    place = config
+    for part in parts:
+        place = place[part]
+    place.update(changes)
+    (folder / "config.json").write_text(json.dumps(config))
