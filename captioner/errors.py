@@ -3,3 +3,7 @@
 
 class CaptionerError(Exception):
     """Something the user can mend; the message says what was given, what is wrong and what to do."""
+
+
+class UsageError(CaptionerError):
+    """Arguments of a command that make no sense together."""

@@ -13,8 +13,8 @@ from captioner.checkpoint import load_checkpoint
 from captioner.config import DecodingConfig, Device, GridConfig, ModelConfig, PreprocessConfig
 from captioner.decoding import search_captions
 from captioner.errors import CaptionerError
-from captioner.images import ImageError, ImageSource, Preprocess, heatmap, load_image, upright_rgb
-from captioner.loading import prepared_batches
+from captioner.images import ImageError, ImageSource, Preprocess, heatmap, upright_rgb
+from captioner.loading import loaded_batches
 from captioner.model import CaptioningModel
 from captioner.search import Hypothesis
 from captioner.vocabulary import UNK, Vocabulary
@@ -93,10 +93,10 @@ class Captioner:
             ImageError: the file cannot be read as a picture.
         """
         if isinstance(picture, Image.Image):
-            file, image = "", upright_rgb(picture)
+            file, pixels = "", self.preprocess(upright_rgb(picture))
         else:
-            file, image = str(picture), load_image(Path(picture))
-        (caption,) = self._caption_batch(self.preprocess(image)[None], [file], decoding)
+            file, pixels = str(picture), self.preprocess.load(Path(picture))
+        (caption,) = self._caption_batch(pixels[None], [file], decoding)
         return caption
 
     def caption_files(
@@ -108,12 +108,11 @@ class Captioner:
     ) -> Iterator[list[Caption | ImageError]]:
         """Caption many pictures in order; gives a list for each batch as it is done.
 
-        `sources` are paths, or members of zip archives as `zipfile.Path`. A picture that cannot be read
-        gives its `ImageError` in its place. `decoding` is by default what scored best on the model's dev
-        split.
+        `sources` are paths, or `captioner.images.ZipMember`s. A picture that cannot be read gives its
+        `ImageError` in its place. `decoding` is by default what scored best on the model's dev split.
         """
         paths = (Path(source) if isinstance(source, str) else source for source in sources)
-        for batch in prepared_batches(paths, self.preprocess, batch_size=batch_size):
+        for batch in loaded_batches(paths, self.preprocess.load, batch_size=batch_size):
             readable = [(source, pixels) for source, pixels in batch if not isinstance(pixels, ImageError)]
             captions = iter(
                 self._caption_batch(

@@ -2,37 +2,35 @@
 
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-import numpy as np
-from jaxtyping import Float32
-
-from captioner.images import ImageError, ImageSource, Preprocess, load_image
+from captioner.images import ImageError, ImageSource
 
 Item = TypeVar("Item")
+Loaded = TypeVar("Loaded")
 
 
-def prepared_batches(
-    sources: Iterable[ImageSource], preprocess: Preprocess, *, batch_size: int
-) -> Iterator[list[tuple[ImageSource, "Float32[np.ndarray, '3 size size'] | ImageError"]]]:
-    """Read and prepare pictures in threads, in order, at most one batch ahead.
+def loaded_batches(
+    sources: Iterable[ImageSource], load: Callable[[ImageSource], Loaded], *, batch_size: int
+) -> Iterator[list[tuple[ImageSource, Loaded | ImageError]]]:
+    """Call `load` on each source in threads, in order, at most one batch ahead.
 
     Pillow lets go of the interpreter while it decodes, so threads suffice. A picture that cannot be
     read comes out as its `ImageError`, in its place.
     """
 
-    def prepare(source: ImageSource) -> "np.ndarray | ImageError":
+    def load_or_tell(source: ImageSource) -> Loaded | ImageError:
         try:
-            return preprocess(load_image(source))
+            return load(source)
         except ImageError as error:
             return error
 
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        waiting: deque[list[tuple[ImageSource, Future[np.ndarray | ImageError]]]] = deque()
+        waiting: deque[list[tuple[ImageSource, Future[Loaded | ImageError]]]] = deque()
         for batch in batches(sources, batch_size):
-            waiting.append([(source, pool.submit(prepare, source)) for source in batch])
+            waiting.append([(source, pool.submit(load_or_tell, source)) for source in batch])
             if len(waiting) > 1:
                 yield [(source, future.result()) for source, future in waiting.popleft()]
         for submitted in waiting:

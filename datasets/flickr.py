@@ -1,63 +1,143 @@
-"""Flickr8k in its official layout.
+"""Flickr8k and Flickr30k in their official layouts.
+
+Flickr8k (Hodosh, Young and Hockenmaier 2013, "Framing Image Description as a Ranking Task"):
 
     Flickr8k.token.txt           picture#number<TAB>caption, one caption a line
     Flickr_8k.trainImages.txt    the pictures of a split, one a line; also devImages, testImages
     the pictures                 in a folder, or in zip archives that need not be unpacked
 
-Hodosh, Young and Hockenmaier 2013, "Framing Image Description as a Ranking Task".
+Flickr30k (Young et al. 2014, "From Image Descriptions to Visual Denotations"):
+
+    results_20130124.token       as above
+    the pictures                 as above
+    train.txt, val.txt, test.txt the splits of Flickr30k Entities, where they are there: a picture a line,
+                                 with or without its ending
 """
 
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from captioner.data import CaptionedImage
-from captioner.images import ImageSource
-from datasets import DatasetError
+from captioner.images import ImageSource, ZipMember
+from captioner.records import CaptionedImage, SplitName
 
-TOKEN_FILE = "Flickr8k.token.txt"
-SPLIT_FILES = {
+from . import DatasetError
+from .karpathy import read_karpathy
+from .splitting import split_by_picture
+
+FLICKR8K_TOKENS = "Flickr8k.token.txt"
+FLICKR8K_LISTS: Mapping[SplitName, str] = {
     "train": "Flickr_8k.trainImages.txt",
     "dev": "Flickr_8k.devImages.txt",
     "test": "Flickr_8k.testImages.txt",
 }
+FLICKR30K_TOKENS = "results_20130124.token"
+FLICKR30K_LISTS: Mapping[SplitName, str] = {"train": "train.txt", "dev": "val.txt", "test": "test.txt"}
+FLICKR30K_HELD_OUT = 1_000
+"""Pictures of dev and of test where there are no split lists: as many as Flickr30k Entities has."""
 
 
-def read_flickr8k(root: Path, splits: Sequence[str] = ("train", "dev")) -> list[CaptionedImage]:
-    """Read the records of the given splits, in the order of the split lists.
+@dataclass(frozen=True, kw_only=True)
+class Flickr8k:
+    """Flickr8k in its official layout."""
 
-    Raises:
-        DatasetError: a file is missing or not in the official layout, or a listed picture has no
-            captions or is not there.
-    """
-    captions = _read_captions(root / TOKEN_FILE)
-    names_of = {split: list(filter(None, _read_lines(root / SPLIT_FILES[split]))) for split in splits}
+    root: Path
+    """Folder with Flickr8k.token.txt, the split lists, and the pictures in folders or zips."""
+    karpathy: Path | None = None
+    """dataset_flickr8k.json: take Karpathy's captions and splits instead of the official ones."""
+
+    def read(self, splits: Sequence[SplitName]) -> list[CaptionedImage]:
+        """The records of the given splits, in the order of the split lists.
+
+        Raises:
+            DatasetError: a file is missing or not in the official layout, or a listed picture has no
+                captions.
+        """
+        if self.karpathy is not None:
+            return _karpathy_records(self.root, self.karpathy, splits)
+        captions = _read_captions(self.root / FLICKR8K_TOKENS)
+        return _records(self.root, captions, _read_lists(self.root, FLICKR8K_LISTS, splits))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flickr30k:
+    """Flickr30k in its official layout, with the splits of Flickr30k Entities, else seeded ones."""
+
+    root: Path
+    """Folder with results_20130124.token, the pictures in folders or zips, and perhaps the split lists."""
+    karpathy: Path | None = None
+    """dataset_flickr30k.json: take Karpathy's captions and splits instead."""
+    split_seed: int = 0
+    """Where there are no split lists: which 1,000 pictures are dev, and which 1,000 test."""
+
+    def read(self, splits: Sequence[SplitName]) -> list[CaptionedImage]:
+        """The records of the given splits; of seeded ones, in the order of the captions' file.
+
+        Raises:
+            DatasetError: a file is not in the official layout, or a listed picture has no captions.
+        """
+        if self.karpathy is not None:
+            return _karpathy_records(self.root, self.karpathy, splits)
+        captions = _read_captions(self.root / FLICKR30K_TOKENS)
+        if any((self.root / name).exists() for name in FLICKR30K_LISTS.values()):
+            lists = _read_lists(self.root, FLICKR30K_LISTS, splits)
+            names_of = {split: [_with_ending(name) for name in names] for split, names in lists.items()}
+        else:
+            held_out = min(FLICKR30K_HELD_OUT, len(captions) // 3)
+            split_of = split_by_picture(captions, num_dev=held_out, num_test=held_out, seed=self.split_seed)
+            names_of = {split: [name for name in captions if split_of[name] == split] for split in splits}
+        return _records(self.root, captions, names_of)
+
+
+def _with_ending(name: str) -> str:
+    return name if name.lower().endswith(".jpg") else f"{name}.jpg"
+
+
+def _records(
+    root: Path, captions: Mapping[str, Sequence[str]], names_of: Mapping[SplitName, Sequence[str]]
+) -> list[CaptionedImage]:
     sources = _find_pictures(root)
     records = []
     for split, names in names_of.items():
         for name in names:
             if name not in captions:
-                raise DatasetError(
-                    f"{root / TOKEN_FILE} has no caption of {name}, listed in {SPLIT_FILES[split]}"
-                )
-            if name not in sources:
-                raise DatasetError(
-                    f"{name}, listed in {SPLIT_FILES[split]}, is in no folder or zip under {root}"
-                )
+                raise DatasetError(f"{root} has no caption of {name}, which is in its {split} split")
             records.append(
                 CaptionedImage(
-                    image_id=name, source=sources[name], captions=tuple(captions[name]), split=split
+                    image_id=name,
+                    source=sources.get(name, root / name),
+                    captions=tuple(captions[name]),
+                    split=split,
                 )
             )
-    _refuse_shared_pictures(names_of)
     return records
+
+
+def _karpathy_records(root: Path, path: Path, splits: Sequence[SplitName]) -> list[CaptionedImage]:
+    sources = _find_pictures(root)
+    return [
+        CaptionedImage(
+            image_id=image.filename,
+            source=sources.get(image.filename, root / image.filename),
+            captions=image.captions,
+            split=split,
+        )
+        for split, image in read_karpathy(path, splits)
+    ]
+
+
+def _read_lists(
+    root: Path, lists: Mapping[SplitName, str], splits: Sequence[SplitName]
+) -> dict[SplitName, list[str]]:
+    return {split: list(filter(None, _read_lines(root / lists[split]))) for split in splits}
 
 
 def _read_lines(path: Path) -> list[str]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")
     except FileNotFoundError:
-        raise DatasetError(f"{path} is missing; --root must hold Flickr8k in its official layout") from None
+        raise DatasetError(f"{path} is missing; --root must hold the official layout") from None
     except (OSError, UnicodeDecodeError) as error:
         raise DatasetError(f"{path} cannot be read: {error}") from None
     return [line.strip() for line in lines]
@@ -70,9 +150,9 @@ def _read_captions(path: Path) -> dict[str, list[str]]:
             continue
         place, tab, caption = line.partition("\t")
         name, mark, _ = place.partition("#")
-        if not (tab and mark and caption.strip()):
+        if not mark or "/" in name:
             raise DatasetError(f"{path}:{number}: expected picture#number<TAB>caption, not {line[:60]!r}")
-        captions.setdefault(name, []).append(caption.strip())
+        captions.setdefault(name, []).append(caption.strip() if tab else "")
     return captions
 
 
@@ -81,22 +161,13 @@ def _find_pictures(root: Path) -> dict[str, ImageSource]:
     sources: dict[str, ImageSource] = {}
     for archive in sorted(root.glob("*.zip")):
         try:
-            top = zipfile.Path(zipfile.ZipFile(archive))
-            names = top.root.namelist()
+            with zipfile.ZipFile(archive) as opened:
+                names = opened.namelist()
         except (OSError, zipfile.BadZipFile) as error:
             raise DatasetError(f"{archive} is not a whole zip archive: {error}") from None
         for name in names:
             if name.lower().endswith(".jpg"):
-                sources[name.rpartition("/")[2]] = top / name
+                sources[name.rpartition("/")[2]] = ZipMember(archive, name)
     for path in sorted(root.rglob("*.jpg")):
         sources[path.name] = path
     return sources
-
-
-def _refuse_shared_pictures(names_of: dict[str, list[str]]) -> None:
-    split_of: dict[str, str] = {}
-    for split, names in names_of.items():
-        for name in names:
-            if name in split_of:
-                raise DatasetError(f"{name} is listed twice, in {split_of[name]} and {split}")
-            split_of[name] = split

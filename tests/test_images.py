@@ -95,7 +95,7 @@ def test_picture_in_a_zip_is_read_without_unpacking(tmp_path: Path) -> None:
     plain = save(noise_picture(1), tmp_path / "a.png")
     with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
         archive.write(plain, "folder/a.png")
-    inside = zipfile.Path(tmp_path / "all.zip") / "folder" / "a.png"
+    inside = images.ZipMember(tmp_path / "all.zip", "folder/a.png")
     np.testing.assert_array_equal(np.asarray(load_image(inside)), np.asarray(load_image(plain)))
 
 
@@ -107,7 +107,22 @@ def test_damaged_member_of_a_zip_is_an_image_error(tmp_path: Path) -> None:
     damaged[1000] ^= 0xFF
     (tmp_path / "all.zip").write_bytes(damaged)
     with pytest.raises(ImageError, match="cannot be decoded"):
-        load_image(zipfile.Path(tmp_path / "all.zip") / "a.bmp")
+        load_image(images.ZipMember(tmp_path / "all.zip", "a.bmp"))
+
+
+def test_large_jpeg_is_decoded_smaller_and_comes_out_nearly_the_same(tmp_path: Path) -> None:
+    path = tmp_path / "large.jpg"
+    noise_picture(1, width=1600, height=1200).save(path, quality=95)
+    fast = load_image(path, enough_px=96)
+    assert fast.size == (400, 300)  # a quarter: an eighth would be under twice 96 on the short side
+    assert load_image(path, enough_px=2000).size == (1600, 1200)
+    whole = np.asarray(load_image(path).resize((96, 96), Image.Resampling.BICUBIC), dtype=float)
+    shrunk = np.asarray(fast.resize((96, 96), Image.Resampling.BICUBIC), dtype=float)
+    assert np.abs(whole - shrunk).mean() < 3  # of 255
+
+
+def test_what_is_no_jpeg_keeps_its_size_however_little_is_enough(tmp_path: Path) -> None:
+    assert load_image(save(noise_picture(1, 400, 300), tmp_path / "a.png"), enough_px=10).size == (400, 300)
 
 
 def test_missing_empty_and_wrong_files_are_named_with_a_reason(tmp_path: Path) -> None:

@@ -3,12 +3,15 @@
 import ast
 import subprocess
 import sys
+from importlib.metadata import entry_points
 
 import pytest
 
+from captioner.config import PRESETS
+from datasets.registry import DATASETS
 from tests.conftest import ROOT
 
-HEAVY = ("torch", "timm", "matplotlib", "pycocoevalcap")
+HEAVY = ("torch", "timm", "matplotlib", "pycocoevalcap", "pycocotools")
 
 
 def modules_after(code: str) -> set[str]:
@@ -20,7 +23,17 @@ def modules_after(code: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "module", ["captioner", "captioner.cli", "captioner.search", "captioner.images", "captioner.loading"]
+    "module",
+    [
+        "captioner",
+        "captioner.cli",
+        "captioner.cli_evaluate",
+        "captioner.images",
+        "captioner.loading",
+        "captioner.records",
+        "captioner.search",
+        "datasets.registry",
+    ],
 )
 def test_light_modules_load_nothing_heavy(module: str) -> None:
     assert not modules_after(f"import {module}") & set(HEAVY)
@@ -42,3 +55,13 @@ def test_public_names_are_there() -> None:
     assert all(getattr(captioner, name) is not None for name in captioner.__all__)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = captioner.nothing
+
+
+def test_every_data_set_has_a_recipe_and_is_known_to_the_installed_command() -> None:
+    assert PRESETS.keys() == DATASETS.keys()
+    (installed,) = entry_points(group="captioner.datasets")
+    found = installed.load()
+    assert {name: reader.__name__ for name, reader in found.items()} == {
+        name: reader.__name__ for name, reader in DATASETS.items()
+    }
+    assert {reader.__module__.split(".")[0] for reader in found.values()} == {"captioner_datasets"}

@@ -1,6 +1,10 @@
+import json
+
 import pytest
+from nltk.tokenize.destructive import NLTKWordTokenizer
 
 from captioner.vocabulary import END, SPECIAL_TOKENS, START, UNK, Vocabulary, detokenize, tokenize
+from tests.conftest import ROOT
 
 
 def test_tokens_are_lower_case_words_without_punctuation() -> None:
@@ -33,3 +37,28 @@ def test_unsound_vocabularies_are_refused() -> None:
         Vocabulary(("a", "b"))
     with pytest.raises(ValueError, match="'a' is there again"):
         Vocabulary((*SPECIAL_TOKENS, "a", "a"))
+
+
+def test_words_of_plain_captions_are_those_of_nltk() -> None:
+    """The short way for plain captions must not be another way: 1,000 real captions and the odd cases."""
+    real = json.loads((ROOT / "tests" / "data" / "coco_val2017_captions.json").read_text())
+    odd = [
+        "I cannot see. ",
+        "gonna, gotta, wanna go",
+        "x-cannot",
+        "a red,white,and blue kite",
+        "a half-eaten , well-done steak .",
+        " A  dog\truns\n",
+        "3 dogs. 4 cats.",
+        "10,000 people",
+        "dogs..",
+        "o'clock",
+        "can't",
+        "-",
+        "",
+        "naïve café",
+    ]
+    tokenizer = NLTKWordTokenizer()
+    for caption in [*odd, *(caption for captions in real.values() for caption in captions)]:
+        expected = [word for word in tokenizer.tokenize(caption.lower()) if any(map(str.isalnum, word))]
+        assert tokenize(caption) == expected, caption

@@ -1,0 +1,143 @@
+"""COCO's JSON formats: annotation files, which have references, and results, which have captions.
+
+https://cocodataset.org/#format-data and #format-results. Results are also read as `caption.py --format
+jsonl` writes them.
+"""
+
+import contextlib
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from captioner.errors import CaptionerError
+
+
+class CocoFormatError(CaptionerError):
+    """A file that is missing or not as the format says; the message names the place."""
+
+
+@dataclass(frozen=True, slots=True)
+class CocoImage:
+    """An image of an annotation file. `image_id` is COCO's number, as text."""
+
+    image_id: str
+    file_name: str
+    captions: tuple[str, ...]
+
+
+def read_coco_captions(path: Path) -> list[CocoImage]:
+    """The images of an annotation file in their order, by pycocotools.
+
+    Raises:
+        CocoFormatError: the file is missing or not in COCO's format.
+    """
+    from pycocotools.coco import COCO
+
+    if not path.is_file():
+        raise CocoFormatError(f"{path} is missing; name an annotation file with captions")
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
+            coco = COCO(path)
+        images, num_listed = coco.imgs, len(coco.dataset["images"])
+        names = {image_id: image["file_name"] for image_id, image in images.items()}
+        captions_of = {
+            image_id: tuple(annotation["caption"] for annotation in annotations)
+            for image_id, annotations in coco.imgToAnns.items()
+        }
+    except (
+        OSError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        AssertionError,
+        RecursionError,
+    ) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise CocoFormatError(f"{path} is no COCO file with captions ({reason})") from None
+    strange = captions_of.keys() - images.keys()
+    if strange:
+        raise CocoFormatError(
+            f"{path} has captions of {min(map(str, strange))}, which is not among its images"
+        )
+    if len(images) < num_listed:
+        raise CocoFormatError(f"{path} has the same image id twice")
+    for image_id, name in names.items():
+        for value in (name, *captions_of.get(image_id, ())):
+            if not isinstance(value, str):
+                raise CocoFormatError(f"{path}, image {image_id}: expected text, not {value!r:.60}")
+    return [CocoImage(str(image_id), name, captions_of.get(image_id, ())) for image_id, name in names.items()]
+
+
+def read_results(path: Path, images: Sequence[CocoImage]) -> dict[str, str]:
+    """Captions by image id: COCO results, or the JSON lines of caption.py, whose files are looked up by name.
+
+    Raises:
+        CocoFormatError: the file is missing or in neither format, or captions an image twice.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        entries = (
+            json.loads(text)
+            if text.lstrip().startswith("[")
+            else [json.loads(line) for line in text.splitlines() if line.strip()]
+        )
+    except FileNotFoundError:
+        raise CocoFormatError(f"{path} is missing") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise CocoFormatError(f"{path} is neither COCO results nor JSON lines: {error}") from None
+    id_of = _ids_by_file_name(images)
+    captions: dict[str, str] = {}
+    for number, entry in enumerate(entries, start=1):
+        where = f"{path}, entry {number}"
+        if not isinstance(entry, dict) or not isinstance(entry.get("caption"), str):
+            raise CocoFormatError(f"{where}: expected an object with caption and image_id or file")
+        image_id = _image_id(entry, id_of, where)
+        if image_id in captions:
+            raise CocoFormatError(f"{where}: image {image_id} has a caption already")
+        captions[image_id] = entry["caption"]
+    return captions
+
+
+def _ids_by_file_name(images: Sequence[CocoImage]) -> dict[str, str | None]:
+    """Image ids by the last part of their files' names; None where two share one."""
+    id_of: dict[str, str | None] = {}
+    for image in images:
+        name = Path(image.file_name).name
+        id_of[name] = None if name in id_of else image.image_id
+    return id_of
+
+
+def _image_id(entry: dict[str, Any], id_of: Mapping[str, str | None], where: str) -> str:
+    if isinstance(entry.get("image_id"), int | str):
+        return str(entry["image_id"])
+    if not isinstance(entry.get("file"), str):
+        raise CocoFormatError(f"{where}: it has neither image_id nor file")
+    name = Path(entry["file"]).name
+    image_id = id_of.get(name)
+    if image_id is None:
+        reason = "several images bear" if name in id_of else "no image bears"
+        raise CocoFormatError(f"{where}: {reason} the file name {name} in the references")
+    return image_id
+
+
+def write_results(path: Path, captions: Mapping[str, str]) -> None:
+    """Write captions as COCO's evaluation server takes them; ids that are numbers are written as such.
+
+    Raises:
+        CocoFormatError: the disk refuses.
+    """
+    entries = [
+        {
+            "image_id": int(image_id) if image_id.isascii() and image_id.isdigit() else image_id,
+            "caption": text,
+        }
+        for image_id, text in captions.items()
+    ]
+    try:
+        path.write_text(json.dumps(entries), encoding="utf-8")
+    except OSError as error:
+        raise CocoFormatError(f"cannot write {path}: {error.strerror}") from error

@@ -1,0 +1,17 @@
+"""Which data sets can be named on a command line."""
+
+from captioner.records import RecordReader
+
+from .coco import Coco
+from .flickr import Flickr8k, Flickr30k
+from .karpathy import CocoKarpathy
+from .own import Own
+
+DATASETS: dict[str, type[RecordReader]] = {
+    "flickr8k": Flickr8k,
+    "flickr30k": Flickr30k,
+    "coco": Coco,
+    "coco-karpathy": CocoKarpathy,
+    "own": Own,
+}
+"""The reader of each; `captioner.config.PRESETS` has a training recipe for each of these names."""

@@ -1,0 +1,61 @@
+"""What would make training on a data set unsound, as far as it shows without opening a picture."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+
+from captioner.images import ImageSource, ZipMember
+from captioner.records import CaptionedImage
+
+from . import DatasetError
+
+Problems = dict[str, list[str]]
+"""What is wrong, and with which pictures."""
+
+
+def find_problems(records: Sequence[CaptionedImage]) -> Problems:
+    """Name pictures that are missing, listed twice, in two splits or without captions, and empty captions."""
+    problems: Problems = defaultdict(list)
+    split_of_id: dict[tuple[str, str], str] = {}
+    split_of_source: dict[ImageSource, str] = {}
+    for record in records:
+        if not is_there(record.source):
+            problems["pictures are missing"].append(str(record.source))
+        if not record.captions:
+            problems["pictures have no caption"].append(record.image_id)
+        for caption in record.captions:
+            if not any(character.isalnum() for character in caption):
+                problems["captions are empty"].append(f"{record.image_id} ({caption!r})")
+        if (record.split, record.image_id) in split_of_id:
+            problems["picture ids are there twice"].append(record.image_id)
+        split_of_id[record.split, record.image_id] = record.split
+        other = split_of_source.setdefault(record.source, record.split)
+        if other != record.split:
+            problems["pictures are in two splits"].append(f"{record.source} ({other} and {record.split})")
+    return dict(problems)
+
+
+def is_there(source: ImageSource) -> bool:
+    """Whether the picture's file is there; an archive's members come from its own list."""
+    return isinstance(source, ZipMember) or source.is_file()
+
+
+def require_sound(records: Sequence[CaptionedImage]) -> None:
+    """Refuse records with problems, and splits without pictures.
+
+    Raises:
+        DatasetError: naming the first of each kind.
+    """
+    for split in ("train", "dev"):
+        if not any(record.split == split for record in records):
+            raise DatasetError(f"there are no {split} pictures; `train.py check` shows what there is")
+    problems = find_problems(records)
+    if problems:
+        told = "; ".join(f"{len(names):,} {kind}: {first_of(names)}" for kind, names in problems.items())
+        raise DatasetError(f"{told}. Mend or leave these out; `train.py check` lists more")
+
+
+def first_of(names: Iterable[str], count: int = 3) -> str:
+    """The first few names, and how many more there are."""
+    names = list(names)
+    more = f" and {len(names) - count:,} more" if len(names) > count else ""
+    return ", ".join(names[:count]) + more
