@@ -6,9 +6,12 @@ msgspec, and every range is checked where the value is made, whether that is by 
 line or by a file.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+
+import msgspec
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 OutputFormat = Literal["text", "jsonl", "csv"]
@@ -137,14 +140,28 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """How the decoder is trained. A "step" is one update of the weights."""
+    """How a model is trained. A "step" is one update of the weights.
+
+    The first epochs train the decoder on a frozen CNN. With `finetune_from_epoch` the last stages of the
+    CNN join in, at their own learning rate.
+    """
 
     batch_size: int = 24
-    """Pictures in a batch; each comes with all its captions."""
+    """Pictures in a step, over all processes; each comes with all its captions."""
+    accumulate: int = 1
+    """Parts in which each process works through its share of a step: more take less memory."""
     epochs: int = 6
     """Passes over the training pictures; the learning rate anneals over all of them."""
     learning_rate: float = 1.2e-3
-    """Highest learning rate of the one-cycle schedule (AdamW)."""
+    """Highest learning rate of the decoder's one-cycle schedule (AdamW)."""
+    finetune_from_epoch: int | None = None
+    """First epoch, counted from 1, in which the CNN's last stages train too; None leaves it frozen."""
+    finetune_stages: int = 2
+    """How many of the CNN's stages, counted from its end, are then trained."""
+    finetune_learning_rate: float = 1e-4
+    """Highest learning rate of these stages."""
+    augmentation: bool = True
+    """Flip, crop and colour the training pictures that are not cached, anew every time."""
     weight_decay: float = 0.01
     label_smoothing: float = 0.1
     """Share of the target's probability spread over the vocabulary."""
@@ -155,7 +172,9 @@ class TrainingConfig:
     gradient_clip: float = 1.0
     """Largest norm of the gradient."""
     patience: int = 3
-    """Epochs without a better dev CIDEr after which training stops."""
+    """Epochs without a better dev CIDEr after which training stops; fine-tuning begins the count anew."""
+    max_dev_pictures: int | None = None
+    """Pictures of dev that are captioned and scored after each epoch; None is all."""
     min_count: int = 5
     """Times a word must occur in the training captions to enter the vocabulary."""
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
@@ -165,10 +184,14 @@ class TrainingConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "epochs", "patience", "min_count", "max_caption_words"):
+        counts = ("batch_size", "accumulate", "epochs", "patience", "min_count", "max_caption_words")
+        for name in (*counts, "finetune_stages"):
             value = getattr(self, name)
             _require(value >= 1, f"{name} must be at least 1", value)
-        for name in ("learning_rate", "gradient_clip"):
+        for name in ("finetune_from_epoch", "max_dev_pictures"):
+            value = getattr(self, name)
+            _require(value is None or value >= 1, f"{name} must be at least 1", value)
+        for name in ("learning_rate", "finetune_learning_rate", "gradient_clip"):
             value = getattr(self, name)
             _require(value > 0, f"{name} must be above 0", value)
         for name in ("label_smoothing", "ema_decay"):
@@ -212,6 +235,36 @@ class Recipe:
             settings["encoder"]["weights"] = Path(self.encoder.weights).name
         return settings
 
+    def changed(self, changes: Mapping[str, Mapping[str, Any]]) -> "Recipe":
+        """The recipe with some settings replaced, named by part: {"training": {"epochs": 3}}.
 
-PRESETS = {"flickr8k": Recipe()}
-"""Complete recipes by name; each is chosen on the dev split of its data set."""
+        Raises:
+            ValueError: a setting is not there, or its value is not allowed; the message names it.
+        """
+        settings = asdict(self)
+        for part, values in changes.items():
+            _require(part in settings, f"a recipe has the parts {', '.join(settings)}", part)
+            _require(isinstance(values, Mapping), f"{part} must be an object with settings", values)
+            for name, value in values.items():
+                _require(name in settings[part], f"{part} has the settings {', '.join(settings[part])}", name)
+                settings[part][name] = value
+        try:
+            return msgspec.convert(settings, Recipe)
+        except msgspec.ValidationError as error:
+            raise ValueError(str(error)) from None
+
+
+_FLICKR = Recipe()
+_COCO = Recipe(
+    training=TrainingConfig(batch_size=64, epochs=10, learning_rate=1.5e-3, max_dev_pictures=5_000)
+)
+
+PRESETS = {
+    "flickr8k": _FLICKR,
+    "flickr30k": _FLICKR,
+    "coco": _COCO,
+    "coco-karpathy": _COCO,
+    "own": _FLICKR,
+}
+"""Complete recipes by the name of their data set, as in the package datasets. The one of flickr8k was
+chosen on its dev split."""

@@ -1,31 +1,52 @@
-"""What a record and a batch are, and how the one is collated from the other."""
+"""What a batch is, how pictures and captions become one, and in which order they come."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from captioner.images import ImageSource
+from captioner.augmentation import Augmentation
+from captioner.errors import CaptionerError
+from captioner.images import Preprocess, load_image
+from captioner.records import CaptionedImage
 from captioner.vocabulary import PAD, Vocabulary
+
+Key = tuple[int, int]
+"""Which picture, and in which epoch: a picture's augmentation depends on both."""
+
+
+class LoadingError(CaptionerError):
+    """Pictures that cannot be loaded in the workers; the message says what to do."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class CaptionedImage:
-    """One picture of a data set with its captions, as its annotation file has them."""
+class Split:
+    """The records of a split, and the cached grids of the first of them; the others are encoded live."""
 
-    image_id: str
-    source: ImageSource
-    captions: tuple[str, ...]
-    split: str
+    records: Sequence[CaptionedImage]
+    grids: Float[np.ndarray, "cached cells annotation"]
+
+    @property
+    def references(self) -> dict[str, tuple[str, ...]]:
+        return {record.image_id: record.captions for record in self.records}
+
+    def without_grids(self) -> "Split":
+        """The same pictures, all encoded live, as they must be once the encoder trains."""
+        return replace(self, grids=self.grids[:0])
 
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionBatch:
     """Pictures, each once, with all their captions.
+
+    `grids` are the cached annotations of some pictures and `images` the pixels of the others (squashed
+    RGB); row i of the batch is row `order[i]` of the one followed by the other.
 
     `tokens` holds <start> w1 ... wn <end> <pad>..., and `lengths` the number of words to predict,
     n + 1; a picture with fewer captions than others has captions of length 0. The longest captions
@@ -33,53 +54,95 @@ class CaptionBatch:
     """
 
     image_ids: tuple[str, ...]
-    annotations: Float[Tensor, "batch cells annotation"]
+    grids: Float[Tensor, "cached cells annotation"]
+    images: UInt8[Tensor, "live height width 3"]
+    order: Int[Tensor, " batch"]
     tokens: Int[Tensor, "batch captions tokens"]
     lengths: Int[Tensor, "batch captions"]
 
     def to(self, device: torch.device) -> "CaptionBatch":
-        return replace(
-            self,
-            annotations=self.annotations.to(device),
-            tokens=self.tokens.to(device),
-            lengths=self.lengths.to(device),
-        )
+        names = ("grids", "images", "order", "tokens", "lengths")
+        return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in names})
+
+    def pin_memory(self) -> "CaptionBatch":
+        """Called by torch's DataLoader, so that the copy to a GPU does not wait."""
+        names = ("grids", "images", "order", "tokens", "lengths")
+        return replace(self, **{name: getattr(self, name).pin_memory() for name in names})
 
 
 @dataclass(frozen=True)
 class CaptionItem:
-    """What `CaptionDataset` gives for one picture."""
+    """What `CaptionDataset` gives for one picture: its cached grid, or else its pixels."""
 
     image_id: str
-    annotations: Float[Tensor, "cells annotation"]
-    tokens: list[list[int]]
+    picture: Float[Tensor, "cells annotation"] | UInt8[Tensor, "height width 3"]
+    tokens: list[Int[np.ndarray, "_"]]
 
 
 class CaptionDataset(Dataset[CaptionItem]):
-    """Cached grids with their encoded captions, one item a picture."""
+    """The pictures of a split with their encoded captions, one item a picture."""
 
     def __init__(
         self,
         *,
-        records: Sequence[CaptionedImage],
-        grids: Float[np.ndarray, "images cells annotation"],
+        split: Split,
+        preprocess: Preprocess,
         vocabulary: Vocabulary,
         max_words: int,
+        augmentation: Augmentation | None = None,
     ) -> None:
-        if len(records) != len(grids):
-            raise ValueError(f"{len(records)} records need as many grids, not {len(grids)}")
-        self.grids = grids
-        self.image_ids = [record.image_id for record in records]
-        self.tokens = [
-            [_cut(vocabulary.encode(caption), max_words) for caption in record.captions] for record in records
+        self.split, self.preprocess, self.augmentation = split, preprocess, augmentation
+        captions = [
+            [_cut(vocabulary.encode(caption), max_words) for caption in record.captions]
+            for record in split.records
         ]
+        # One flat array: a list for each of COCO's captions would be copied into every worker.
+        flat = [caption for texts in captions for caption in texts]
+        self._tokens = np.concatenate([np.array(caption, dtype=np.int32) for caption in flat])
+        self._caption_ends = np.cumsum([len(caption) for caption in flat])
+        self._picture_ends = np.cumsum([len(texts) for texts in captions])
 
     def __len__(self) -> int:
-        return len(self.image_ids)
+        return len(self.split.records)
 
-    def __getitem__(self, index: int) -> CaptionItem:
-        grid = torch.from_numpy(np.array(self.grids[index]))
-        return CaptionItem(self.image_ids[index], grid, self.tokens[index])
+    def __getitem__(self, key: Key) -> CaptionItem:
+        """Raises: captioner.images.ImageError."""
+        epoch, index = key
+        record = self.split.records[index]
+        if index < len(self.split.grids):
+            picture = torch.from_numpy(np.array(self.split.grids[index]))
+        else:
+            image = load_image(record.source, enough_px=self.preprocess.config.size_px)
+            if self.augmentation is not None:
+                image = self.augmentation(image, captions=record.captions, epoch=epoch, index=index)
+            picture = torch.from_numpy(self.preprocess.squash(image).copy())
+        return CaptionItem(record.image_id, picture, self.tokens(index))
+
+    def tokens(self, index: int) -> list[Int[np.ndarray, "_"]]:
+        """The encoded captions of a picture."""
+        first, last = self._picture_ends[index - 1] if index else 0, self._picture_ends[index]
+        starts = (
+            self._caption_ends[first - 1 : last - 1] if first else np.r_[0, self._caption_ends[: last - 1]]
+        )
+        return [
+            self._tokens[start:end] for start, end in zip(starts, self._caption_ends[first:last], strict=True)
+        ]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Workers that are not forked get the cache's name, not a copy of what it holds."""
+        state = self.__dict__.copy()
+        grids = self.split.grids
+        if isinstance(grids, np.memmap) and grids.filename is not None:
+            state["split"] = replace(self.split, grids=grids[:0])
+            state["cache"] = (Path(grids.filename), len(grids))
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        cache = state.pop("cache", None)
+        self.__dict__.update(state)
+        if cache is not None:
+            path, count = cache
+            self.split = replace(self.split, grids=np.load(path, mmap_mode="r")[:count])
 
 
 def _cut(tokens: list[int], max_words: int) -> list[int]:
@@ -90,26 +153,90 @@ def _cut(tokens: list[int], max_words: int) -> list[int]:
 def collate(items: Sequence[CaptionItem]) -> CaptionBatch:
     """Pad and stack, longest first."""
     captions_of = [sorted(item.tokens, key=len, reverse=True) for item in items]
-    order = sorted(range(len(items)), key=lambda index: len(captions_of[index][0]), reverse=True)
+    longest_first = sorted(range(len(items)), key=lambda index: len(captions_of[index][0]), reverse=True)
     num_captions = max(len(captions) for captions in captions_of)
     num_tokens = max(len(captions[0]) for captions in captions_of)
     tokens = torch.full((len(items), num_captions, num_tokens), PAD)
     lengths = torch.zeros((len(items), num_captions), dtype=torch.long)
-    for row, index in enumerate(order):
+    for row, index in enumerate(longest_first):
         for column, caption in enumerate(captions_of[index]):
-            tokens[row, column, : len(caption)] = torch.tensor(caption)
+            tokens[row, column, : len(caption)] = torch.from_numpy(caption)
             lengths[row, column] = len(caption) - 1
+    cached = [index for index, item in enumerate(items) if item.picture.ndim == 2]
+    live = [index for index, item in enumerate(items) if item.picture.ndim == 3]
+    place_of = {index: place for place, index in enumerate(cached + live)}
     return CaptionBatch(
-        image_ids=tuple(items[index].image_id for index in order),
-        annotations=torch.stack([items[index].annotations for index in order]).float(),
+        image_ids=tuple(items[index].image_id for index in longest_first),
+        grids=_stack([items[index].picture for index in cached], torch.zeros(0, 0, 0)),
+        images=_stack([items[index].picture for index in live], torch.zeros(0, 0, 0, 3, dtype=torch.uint8)),
+        order=torch.tensor([place_of[index] for index in longest_first]),
         tokens=tokens,
         lengths=lengths,
     )
 
 
-def epoch_loader(
-    dataset: CaptionDataset, *, batch_size: int, seed: int, epoch: int
-) -> "DataLoader[CaptionItem]":
-    """Batches in an order that depends on the seed and the epoch alone, so that a resumed run repeats it."""
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-    return DataLoader(dataset, batch_size=batch_size, shuffle=True, generator=generator, collate_fn=collate)
+def _stack(tensors: Sequence[Tensor], none: Tensor) -> Tensor:
+    return torch.stack(list(tensors)) if tensors else none
+
+
+def epoch_batches(
+    num_pictures: int,
+    *,
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    parts: int = 1,
+    process: int = 0,
+    num_processes: int = 1,
+) -> list[list[Key]]:
+    """The pictures of each step of an epoch, as one process sees them: `parts` lists for every step.
+
+    The order depends on the seed and the epoch alone, and a step has the same pictures whatever the
+    number of processes and parts they are dealt to. Steps are of even size, so that none is nearly
+    empty: 25 pictures in batches of 24 make steps of 13 and 12.
+
+    Raises:
+        LoadingError: a step would leave a process or a part without pictures.
+    """
+    order = np.random.default_rng([seed, epoch]).permutation(num_pictures)
+    steps = np.array_split(order, -(-num_pictures // batch_size))
+    if len(steps[-1]) < num_processes * parts:
+        raise LoadingError(
+            f"a step of {len(steps[-1])} pictures "
+            f"cannot be dealt to {num_processes} processes in {parts} parts; "
+            "raise --batch-size, or lower --accumulate or the number of processes"
+        )
+    own_parts = (part for step in steps for part in np.array_split(step[process::num_processes], parts))
+    return [[(epoch, int(index)) for index in part] for part in own_parts]
+
+
+def in_order(
+    num_pictures: int, *, batch_size: int, process: int = 0, num_processes: int = 1
+) -> list[list[Key]]:
+    """Every picture once, in batches, dealt to the processes in turn."""
+    own = [(0, index) for index in range(process, num_pictures, num_processes)]
+    return [own[start : start + batch_size] for start in range(0, len(own), batch_size)]
+
+
+def load_batches(
+    dataset: CaptionDataset, batches: Sequence[list[Key]], *, num_workers: int
+) -> Iterator[CaptionBatch]:
+    """Load batches in order, `num_workers` processes ahead of where they are needed; 0 is in this one.
+
+    Raises:
+        captioner.images.ImageError: a picture cannot be read.
+        LoadingError: a worker died.
+    """
+    loader = DataLoader(
+        dataset,
+        batch_sampler=batches,
+        num_workers=num_workers,
+        collate_fn=collate,
+        pin_memory=torch.cuda.is_available(),
+    )
+    try:
+        yield from loader
+    except RuntimeError as error:
+        if "DataLoader worker" in str(error):
+            raise LoadingError(f"a worker that loads pictures died ({error}); lower --workers") from error
+        raise

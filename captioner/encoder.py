@@ -11,9 +11,10 @@ from typing import Any
 
 import timm
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from safetensors import SafetensorError
 from timm.data import resolve_data_config
+from timm.models import group_parameters
 from torch import Tensor, nn
 
 from captioner.config import EncoderConfig, GridConfig, PreprocessConfig
@@ -28,7 +29,8 @@ class Encoder(nn.Module):
     """A CNN without its classifier (Xu et al. 2015, section 3.1.1): (B, 3, H, W) to (B, L, D).
 
     It is frozen: its parameters take no gradient and it stays in evaluation mode, so that the
-    running statistics of BatchNorm do not drift while the decoder trains.
+    running statistics of BatchNorm do not drift while the decoder trains. The last
+    stages may be told to take gradients; the statistics stay as they are even then.
     """
 
     def __init__(self, *, backbone: str, weights: str | None = None, is_pretrained: bool = False) -> None:
@@ -62,13 +64,48 @@ class Encoder(nn.Module):
         self.eval()
 
     def train(self, mode: bool = True) -> "Encoder":  # noqa: ARG002
-        """Stay in evaluation mode: a frozen CNN has nothing to train."""
+        """Stay in evaluation mode, whatever the model around it does."""
         return super().train(False)
+
+    def last_stages(self, num_stages: int, *, size_px: int) -> list[nn.Parameter]:
+        """The parameters of the last stages, to be fine-tuned: they take gradients once told to.
+
+        Stages are those that timm's `group_matcher` tells, for example the stem, layer1 ... layer4 of a
+        ResNet; parameters that do not take part in the grid (those of a classifier) count for none.
+
+        Raises:
+            EncoderError: there are not so many stages.
+        """
+        parameters = dict(self.cnn.named_parameters())
+        used = self._used_parameters(parameters, size_px)
+        groups = group_parameters(self.cnn, self.cnn.group_matcher(coarse=True))
+        stages = [kept for names in groups.values() if (kept := [name for name in names if name in used])]
+        if num_stages > len(stages):
+            raise EncoderError(
+                f"the backbone has {len(stages)} stages, not {num_stages}; lower --finetune-stages"
+            )
+        return [parameters[name] for stage in stages[-num_stages:] for name in stage]
+
+    def _used_parameters(self, parameters: dict[str, nn.Parameter], size_px: int) -> set[str]:
+        """Which parameters the grid depends on, found by one backward pass over a blank picture."""
+        blank = torch.zeros(1, 3, size_px, size_px, device=next(self.parameters()).device)
+        self.cnn.requires_grad_(True)
+        gradients = torch.autograd.grad(self(blank).sum(), list(parameters.values()), allow_unused=True)
+        self.cnn.requires_grad_(False)
+        return {name for name, gradient in zip(parameters, gradients, strict=True) if gradient is not None}
 
     def forward(
         self, images: Float[Tensor, "batch 3 height width"]
     ) -> Float[Tensor, "batch cells annotation"]:
         return self._flatten(self.cnn.forward_features(images))
+
+    def normalise(
+        self, images: UInt8[Tensor, "batch height width 3"]
+    ) -> Float[Tensor, "batch 3 height width"]:
+        """Squashed RGB pictures as the CNN's input: `captioner.images.Preprocess` does the same."""
+        config = self.preprocess_config(images.shape[1])
+        mean, std = (torch.tensor(value, device=images.device) for value in (config.mean, config.std))
+        return ((images.float() / 255 - mean) / std).permute(0, 3, 1, 2)
 
     def _flatten(self, grid: Tensor) -> Float[Tensor, "batch cells annotation"]:
         if grid.ndim == 3:  # a transformer's tokens: (batch, prefix + cells, annotation)

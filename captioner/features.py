@@ -12,23 +12,26 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import msgspec
 import numpy as np
+import psutil
 import torch
 from jaxtyping import Float16
 from tqdm import tqdm
 
 from captioner.checkpoint import replaced_folder
 from captioner.config import GridConfig, PreprocessConfig
-from captioner.data import CaptionedImage
+from captioner.data import Split
 from captioner.encoder import Encoder
 from captioner.errors import CaptionerError
 from captioner.images import ImageError, ImageSource, Preprocess
-from captioner.loading import prepared_batches
+from captioner.loading import loaded_batches
+from captioner.records import CaptionedImage
 
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 """Part of the key: it grows when grids are computed or stored in another way."""
 
 _logger = logging.getLogger(__name__)
@@ -36,6 +39,69 @@ _logger = logging.getLogger(__name__)
 
 class CacheError(CaptionerError):
     """Grids that cannot be computed or stored; the message says what to do."""
+
+
+def read_ahead(grids: np.ndarray) -> None:
+    """Bring a cache into memory, in the background, where there is room for it.
+
+    Training reads grids in random order, which on a cold file is many times slower than reading it once
+    from end to end.
+    """
+    if not isinstance(grids, np.memmap) or grids.filename is None:
+        return
+    path = Path(grids.filename)
+    if path.stat().st_size > 0.8 * psutil.virtual_memory().available:
+        _logger.info("%s is larger than the free memory; random reads may slow training", path)
+        return
+
+    def read() -> None:
+        with path.open("rb", buffering=0) as file:
+            while file.read(2**24):
+                pass
+
+    Thread(target=read, daemon=True).start()
+
+
+def cached_splits(
+    groups: Sequence[Sequence[CaptionedImage]],
+    *,
+    encoder: Encoder,
+    preprocess: PreprocessConfig,
+    grid: GridConfig,
+    cache_dir: Path,
+    limit_gb: float | None,
+) -> list[Split]:
+    """Each group of records with the grids of as many of its pictures as the cache may hold, in turn.
+
+    The size of the cache is told before any of it is computed. Raises: as `cached_grids`.
+    """
+    a_grid = grid.num_cells * encoder.annotation_dim * np.dtype(np.float16).itemsize
+    num_pictures = sum(map(len, groups))
+    room = num_pictures if limit_gb is None else min(num_pictures, int(limit_gb * 1e9 / a_grid))
+    _logger.info(
+        "cache: %s of %s grids of %d x %d x %s in half precision take %.2f GB in %s; "
+        "--cache-limit-gb limits it, 0 keeps none",
+        f"{room:,}",
+        f"{num_pictures:,}",
+        grid.rows,
+        grid.cols,
+        f"{encoder.annotation_dim:,}",
+        room * a_grid / 1e9,
+        cache_dir,
+    )
+    splits = []
+    for records in groups:
+        cached = records[:room]
+        room -= len(cached)
+        grids = (
+            cached_grids(
+                records=cached, encoder=encoder, preprocess=preprocess, grid=grid, cache_dir=cache_dir
+            )
+            if cached
+            else np.zeros((0, grid.num_cells, encoder.annotation_dim), np.float16)
+        )
+        splits.append(Split(records=records, grids=grids))
+    return splits
 
 
 def cached_grids(
@@ -91,7 +157,7 @@ def _fingerprint(source: ImageSource) -> str:
         except OSError:
             return "missing"  # computing the grid will name the file
         return f"{status.st_size}-{status.st_mtime_ns}"
-    return f"{source.root.getinfo(source.at).CRC:08x}"
+    return f"{source.checksum:08x}"
 
 
 def _require_room(cache_dir: Path, size: int) -> None:
@@ -120,7 +186,7 @@ def _compute(
     done = 0
     sources = (record.source for record in records)
     with tqdm(total=len(records), desc="grids", unit=" pictures", delay=2) as progress:
-        for batch in prepared_batches(sources, preprocess, batch_size=batch_size):
+        for batch in loaded_batches(sources, preprocess.load, batch_size=batch_size):
             pictures = []
             for _, picture in batch:
                 if isinstance(picture, ImageError):

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -33,19 +33,42 @@ class CaptionLoss:
     label_smoothing: float
     attention_penalty: float
 
-    def __call__(self, output: DecoderOutput, tokens: Int[Tensor, "batch captions tokens"]) -> LossTerms:
+    def __call__(
+        self,
+        output: DecoderOutput,
+        tokens: Int[Tensor, "batch captions tokens"],
+        *,
+        size: "BatchSize | None" = None,
+    ) -> LossTerms:
+        """The terms of a batch. Where it is a part of a larger one, whose `size` is given, the terms of
+        the parts add up to those of the whole."""
+        size = size or BatchSize.of(output.is_word)
         targets = tokens[..., 1:][output.is_word]
-        smoothed = cross_entropy(output.logits, targets, label_smoothing=self.label_smoothing)
-        penalty = attention_penalty(output)
+        smoothed = cross_entropy(
+            output.logits, targets, label_smoothing=self.label_smoothing, reduction="sum"
+        )
+        penalty = attention_penalty(output) / size.captions
         return LossTerms(
-            total=smoothed + self.attention_penalty * penalty,
-            cross_entropy=cross_entropy(output.logits.detach(), targets),
+            total=smoothed / size.words + self.attention_penalty * penalty,
+            cross_entropy=cross_entropy(output.logits.detach(), targets, reduction="sum") / size.words,
             attention_penalty=penalty,
         )
 
 
+@dataclass(frozen=True)
+class BatchSize:
+    """What the terms of a loss are means over."""
+
+    words: Int[Tensor, ""]
+    captions: Int[Tensor, ""]
+
+    @classmethod
+    def of(cls, is_word: Bool[Tensor, "batch captions steps"]) -> "BatchSize":
+        return cls(is_word.sum(), is_word.any(dim=2).sum())
+
+
 def attention_penalty(output: DecoderOutput) -> Float[Tensor, ""]:
-    """How far each cell's attention, summed over a caption's words, is from one."""
+    """How far each cell's attention, summed over a caption's words, is from one: summed over captions."""
     is_caption = output.is_word.any(dim=2)
     coverage = output.alphas.sum(dim=2)[is_caption]
-    return (1 - coverage).square().sum(dim=1).mean()
+    return (1 - coverage).square().sum()

@@ -7,7 +7,7 @@ computed where Java is present and otherwise reported as not computed.
 
 import re
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -16,6 +16,10 @@ from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.meteor.meteor import Meteor
 from pycocoevalcap.rouge.rouge import Rouge
+
+from captioner.errors import CaptionerError
+
+_NAMED = 10  # pictures named in an error
 
 _TOKENIZER = NLTKWordTokenizer()
 
@@ -46,6 +50,10 @@ def _split_full_stop(match: re.Match[str]) -> str:
     return match[0] if is_initial or _ABBREVIATION.fullmatch(match[1] + ".") else f"{match[1]} ."
 
 
+class MetricsError(CaptionerError):
+    """Captions and references that do not match; the message names the pictures."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Scores:
     """Corpus scores in percent; `meteor` is None where it was not computed, for want of Java."""
@@ -58,12 +66,18 @@ class Scores:
     cider: float
     meteor: float | None
 
+    def named(self) -> dict[str, str]:
+        """The scores as papers name and write them."""
+        bleu = (self.bleu_1, self.bleu_2, self.bleu_3, self.bleu_4)
+        return {
+            "BLEU-1..4": " ".join(f"{value:.1f}" for value in bleu),
+            "METEOR": "not computed (needs Java)" if self.meteor is None else f"{self.meteor:.1f}",
+            "ROUGE-L": f"{self.rouge_l:.1f}",
+            "CIDEr": f"{self.cider:.1f}",
+        }
+
     def __str__(self) -> str:
-        meteor = "not computed (needs Java)" if self.meteor is None else f"{self.meteor:.1f}"
-        return (
-            f"BLEU-1..4 {self.bleu_1:.1f} {self.bleu_2:.1f} {self.bleu_3:.1f} {self.bleu_4:.1f}, "
-            f"METEOR {meteor}, ROUGE-L {self.rouge_l:.1f}, CIDEr {self.cider:.1f}"
-        )
+        return ", ".join(f"{name} {value}" for name, value in self.named().items())
 
 
 def score_captions(
@@ -72,21 +86,17 @@ def score_captions(
     """Score one caption for each picture against its references, both by picture id.
 
     Raises:
-        ValueError: a picture has a caption but no reference, or references but no caption.
+        MetricsError: a picture has a caption but no reference, or references but no caption.
     """
-    unmatched = sorted(captions.keys() ^ references.keys()) or sorted(
-        image_id for image_id, texts in references.items() if not texts
-    )
-    if unmatched:
-        raise ValueError(
-            f"{len(unmatched)} pictures lack a caption or a reference, among them {', '.join(unmatched[:3])}"
-        )
+    _refuse("have no caption", references.keys() - captions.keys())
+    _refuse("have a caption but no reference", captions.keys() - references.keys())
+    _refuse("have no reference", {image_id for image_id, texts in references.items() if not texts})
     if not captions:
-        raise ValueError("there are no captions to score")
-    results = {image_id: [" ".join(ptb_tokenize(caption))] for image_id, caption in captions.items()}
+        raise MetricsError("there are no captions to score")
     truths = {
-        image_id: [" ".join(ptb_tokenize(text)) for text in references[image_id]] for image_id in captions
+        image_id: [" ".join(ptb_tokenize(text)) for text in texts] for image_id, texts in references.items()
     }
+    results = {image_id: [" ".join(ptb_tokenize(captions[image_id]))] for image_id in references}
     bleu, _ = Bleu(4).compute_score(truths, results, verbose=0)
     rouge_l, _ = Rouge().compute_score(truths, results)
     cider, _ = Cider().compute_score(truths, results)
@@ -101,6 +111,13 @@ def score_captions(
         cider=100 * float(cider),
         meteor=meteor,
     )
+
+
+def _refuse(complaint: str, image_ids: Set[str]) -> None:
+    if image_ids:
+        first = ", ".join(sorted(image_ids)[:_NAMED])
+        more = f" and {len(image_ids) - _NAMED:,} more" if len(image_ids) > _NAMED else ""
+        raise MetricsError(f"{len(image_ids):,} pictures {complaint}: {first}{more}")
 
 
 @lru_cache(maxsize=1)

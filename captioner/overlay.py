@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import UInt8
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -63,6 +64,13 @@ def draw_overlay(caption: Caption, image: Image.Image, *, style: OverlayStyle = 
 def save_overlay(figure: Figure, path: Path | str) -> None:
     """Save as PNG; the same figure gives the same bytes."""
     figure.savefig(path, dpi=_DPI, format="png", metadata={"Software": None})
+
+
+def rendered(figure: Figure) -> UInt8[np.ndarray, "height width 3"]:
+    """The pixels of a figure, RGB."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
 class OverlayWriter:

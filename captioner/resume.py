@@ -1,6 +1,8 @@
 """What a training run keeps on disk to go on exactly where it was."""
 
+import hashlib
 import json
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +10,50 @@ import torch
 
 from captioner.checkpoint import recover_folder, replaced_folder
 from captioner.config import Recipe
+from captioner.data import Split
 from captioner.errors import CaptionerError
+from captioner.vocabulary import Vocabulary
 
 _STATE_FILE = "training_state.pt"
 
 
 class ResumeError(CaptionerError):
     """A run that cannot be gone on with; the message says why."""
+
+
+@dataclass
+class Progress:
+    """How far a run is. `sums` are over the steps of this epoch, `history` has an entry a finished epoch."""
+
+    epoch: int = 0
+    step: int = 0
+    step_in_epoch: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
+    best_cider: float = -1.0
+    epochs_without_gain: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    def add_step(self, values: dict[str, float]) -> None:
+        self.step, self.step_in_epoch = self.step + 1, self.step_in_epoch + 1
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+
+    def end_epoch(self, entry: dict[str, Any]) -> None:
+        self.epoch, self.step_in_epoch, self.sums = self.epoch + 1, 0, {}
+        self.history.append(entry)
+
+    @property
+    def captions_per_s(self) -> float:
+        return self.sums["captions"] / self.sums["seconds"]
+
+
+def data_digest(train: Split, vocabulary: Vocabulary) -> str:
+    """What changes when the training pictures, their captions, the vocabulary or what is cached does."""
+    digest = hashlib.sha256(vocabulary.to_json())
+    digest.update(str(len(train.grids)).encode())
+    for record in train.records:
+        digest.update(repr((record.image_id, record.captions)).encode(errors="surrogateescape"))
+    return digest.hexdigest()
 
 
 def save_state(folder: Path, *, recipe: Recipe, state: dict[str, Any]) -> None:
@@ -27,16 +66,16 @@ def save_state(folder: Path, *, recipe: Recipe, state: dict[str, Any]) -> None:
         torch.save({"recipe": json.dumps(recipe.described()), **state}, aside / _STATE_FILE)
 
 
-def load_state(folder: Path, *, recipe: Recipe, device: torch.device) -> dict[str, Any]:
+def load_state(folder: Path, *, recipe: Recipe, data: str, device: torch.device) -> dict[str, Any]:
     """Load what `save_state` saved.
 
     Raises:
-        ResumeError: there is nothing, or it was made by another recipe.
+        ResumeError: there is nothing, or it was made by another recipe or of other data.
     """
     recover_folder(folder)
     path = folder / _STATE_FILE
     if not path.is_file():
-        raise ResumeError(f"{path} is not there: no epoch was finished; start without --resume")
+        raise ResumeError(f"{path} is not there: nothing was saved yet; start without --resume")
     state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
     before, now = json.loads(state["recipe"]), recipe.described()
     changed = [
@@ -49,5 +88,10 @@ def load_state(folder: Path, *, recipe: Recipe, device: torch.device) -> dict[st
         raise ResumeError(
             f"the run in {folder.parent} has another recipe: {', '.join(changed)}; "
             "resume it with the flags it was started with"
+        )
+    if state["data"] != data:
+        raise ResumeError(
+            f"the run in {folder.parent} was started with other training pictures or captions, or another "
+            "--cache-limit-gb; resume it with those, or start another with --out"
         )
     return state

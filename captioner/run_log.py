@@ -1,4 +1,4 @@
-"""What a training run tells of itself: TensorBoard's curves, log.jsonl, and a line an epoch."""
+"""What a training run tells of itself: TensorBoard's curves and figures, log.jsonl, and a line an epoch."""
 
 import json
 import logging
@@ -9,6 +9,9 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 
 from captioner.errors import CaptionerError
+from captioner.images import ImageError, ImageSource, load_image
+from captioner.inference import Captioner
+from captioner.overlay import draw_overlay, rendered
 
 _logger = logging.getLogger(__name__)
 
@@ -18,19 +21,34 @@ class LogError(CaptionerError):
 
 
 class RunLog:
-    """The logs of the run in a folder. All curves are over steps, so that a resumed run's join."""
+    """The logs of the run in a folder. All curves are over steps, so that a resumed run's join.
 
-    def __init__(self, folder: Path, *, first_step: int) -> None:
-        self.path = folder / "log.jsonl"
-        self.writer = SummaryWriter(folder / "tensorboard", purge_step=first_step)
+    Of several processes only the first has its log on; those of the others do nothing.
+    """
+
+    def __init__(self, folder: Path, *, first_step: int, is_on: bool = True) -> None:
+        self.path, self.is_on = folder / "log.jsonl", is_on
+        self.writer = SummaryWriter(folder / "tensorboard", purge_step=first_step) if is_on else None
 
     def close(self) -> None:
-        self.writer.close()
+        if self.writer:
+            self.writer.close()
 
     def step(self, step: int, values: Mapping[str, float]) -> None:
         """Add one step's values to the curves."""
-        for name, value in values.items():
-            self.writer.add_scalar(name, value, step)
+        if self.writer:
+            for name, value in values.items():
+                self.writer.add_scalar(name, value, step)
+
+    def overlays(self, step: int, captioner: Captioner, pictures: Sequence[ImageSource]) -> None:
+        """Add the overlays of a few pictures; TensorBoard shows them over the steps."""
+        if self.writer is None:
+            return
+        results = (result for batch in captioner.caption_files(pictures) for result in batch)
+        for number, (source, caption) in enumerate(zip(pictures, results, strict=True)):
+            if not isinstance(caption, ImageError):
+                figure = draw_overlay(caption, load_image(source))
+                self.writer.add_image(f"dev_pictures/{number}", rendered(figure), step, dataformats="HWC")
 
     def epoch(self, history: Sequence[Mapping[str, Any]]) -> None:
         """Write the log of all epochs anew, and add the last one's dev scores to the curves.
@@ -38,15 +56,24 @@ class RunLog:
         Raises:
             LogError: the disk refuses.
         """
+        if self.writer is None:
+            return
         entry = history[-1]
         dev = {f"dev/{name}": value for name, value in entry["dev"].items() if value is not None}
-        self.step(entry["step"], dev)
+        self.step(entry["step"], {**dev, "data_wait_share": entry["data_wait_share"]})
         self.writer.flush()
         scores = ", ".join(
             f"{name} {'not computed' if value is None else f'{value:.1f}'}"
             for name, value in entry["dev"].items()
         )
-        _logger.info("epoch %d: loss %.3f; dev %s", entry["epoch"], entry["loss"]["total"], scores)
+        _logger.info(
+            "epoch %d: loss %.3f; %.0f captions/s, %.1f %% of the time spent waiting for data; dev %s",
+            entry["epoch"],
+            entry["loss"]["total"],
+            entry["captions_per_s"],
+            100 * entry["data_wait_share"],
+            scores,
+        )
         try:
             self.path.write_text("".join(json.dumps(line) + "\n" for line in history))
         except OSError as error:

@@ -105,3 +105,24 @@ def test_size_that_the_backbone_does_not_take_is_refused() -> None:
 def test_file_that_holds_no_weights_is_refused() -> None:
     with pytest.raises(EncoderError, match=r"cannot load weights of test_resnet from missing\.safetensors"):
         Encoder(backbone="test_resnet", weights="missing.safetensors")
+
+
+@pytest.mark.parametrize("backbone", ["test_efficientnet", "test_resnet", "test_convnext", "test_vit"])
+def test_last_stages_are_parameters_that_the_grid_depends_on_counted_from_its_end(backbone: str) -> None:
+    encoder = Encoder(backbone=backbone)
+    size_px = 160
+    one, two = (encoder.last_stages(count, size_px=size_px) for count in (1, 2))
+    assert {id(parameter) for parameter in one} < {id(parameter) for parameter in two}
+    assert not any(parameter.requires_grad for parameter in encoder.parameters())
+
+    for parameter in two:
+        parameter.requires_grad_(True)
+    encoder(torch.randn(2, 3, size_px, size_px)).square().sum().backward()
+    for parameter in encoder.parameters():
+        is_unfrozen = any(parameter is other for other in two)
+        assert (parameter.grad is not None) == is_unfrozen
+
+
+def test_more_stages_than_there_are_is_refused() -> None:
+    with pytest.raises(EncoderError, match="the backbone has 6 stages, not 7; lower --finetune-stages"):
+        Encoder(backbone="test_efficientnet").last_stages(7, size_px=64)

@@ -7,10 +7,10 @@ import torch
 
 from captioner import features
 from captioner.config import PreprocessConfig
-from captioner.data import CaptionedImage
 from captioner.encoder import Encoder
 from captioner.features import CacheError, cached_grids
 from captioner.images import ImageError, Preprocess, load_image
+from captioner.records import CaptionedImage
 from tests.conftest import TINY_CNN, TINY_SIZE_PX, noise_picture
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from captioner import metrics
-from captioner.metrics import has_java, ptb_tokenize, score_captions
+from captioner.metrics import MetricsError, has_java, ptb_tokenize, score_captions
 
 CAPTIONS_FILE = Path(__file__).parent / "data" / "coco_val2017_captions.json"
 needs_java = pytest.mark.skipif(not has_java(), reason="the reference tokenizer needs Java")
@@ -88,9 +88,13 @@ def test_without_java_meteor_is_not_computed_rather_than_zero(monkeypatch: pytes
 
 
 def test_pictures_without_caption_or_reference_are_named() -> None:
-    with pytest.raises(ValueError, match=r"1 pictures lack .* among them b"):
+    with pytest.raises(MetricsError, match="1 pictures have no caption: b"):
         score_captions({"a": "x"}, {"a": ["x"], "b": ["y"]})
-    with pytest.raises(ValueError, match="among them a"):
+    with pytest.raises(MetricsError, match="1 pictures have no reference: a"):
         score_captions({"a": "x"}, {"a": []})
-    with pytest.raises(ValueError, match="no captions to score"):
+    with pytest.raises(
+        MetricsError, match=r"12 pictures have a caption but no reference: 0, 1, 10, .* and 2 more"
+    ):
+        score_captions({str(number): "x" for number in range(12)}, {})
+    with pytest.raises(MetricsError, match="no captions to score"):
         score_captions({}, {})

@@ -1,21 +1,28 @@
 """train.py from end to end, on a few made pictures in Flickr8k's layout, with a tiny CNN."""
 
 import json
+import os
+import re
+import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
-from safetensors.torch import save_file
+import torch
+from safetensors.torch import load_file, save_file
 
 import train
+from captioner import cli
+from captioner.config import PRESETS
 from captioner.encoder import Encoder
 from captioner.vocabulary import Vocabulary
-from tests.conftest import TINY_CNN, TINY_SIZE_PX, noise_picture
+from tests.conftest import ROOT, TINY_CNN, TINY_SIZE_PX, noise_picture
 
 CAPTIONS = {
-    "train": ["a dog runs in the snow", "a boy jumps over a wall", "a girl holds a red ball"],
+    "train": ["a dog runs in the snow", "a boy jumps over a wall", "a girl holds a red ball", "two dogs run"],
     "dev": ["a dog jumps over a ball", "an unseen word"],
 }
 
@@ -31,7 +38,8 @@ def no_meteor(monkeypatch: pytest.MonkeyPatch) -> None:
 def root(tmp_path: Path) -> Path:
     root = tmp_path / "flickr8k"
     root.mkdir()
-    lines, number = [], 0
+    lines: list[str] = []
+    number = 0
     with zipfile.ZipFile(root / "pictures.zip", "w") as archive:
         for split, captions in CAPTIONS.items():
             names = []
@@ -47,18 +55,30 @@ def root(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def run(root: Path, tmp_path: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> Run:
+def recipe(tmp_path: Path, encoder: Encoder) -> list[str]:
+    """Flags that make a run of seconds: a tiny CNN with random weights and a small decoder."""
     weights = tmp_path / "weights.safetensors"
     save_file({name: value.contiguous() for name, value in encoder.cnn.state_dict().items()}, weights)
-    size = ["--backbone", TINY_CNN, "--weights", str(weights), "--image-size", str(TINY_SIZE_PX)]
-    dims = ["--embedding-dim", "8", "--hidden-dim", "8", "--attention-dim", "8"]
-    short = ["--epochs", "2", "--batch-size", "2", "--min-count", "1", "--max-words", "6"]
-    places = ["--root", str(root), "--out", str(tmp_path / "run"), "--cache-dir", str(tmp_path / "cache")]
+    path = tmp_path / "recipe.json"
+    small = {
+        "encoder": {"backbone": TINY_CNN, "weights": str(weights), "image_size": TINY_SIZE_PX},
+        "decoder": {"embedding_dim": 8, "hidden_dim": 8, "attention_dim": 8, "dropout": 0.0},
+        "training": {"min_count": 1, "epochs": 2, "batch_size": 2},
+        "decoding": {"max_words": 6},
+    }
+    path.write_text(json.dumps(small))
+    return ["--recipe", str(path), "--cache-dir", str(tmp_path / "cache")]
+
+
+@pytest.fixture
+def run(root: Path, tmp_path: Path, recipe: list[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    monkeypatch.setattr("captioner.run_log.RunLog.overlays", lambda *_: None)
 
     def run(*arguments: str) -> str | int | None:
         """The exit status: none, a number, or the line that goes to standard error."""
         if arguments[0] == "flickr8k":
-            arguments = ("flickr8k", *size, *dims, *short, *places, *arguments[1:])
+            places = ("--root", str(root), "--out", str(tmp_path / "run"))
+            arguments = ("flickr8k", *places, *recipe, *arguments[1:])
         monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
         try:
             train.main()
@@ -69,19 +89,29 @@ def run(root: Path, tmp_path: Path, encoder: Encoder, monkeypatch: pytest.Monkey
     return run
 
 
+def evaluate(*arguments: str) -> int | str | None:
+    try:
+        cli.main(["evaluate", *arguments])
+    except SystemExit as exit_:
+        return exit_.code
+    return None
+
+
 def test_run_gives_a_model_whose_scores_evaluate_repeats(
     run: Run, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run("flickr8k") is None
     best = tmp_path / "run" / "best"
-    metrics = json.loads((best / "metrics.json").read_text())
+    dev = json.loads((best / "metrics.json").read_text())["dev"]
     assert len((tmp_path / "run" / "log.jsonl").read_text().splitlines()) == 2
     assert list((tmp_path / "run" / "tensorboard").iterdir())
     capsys.readouterr()
-    assert run("evaluate", "--root", str(root), "--model", str(best)) is None
-    printed = capsys.readouterr().out
-    assert f"CIDEr {metrics['dev']['cider']:.1f}" in printed
-    assert "METEOR not computed (needs Java)" in printed
+    assert evaluate("flickr8k", "--root", str(root), "--model", str(best)) == 0
+    lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert lines["CIDEr"] == f"{dev['cider']:.1f}"
+    assert lines["ROUGE-L"] == f"{dev['rouge_l']:.1f}"
+    assert lines["METEOR"] == "not computed (needs Java)"
+    assert lines["pictures"] == "2"
 
 
 def test_vocabulary_is_of_the_training_captions_alone(run: Run, tmp_path: Path) -> None:
@@ -89,6 +119,22 @@ def test_vocabulary_is_of_the_training_captions_alone(run: Run, tmp_path: Path) 
     vocabulary = Vocabulary.from_json((tmp_path / "run" / "best" / "vocabulary.json").read_bytes())
     words = {word for caption in CAPTIONS["train"] for word in caption.split()}
     assert set(vocabulary.words[4:]) == words
+
+
+def test_recipe_that_was_resolved_is_kept_and_makes_the_same_run(run: Run, tmp_path: Path) -> None:
+    assert run("flickr8k", "--epochs", "1", "--learning-rate", "0.002") is None
+    path = tmp_path / "run" / "recipe.json"
+    resolved = json.loads(path.read_text())
+    assert resolved["training"]["epochs"] == 1
+    assert resolved["training"]["learning_rate"] == 0.002
+    assert resolved["training"]["min_count"] == 1  # of the file
+    assert resolved["training"]["ema_decay"] == PRESETS["flickr8k"].training.ema_decay  # of the preset
+    weights = str(tmp_path / "weights.safetensors")
+    again = ("--weights", weights, "--out", str(tmp_path / "again"), "--recipe", str(path))
+    assert run("flickr8k", *again) is None
+    for file in ("model.safetensors", "config.json", "vocabulary.json"):
+        first, second = (tmp_path / name / "best" / file for name in ("run", "again"))
+        assert first.read_bytes() == second.read_bytes()
 
 
 def test_run_is_not_overwritten_by_another(run: Run, tmp_path: Path) -> None:
@@ -99,12 +145,80 @@ def test_run_is_not_overwritten_by_another(run: Run, tmp_path: Path) -> None:
     assert run("flickr8k", "--resume") is None
 
 
+@pytest.mark.parametrize(("limit", "num_cached"), [("0", 0), ("0.000005", 2), ("1", 6)])
+def test_cache_is_as_large_as_it_may_be_and_said_beforehand(
+    run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture, limit: str, num_cached: int
+) -> None:
+    caplog.set_level("INFO")
+    assert run("flickr8k", "--cache-limit-gb", limit, "--epochs", "1", "--workers", "0") is None
+    assert f"cache: {num_cached} of 6 grids of 2 x 2 x 256" in caplog.text
+    cached = [np.load(path, mmap_mode="r") for path in (tmp_path / "cache").glob("*/grids.npy")]
+    assert sum(map(len, cached)) == num_cached
+
+
 def test_what_the_user_can_mend_is_one_line(run: Run, root: Path, tmp_path: Path) -> None:
-    assert "no epoch was finished" in str(run("flickr8k", "--resume"))
+    assert "nothing was saved yet" in str(run("flickr8k", "--resume"))
     assert "timm has no model named 'nothing'" in str(run("flickr8k", "--backbone", "nothing"))
-    assert run("flickr8k", "--epochs", "0") == 2
+    assert "epochs must be at least 1, not 0" in str(run("flickr8k", "--epochs", "0"))
+    stages = ("--finetune-from-epoch", "1", "--finetune-stages", "9")
+    assert "the backbone has 6 stages, not 9" in str(run("flickr8k", *stages))
     (tmp_path / "file").touch()
     assert "cannot make" in str(run("flickr8k", "--cache-dir", str(tmp_path / "file" / "x")))
-    assert "cannot make" in str(run("flickr8k", "--out", str(tmp_path / "file" / "x")))
+    assert "cannot write to" in str(run("flickr8k", "--out", str(tmp_path / "file" / "x")))
+    wrong = tmp_path / "wrong.json"
+    for text, message in (
+        ('{"training": {"epoch": 3}}', "training has the settings batch_size, .* not 'epoch'"),
+        ('{"training": {"epochs": "3"}}', "Expected `int`, got `str`"),
+        ('{"trainer": {}}', "a recipe has the parts encoder, decoder, training, decoding, not 'trainer'"),
+        ("[", "Expecting value"),
+        ("[1]", "a recipe is an object with parts"),
+    ):
+        wrong.write_text(text)
+        assert re.search(message, str(run("flickr8k", "--recipe", str(wrong))))
     (root / "Flickr8k.token.txt").unlink()
     assert "Flickr8k.token.txt is missing" in str(run("flickr8k"))
+
+
+def test_unsound_data_are_refused_and_checked(
+    run: Run, root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # There is no list of test pictures, which training can do without.
+    assert run("check", "flickr8k", "--root", str(root), "--min-count", "1") == 0
+    assert "sound: nothing that would spoil training was found" in capsys.readouterr().out
+    with (root / "Flickr_8k.devImages.txt").open("a") as file:
+        file.write("\n0.jpg")
+    assert run("check", "flickr8k", "--root", str(root)) == 1
+    assert "1 pictures are in two splits" in capsys.readouterr().out
+    assert "1 pictures are in two splits: " in str(run("flickr8k"))
+
+
+@pytest.mark.slow
+def test_two_processes_train_to_the_same_as_one_and_score_every_picture_once(
+    run: Run, root: Path, recipe: list[str], tmp_path: Path
+) -> None:
+    """Started as users do, by torch's launcher, over gloo; the CNN's last stage trains in epoch 2."""
+    changes = ("--finetune-from-epoch", "2", "--finetune-stages", "1", "--epochs", "3", "--workers", "0")
+    assert run("flickr8k", *changes) is None
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    places = ["--root", str(root), "--out", str(tmp_path / "pair")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PATH": ""}
+    result = subprocess.run(
+        [*launcher, str(ROOT / "train.py"), "flickr8k", *places, *recipe, *changes],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert "Num processes: 2" in result.stderr
+    alone, pair = (
+        [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
+        for name in ("run", "pair")
+    )
+    assert len(alone) == len(pair) == 3
+    for one, other in zip(alone, pair, strict=True):
+        assert other["loss"] == pytest.approx(one["loss"], rel=1e-5)
+        assert other["dev"]["cider"] == pytest.approx(one["dev"]["cider"], rel=1e-6)
+    first, second = (load_file(tmp_path / name / "best" / "model.safetensors") for name in ("run", "pair"))
+    for name, value in first.items():
+        torch.testing.assert_close(second[name], value, rtol=1e-2, atol=1e-3)

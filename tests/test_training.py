@@ -1,22 +1,28 @@
+import errno
 import json
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from captioner.checkpoint import load_checkpoint
+from captioner.checkpoint import CheckpointError, load_checkpoint
 from captioner.config import DecoderConfig, DecodingConfig, EncoderConfig, Recipe, TrainingConfig
-from captioner.data import CaptionDataset, CaptionedImage, collate
+from captioner.data import Split
 from captioner.encoder import Encoder
+from captioner.learner import Learner, TrainingError, make_accelerator
 from captioner.metrics import Scores
+from captioner.records import CaptionedImage
 from captioner.resume import ResumeError
-from captioner.training import Trainer, TrainingError
-from captioner.validation import Split, settle_decoding, validate
-from captioner.vocabulary import END, Vocabulary
-from tests.conftest import TINY_CNN, TINY_SIZE_PX
+from captioner.run_log import RunLog
+from captioner.training import Trainer
+from captioner.validation import settle_decoding, validate
+from captioner.vocabulary import Vocabulary
+from tests.conftest import TINY_CNN, TINY_SIZE_PX, noise_picture
 
 CAPTIONS = [
     "a black dog runs through the snow",
@@ -47,29 +53,32 @@ RECIPE = Recipe(
 
 
 @pytest.fixture(autouse=True)
-def no_meteor(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each METEOR starts a Java process, which these tests can do without."""
+def no_extras(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each METEOR starts a Java process and each overlay takes a second; most tests can do without."""
     monkeypatch.setattr("captioner.metrics.has_java", lambda: False)
+    if "overlays" not in request.node.name:
+        monkeypatch.setattr(RunLog, "overlays", lambda *_: None)
 
 
 @pytest.fixture
-def make_trainer(encoder: Encoder) -> Callable[..., Trainer]:
+def make_trainer(encoder: Encoder, tmp_path: Path) -> Callable[..., Trainer]:
     grid = encoder.grid_config(TINY_SIZE_PX)
     shape = (len(CAPTIONS), grid.num_cells, encoder.annotation_dim)
-    split = Split(
-        records=[
-            CaptionedImage(
-                image_id=str(number), source=Path(f"{number}.png"), captions=(text,), split="train"
-            )
-            for number, text in enumerate(CAPTIONS)
-        ],
-        grids=np.random.default_rng(0).normal(size=shape).astype(np.float16),
-    )
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    records = []
+    for number, text in enumerate(CAPTIONS):
+        path = pictures / f"{number}.png"
+        noise_picture(number).save(path)
+        records.append(CaptionedImage(image_id=str(number), source=path, captions=(text,), split="train"))
+    grids = np.random.default_rng(0).normal(size=shape).astype(np.float16)
 
-    def make(out: Path, recipe: Recipe = RECIPE) -> Trainer:
+    def make(out: Path, recipe: Recipe = RECIPE, *, num_cached: int = len(CAPTIONS)) -> Trainer:
+        split = Split(records=records, grids=grids[:num_cached])
         return Trainer(
+            accelerator=make_accelerator(recipe),
             recipe=recipe,
-            encoder=encoder,
+            encoder=deepcopy(encoder),
             preprocess=encoder.preprocess_config(TINY_SIZE_PX),
             grid=grid,
             vocabulary=Vocabulary.build(CAPTIONS, min_count=1),
@@ -92,12 +101,12 @@ def test_model_overfits_eight_pictures_and_says_them_back(
     best = trainer.run()
     loaded = load_checkpoint(best)
     scores, captions = validate(
-        loaded.model.decoder,
+        loaded.model.eval(),
         trainer.dev,
         vocabulary=loaded.vocabulary,
         config=loaded.config.decoding,
     )
-    assert list(captions.values()) == CAPTIONS
+    assert [captions[str(number)] for number in range(8)] == CAPTIONS
     assert scores.bleu_4 == pytest.approx(100)
 
 
@@ -105,86 +114,227 @@ class PowerCutError(Exception):
     pass
 
 
-def cut_power_after(trainer: Trainer, num_epochs: int) -> None:
-    """Let the run end like a crash, once so many epochs have been saved."""
-    save = trainer.save
+def cut_power_at(trainer: Trainer, step: int) -> None:
+    """Let the run end like a crash before a step, with the save before it as the last one."""
+    learn = trainer.learner.step
 
-    def save_and_stop() -> None:
-        save()
-        if trainer.progress.epoch == num_epochs:
+    def step_or_stop(parts: object, number: int) -> dict[str, float]:
+        if number == step:
             raise PowerCutError
+        return learn(parts, number)
 
-    trainer.save = save_and_stop
+    trainer.learner.step = step_or_stop
 
 
+def assert_same_weights(one: Trainer, other: Trainer) -> None:
+    for first, second in (
+        (one.learner.raw_model, other.learner.raw_model),
+        (one.learner.averaged, other.learner.averaged),
+    ):
+        for name, value in first.state_dict().items():
+            assert torch.equal(value, second.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("step", [0, 1, 3, 4, 5, 8])
 def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(
-    make_trainer: Callable[..., Trainer], tmp_path: Path
+    make_trainer: Callable[..., Trainer], tmp_path: Path, step: int
 ) -> None:
-    recipe = shorter(5)
+    """Two steps an epoch, saved after each; from epoch 3, which is step 4, the CNN trains too."""
+    recipe = shorter(5, finetune_from_epoch=3, finetune_stages=1)
     whole = make_trainer(tmp_path / "whole", recipe)
     whole.run()
 
     interrupted = make_trainer(tmp_path / "parts", recipe)
-    cut_power_after(interrupted, 2)
+    interrupted.save_minutes = 0
+    interrupted.save()
+    cut_power_at(interrupted, step)
     with pytest.raises(PowerCutError):
         interrupted.run()
     torch.manual_seed(12345)
     resumed = make_trainer(tmp_path / "parts", recipe)
     resumed.resume()
+    assert resumed.progress.step == step
     resumed.run()
 
-    for name, value in whole.decoder.state_dict().items():
-        assert torch.equal(value, resumed.decoder.state_dict()[name]), name
-    for name, value in whole.averaged.state_dict().items():
-        assert torch.equal(value, resumed.averaged.state_dict()[name]), name
+    assert_same_weights(whole, resumed)
     for file in ("best/model.safetensors", "best/config.json"):
         assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "parts" / file).read_bytes()
     entries = [
         [json.loads(line) for line in (tmp_path / run / "log.jsonl").read_text().splitlines()]
         for run in ("whole", "parts")
     ]
-    assert [entry["loss"] for entry in entries[0]] == [entry["loss"] for entry in entries[1]]
-    assert [entry["dev"] for entry in entries[0]] == [entry["dev"] for entry in entries[1]]
+    for name in ("loss", "dev", "step", "is_finetuning"):
+        assert [entry[name] for entry in entries[0]] == [entry[name] for entry in entries[1]]
 
 
-def test_resuming_with_another_recipe_is_refused_with_the_difference(
+def test_resuming_with_another_recipe_or_other_data_is_refused_with_the_difference(
     make_trainer: Callable[..., Trainer], tmp_path: Path
 ) -> None:
     make_trainer(tmp_path, shorter(1)).run()
     with pytest.raises(ResumeError, match=r"epochs was 1 and is 2"):
         make_trainer(tmp_path, shorter(2)).resume()
-    with pytest.raises(ResumeError, match="no epoch was finished"):
+    with pytest.raises(ResumeError, match="nothing was saved yet"):
         make_trainer(tmp_path / "elsewhere", shorter(1)).resume()
+    trainer = make_trainer(tmp_path, shorter(1))
+    trainer.digest = "of other captions"
+    with pytest.raises(ResumeError, match="other training pictures or captions"):
+        trainer.resume()
+
+
+def test_full_disk_keeps_the_last_good_save(
+    make_trainer: Callable[..., Trainer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = shorter(3)
+    trainer = make_trainer(tmp_path / "run", recipe)
+    trainer.save_minutes = 0
+    write = torch.save
+
+    def write_until_full(state: dict[str, object], path: Path) -> None:
+        write(state, path)
+        if trainer.progress.step == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", write_until_full)
+    with pytest.raises(CheckpointError, match=r"cannot save .*last: .*No space left .* before is kept"):
+        trainer.run()
+    monkeypatch.setattr(torch, "save", write)
+    resumed = make_trainer(tmp_path / "run", recipe)
+    resumed.resume()
+    assert resumed.progress.step == 2
+    resumed.run()
+    whole = make_trainer(tmp_path / "whole", recipe)
+    whole.run()
+    assert_same_weights(whole, resumed)
+
+
+def test_working_through_a_step_in_parts_changes_nothing(
+    make_trainer: Callable[..., Trainer], tmp_path: Path
+) -> None:
+    recipe = shorter(3)
+    recipe = replace(recipe, decoder=replace(recipe.decoder, dropout=0.0))
+    whole = make_trainer(tmp_path / "whole", recipe)
+    whole.run()
+    parts = make_trainer(tmp_path / "parts", replace(recipe, training=replace(recipe.training, accumulate=3)))
+    parts.run()
+    for name, value in whole.learner.raw_model.state_dict().items():
+        torch.testing.assert_close(
+            value, parts.learner.raw_model.state_dict()[name], rtol=1e-3, atol=1e-4, msg=name
+        )
+    for one, other in zip(whole.progress.history, parts.progress.history, strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
+
+
+def test_frozen_parts_stay_frozen_and_so_do_statistics_while_the_last_stage_trains(
+    make_trainer: Callable[..., Trainer], tmp_path: Path
+) -> None:
+    recipe = shorter(4, finetune_from_epoch=3, finetune_stages=1)
+    trainer = make_trainer(tmp_path, recipe)
+    encoder = trainer.learner.raw_model.encoder
+    stage = {id(parameter) for parameter in encoder.last_stages(1, size_px=TINY_SIZE_PX)}
+    before = {name: value.clone() for name, value in encoder.state_dict().items()}
+
+    cut_power_at(trainer, 4)  # the first step of epoch 3
+    with pytest.raises(PowerCutError):
+        trainer.run()
+    for name, value in encoder.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+    trainer.learner.step = Learner.step.__get__(trainer.learner)
+    trainer.run()
+    parameters = dict(encoder.named_parameters())
+    for name, value in encoder.state_dict().items():
+        is_in_stage = name in parameters and id(parameters[name]) in stage
+        assert torch.equal(value, before[name]) != is_in_stage, name
+    saved = load_checkpoint(tmp_path / "best").model.encoder.state_dict()
+    assert saved.keys() == before.keys()
+
+
+def test_uncached_pictures_train_too(make_trainer: Callable[..., Trainer], tmp_path: Path) -> None:
+    recipe = shorter(2, augmentation=False)
+    losses = []
+    for num_cached in (0, 3):
+        trainer = make_trainer(tmp_path / str(num_cached), recipe, num_cached=num_cached)
+        trainer.run()
+        losses.append(trainer.progress.history[-1]["loss"]["total"])
+    assert all(np.isfinite(losses))
+    assert losses[0] != losses[1]  # the cached grids of these tests are not those of the pictures
 
 
 def test_best_model_is_by_decoded_cider_and_training_stops_when_it_no_longer_grows(
     make_trainer: Callable[..., Trainer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ciders = iter([10.0, 30.0, 20.0, 25.0, 99.0])
-
-    def scripted(_: Trainer) -> Scores:
-        return Scores(bleu_1=0, bleu_2=0, bleu_3=0, bleu_4=0, rouge_l=0, cider=next(ciders), meteor=None)
-
-    monkeypatch.setattr(Trainer, "_validate", scripted)
+    script_dev_ciders(monkeypatch, [10.0, 30.0, 20.0, 25.0, 99.0])
     trainer = make_trainer(tmp_path, shorter(5, patience=2))
     best = trainer.run()
     assert trainer.progress.epoch == 4
     assert load_checkpoint(best).metrics["dev"]["cider"] == 30.0
 
 
+def test_fine_tuning_begins_whatever_the_patience_and_counts_anew(
+    make_trainer: Callable[..., Trainer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script_dev_ciders(monkeypatch, [30.0, 20.0, 20.0, 20.0, 20.0, 99.0])
+    trainer = make_trainer(tmp_path, shorter(6, patience=1, finetune_from_epoch=5, finetune_stages=1))
+    trainer.run()
+    assert [entry["is_finetuning"] for entry in trainer.progress.history] == [False] * 4 + [True]
+
+
+def script_dev_ciders(monkeypatch: pytest.MonkeyPatch, values: list[float]) -> None:
+    ciders = iter(values)
+
+    def scripted(*_: object, **__: object) -> tuple[Scores, dict[str, str]]:
+        scores = Scores(bleu_1=0, bleu_2=0, bleu_3=0, bleu_4=0, rouge_l=0, cider=next(ciders), meteor=None)
+        return scores, {"0": "a dog"}
+
+    monkeypatch.setattr("captioner.training.validate", scripted)
+
+
 def test_loss_that_is_not_finite_stops_with_the_step_and_the_pictures(
     make_trainer: Callable[..., Trainer], tmp_path: Path
 ) -> None:
     trainer = make_trainer(tmp_path)
-    trainer.dataset.grids = np.full_like(trainer.dataset.grids, np.nan)
+    split = trainer.train.split
+    trainer.train.split = replace(split, grids=np.full_like(split.grids, np.nan))
     with pytest.raises(TrainingError, match=r"the loss is nan at step 0 on \d, \d, \d, \d"):
         trainer.run()
+
+
+def test_full_memory_says_which_flag_to_change(
+    make_trainer: Callable[..., Trainer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+
+    monkeypatch.setattr(Learner, "step", full)
+    with pytest.raises(TrainingError, match=r"memory is full at step 0; raise --accumulate to 2"):
+        make_trainer(tmp_path).run()
+
+
+def test_fp16_without_a_gpu_is_refused() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(TrainingError, match="fp16"):
+        make_accelerator(replace(RECIPE, training=replace(RECIPE.training, mixed_precision="fp16")))
+
+
+def test_tensorboard_has_curves_and_the_overlays_of_the_same_eight_pictures(
+    make_trainer: Callable[..., Trainer], tmp_path: Path
+) -> None:
+    make_trainer(tmp_path, shorter(2)).run()
+    events = EventAccumulator(str(tmp_path / "tensorboard"), size_guidance={"images": 0, "scalars": 0})
+    events.Reload()
+    for number in range(8):
+        assert [event.step for event in events.Images(f"dev_pictures/{number}")] == [2, 4]
+    for name in ("loss/total", "loss/cross_entropy", "loss/attention_penalty", "learning_rate"):
+        assert [event.step for event in events.Scalars(name)] == [0, 1, 2, 3]
+    for name in ("gradient_norm", "captions_per_s", "dev/cider", "data_wait_share"):
+        assert events.Scalars(name)
 
 
 def test_settling_keeps_the_weights_and_sets_the_decoding_that_scores_best(
     make_trainer: Callable[..., Trainer], tmp_path: Path
 ) -> None:
-    trainer = make_trainer(tmp_path, shorter(3))
+    trainer = make_trainer(tmp_path, shorter(3, finetune_from_epoch=3, finetune_stages=1))
     best = trainer.run()
     weights = (best / "model.safetensors").read_bytes()
     scores = settle_decoding(best, trainer.dev)
@@ -193,30 +343,3 @@ def test_settling_keeps_the_weights_and_sets_the_decoding_that_scores_best(
     tried = loaded.metrics["decoding_cider"]
     assert scores.cider == pytest.approx(max(tried.values()))
     assert loaded.metrics["dev"]["beam_size"] == loaded.config.decoding.beam_size
-
-
-def test_batch_holds_each_picture_once_longest_first() -> None:
-    records = [
-        CaptionedImage(image_id="short", source=Path("s"), captions=("a dog",), split="train"),
-        CaptionedImage(image_id="long", source=Path("l"), captions=("a", "a dog runs far"), split="train"),
-    ]
-    vocabulary = Vocabulary.build(["a dog runs far"], min_count=1)
-    dataset = CaptionDataset(
-        records=records, grids=np.zeros((2, 4, 3), np.float16), vocabulary=vocabulary, max_words=9
-    )
-    batch = collate([dataset[0], dataset[1]])
-    assert batch.image_ids == ("long", "short")
-    assert batch.lengths.tolist() == [[5, 2], [3, 0]]
-    assert batch.tokens.shape == (2, 2, 6)
-
-
-def test_captions_over_the_limit_are_cut_and_do_not_claim_to_end() -> None:
-    record = CaptionedImage(image_id="x", source=Path("x"), captions=("a b c d", "a b"), split="train")
-    vocabulary = Vocabulary.build(["a b c d"], min_count=1)
-    dataset = CaptionDataset(
-        records=[record], grids=np.zeros((1, 4, 3), np.float16), vocabulary=vocabulary, max_words=2
-    )
-    cut, whole = dataset.tokens[0]
-    assert len(cut) == 3
-    assert END not in cut
-    assert whole[-1] == END

@@ -1,0 +1,95 @@
+"""The flags of a training run: what to change in a data set's recipe, and where and how it runs."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from captioner.config import Recipe
+from captioner.errors import CaptionerError
+
+
+class RecipeError(CaptionerError):
+    """A recipe that cannot be read, or a setting that is not allowed."""
+
+
+def _of_recipe(metavar: str) -> Any:
+    """How a flag is shown that changes a setting of the data set's recipe."""
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint="(default: the recipe's)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Changes:
+    """What to change in the data set's recipe. `--recipe` can change everything else."""
+
+    recipe: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: none)")] = None
+    """JSON with settings to change, as in a run's recipe.json; it may name just a few. Flags go over it."""
+    backbone: Annotated[str | None, _of_recipe("NAME")] = None
+    """Any timm model."""
+    weights: Annotated[str | None, _of_recipe("FILE")] = None
+    """The backbone's weights in timm's naming; else timm downloads its own."""
+    image_size: Annotated[int | None, _of_recipe("PIXELS")] = None
+    """Side of the CNN's square input; larger gives a finer grid."""
+    batch_size: Annotated[int | None, _of_recipe("INT")] = None
+    """Pictures in a step, over all processes; each comes with all its captions."""
+    accumulate: Annotated[int | None, _of_recipe("INT")] = None
+    """Parts in which a process works through its share of a step: more take less memory."""
+    epochs: Annotated[int | None, _of_recipe("INT")] = None
+    """Passes over the training pictures."""
+    learning_rate: Annotated[float | None, _of_recipe("FLOAT")] = None
+    """Highest learning rate of the decoder."""
+    finetune_from_epoch: Annotated[int | None, _of_recipe("INT")] = None
+    """First epoch, counted from 1, in which the CNN's last stages train too."""
+    finetune_stages: Annotated[int | None, _of_recipe("INT")] = None
+    """How many stages of the CNN are then trained."""
+    patience: Annotated[int | None, _of_recipe("INT")] = None
+    """Epochs without a better dev CIDEr after which training stops."""
+    mixed_precision: Annotated[Literal["no", "bf16", "fp16"] | None, _of_recipe("no|bf16|fp16")] = None
+    """bf16 is several times faster where the processor or GPU has it."""
+    seed: Annotated[int | None, _of_recipe("INT")] = None
+    """What all that is random in the run depends on."""
+
+    def applied_to(self, preset: Recipe) -> Recipe:
+        """Raises: RecipeError."""
+        try:
+            changes = json.loads(self.recipe.read_text()) if self.recipe else {}
+            if not isinstance(changes, dict):
+                raise ValueError('a recipe is an object with parts, such as {"training": {"epochs": 3}}')
+            base = preset.changed(changes)
+        except OSError as error:
+            raise RecipeError(f"cannot read --recipe {self.recipe}: {error.strerror}") from error
+        except ValueError as error:
+            raise RecipeError(f"--recipe {self.recipe}: {error}") from error
+        given = {name: value for name, value in vars(self).items() if value is not None and name != "recipe"}
+        encoder: dict[str, Any] = {
+            name: given.pop(name) for name in ("backbone", "weights", "image_size") if name in given
+        }
+        try:
+            return base.changed({"encoder": encoder, "training": given})
+        except ValueError as error:
+            raise RecipeError(str(error)) from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """Where a run is kept, and how it goes about its work."""
+
+    out: Path
+    """Folder of the run, for example runs/first."""
+    resume: bool = False
+    """Go on with the run in OUT from where it was last saved."""
+    cache_dir: Path = Path("cache")
+    """Where the grids of the pictures are kept."""
+    cache_limit_gb: Annotated[
+        float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="(default: no limit)")
+    ] = None
+    """Largest cache; pictures beyond it are decoded and encoded anew every epoch. 0 keeps none."""
+    workers: Annotated[
+        int | None,
+        tyro.conf.arg(metavar="INT", help_behavior_hint="(default: one a core, up to 8; 0 if all is cached)"),
+    ] = None
+    """Processes that load pictures."""
+    save_minutes: float = 10.0
+    """How often the run is saved within an epoch."""

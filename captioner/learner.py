@@ -1,0 +1,173 @@
+"""What is trained, and how one step changes it."""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from datetime import timedelta
+from typing import Any, cast
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs, gather_object
+from torch import nn
+from torch.optim import Optimizer
+
+from captioner.config import Recipe
+from captioner.data import CaptionBatch
+from captioner.errors import CaptionerError
+from captioner.loss import BatchSize, CaptionLoss
+from captioner.model import CaptioningModel
+from captioner.optimisation import OneCycle, make_optimizer, moving_average, set_learning_rates
+from captioner.randomness import derived_seed
+from captioner.resume import Progress
+
+_LONGEST_WAIT = timedelta(hours=12)  # of other processes, while the first computes a cache
+
+
+class TrainingError(CaptionerError):
+    """Training that cannot start or go on; the message says why and what to do."""
+
+
+def make_accelerator(recipe: Recipe) -> Accelerator:
+    """The device and the processes of this run.
+
+    Raises:
+        TrainingError: the device does not have the precision that the recipe asks for.
+    """
+    precision = recipe.training.mixed_precision
+    try:
+        accelerator = Accelerator(
+            cpu=not torch.accelerator.is_available(),  # else accelerate overlooks torchrun's processes
+            mixed_precision=precision,
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=_LONGEST_WAIT)],
+        )
+    except ValueError as error:
+        raise TrainingError(f"--mixed-precision {precision} is not possible here: {error}") from error
+    if precision == "fp16" and accelerator.device.type == "cpu":
+        raise TrainingError("fp16 needs a GPU; use --mixed-precision bf16 or no on a CPU")
+    return accelerator
+
+
+@contextmanager
+def full_memory_told(progress: Progress, *, accumulate: int) -> Iterator[None]:
+    """Turn what torch raises when memory is full, on a GPU or a CPU, into advice."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not (isinstance(error, MemoryError) or "memory" in str(error).lower()):
+            raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise TrainingError(
+            f"memory is full at step {progress.step}; raise --accumulate to {2 * accumulate}, which gives "
+            f"the same result in less memory, or lower --batch-size or --image-size ({reason})"
+        ) from error
+
+
+class Learner:
+    """A model with its optimizer and its moving average, on one process or several.
+
+    Several processes share the pictures of each step and hold the same weights.
+    """
+
+    def __init__(
+        self, *, accelerator: Accelerator, recipe: Recipe, model: CaptioningModel, steps_an_epoch: int
+    ) -> None:
+        training = recipe.training
+        self.accelerator, self.training = accelerator, training
+        self.loss = CaptionLoss(
+            label_smoothing=training.label_smoothing, attention_penalty=training.attention_penalty
+        )
+        last_step = training.epochs * steps_an_epoch
+        self.rates = {"learning_rate": OneCycle(training.learning_rate, 0, last_step)}
+        groups: list[list[nn.Parameter]] = [list(model.decoder.parameters())]
+        if training.finetune_from_epoch is not None:
+            groups.append(
+                model.encoder.last_stages(training.finetune_stages, size_px=recipe.encoder.image_size)
+            )
+            first_step = (training.finetune_from_epoch - 1) * steps_an_epoch
+            rate = OneCycle(training.finetune_learning_rate, first_step, last_step)
+            self.rates["learning_rate_encoder"] = rate
+        self.finetuned = groups[1:]
+        model = model.to(accelerator.device)
+        self.averaged = moving_average(model, decay=training.ema_decay)
+        optimizer = make_optimizer(groups, weight_decay=training.weight_decay)
+        self.optimizer: Optimizer = accelerator.prepare_optimizer(optimizer)
+        self.model = accelerator.prepare_model(model)
+
+    @property
+    def raw_model(self) -> CaptioningModel:
+        """The model without what accelerate wraps around it."""
+        return cast(CaptioningModel, self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False))
+
+    @property
+    def averaged_model(self) -> CaptioningModel:
+        """What is scored and saved."""
+        return cast(CaptioningModel, self.averaged.module)
+
+    def unfreeze(self) -> None:
+        """Let the CNN's last stages train from now on."""
+        model = self.raw_model
+        for parameter in self.finetuned[0]:
+            parameter.requires_grad_(True)
+        self.model = self.accelerator.prepare_model(model)  # anew: it must know what has gradients
+
+    def step(self, parts: Sequence[CaptionBatch], number: int) -> dict[str, float]:
+        """One update of the weights from this process's parts of the step's pictures.
+
+        The loss is a mean over the words and captions of the whole step. Each part is scaled by its
+        share of them, so that the gradient depends neither on the number of parts nor of processes.
+        Gives the terms of the loss, the norm of the gradient and the number of captions.
+
+        Raises:
+            TrainingError: the loss or the gradient is not finite.
+        """
+        accelerator = self.accelerator
+        torch.manual_seed(derived_seed(self.training.seed, number, accelerator.process_index))
+        set_learning_rates(self.optimizer, list(self.rates.values()), number)
+        self.model.train()
+        counts = torch.stack(
+            [torch.stack([part.lengths.sum(), (part.lengths > 0).sum()]) for part in parts]
+        ).sum(dim=0)
+        words, captions = accelerator.reduce(counts.to(accelerator.device), "sum")
+        losses = torch.zeros(3, device=accelerator.device)
+        for place, part in enumerate(parts, start=1):
+            with nullcontext() if place == len(parts) else accelerator.no_sync(self.model):
+                batch = part.to(accelerator.device)
+                # accelerate's own autocast in `prepare_model` casts the weights anew at every use, at half
+                # the speed; inside of this one they are cast once a step.
+                with accelerator.autocast():
+                    terms = self.loss(self.model(batch), batch.tokens, size=BatchSize(words, captions))
+                # Gradients are averaged over the processes, so each counts as many times as there are.
+                accelerator.backward(terms.total * accelerator.num_processes)
+                losses += torch.stack([value.detach() for value in vars(terms).values()])
+        values = dict(zip(vars(terms), accelerator.reduce(losses, "sum").tolist(), strict=True))
+        if not math.isfinite(values["total"]):
+            pictures = gather_object([image_id for part in parts for image_id in part.image_ids])
+            raise TrainingError(
+                f"the loss is {values['total']} at step {number} on {', '.join(pictures)}; "
+                "lower --learning-rate, or look at these pictures and captions"
+            )
+        norm = float(accelerator.clip_grad_norm_(self.model.parameters(), self.training.gradient_clip))
+        if not (math.isfinite(norm) or accelerator.scaler):  # a scaler passes such steps over itself
+            raise TrainingError(f"the gradient is {norm} at step {number}; lower --learning-rate")
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.averaged.update_parameters(self.raw_model)
+        return {**values, "gradient_norm": norm, "captions": int(captions)}
+
+    def state(self) -> dict[str, Any]:
+        """All that decides the steps to come. The random state does not: it is derived from the step."""
+        scaler = self.accelerator.scaler
+        return {
+            "model": self.raw_model.state_dict(),
+            "averaged": self.averaged.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": scaler.state_dict() if scaler else {},
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.raw_model.load_state_dict(state["model"])
+        self.averaged.load_state_dict(state["averaged"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.accelerator.scaler:
+            self.accelerator.scaler.load_state_dict(state["scaler"])

@@ -1,0 +1,99 @@
+"""How a training run is put together: from records and a recipe to a model with its decoding chosen."""
+
+import json
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from captioner.checkpoint import recover_folder
+from captioner.cli_train import RunOptions
+from captioner.config import Recipe
+from captioner.data import Split
+from captioner.encoder import build_encoder
+from captioner.features import cached_splits, read_ahead
+from captioner.learner import TrainingError, make_accelerator
+from captioner.records import CaptionedImage
+from captioner.training import Trainer
+from captioner.validation import settle_decoding
+from captioner.vocabulary import Vocabulary
+
+_logger = logging.getLogger(__name__)
+
+
+def run_training(
+    *,
+    recipe: Recipe,
+    train: Sequence[CaptionedImage],
+    dev: Sequence[CaptionedImage],
+    options: RunOptions,
+) -> Path:
+    """Train, choose the beam size and length penalty on dev, and give the folder of the best model.
+
+    In several processes each calls this, and the first one writes.
+
+    Raises:
+        CaptionerError: of one of many kinds; the message says what to do.
+    """
+    recover_folder(options.out / "last")
+    if not options.resume and (options.out / "last").exists():
+        raise TrainingError(
+            f"{options.out} holds a run; add --resume to go on with it, or give another --out"
+        )
+    accelerator = make_accelerator(recipe)
+    logging.getLogger().setLevel(logging.INFO if accelerator.is_main_process else logging.ERROR)
+    described = json.dumps(recipe.described(), indent=1)
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+        (options.out / "recipe.json").write_text(described + "\n")
+    except OSError as error:
+        raise TrainingError(f"cannot write to {options.out}: {error.strerror}; give another --out") from error
+    _logger.info("%s\nrecipe, kept in %s: %s", accelerator.state, options.out / "recipe.json", described)
+    dev = dev[: recipe.training.max_dev_pictures]
+    _logger.info("%s training pictures, %s dev pictures", f"{len(train):,}", f"{len(dev):,}")
+    encoder = build_encoder(recipe.encoder)
+    preprocess = encoder.preprocess_config(recipe.encoder.image_size)
+    grid = encoder.grid_config(recipe.encoder.image_size)
+    encoder.to(accelerator.device)
+    with accelerator.main_process_first():
+        dev_split, train_split = cached_splits(
+            [dev, train],
+            encoder=encoder,
+            preprocess=preprocess,
+            grid=grid,
+            cache_dir=options.cache_dir,
+            # A cache is of no use where the CNN changes from the first epoch on.
+            limit_gb=0.0 if recipe.training.finetune_from_epoch == 1 else options.cache_limit_gb,
+        )
+    read_ahead(train_split.grids)
+    captions = (caption for record in train for caption in record.captions)
+    trainer = Trainer(
+        accelerator=accelerator,
+        recipe=recipe,
+        encoder=encoder,
+        preprocess=preprocess,
+        grid=grid,
+        vocabulary=Vocabulary.build(captions, min_count=recipe.training.min_count),
+        train=train_split,
+        dev=dev_split,
+        out=options.out,
+        num_workers=_num_workers(options, recipe, [dev_split, train_split]),
+        save_minutes=options.save_minutes,
+    )
+    if options.resume:
+        trainer.resume()
+    best = trainer.run()
+    if accelerator.is_main_process:
+        _logger.info("choosing the beam size and length penalty on dev")
+        scores = settle_decoding(best, trainer.dev, num_workers=trainer.num_workers)
+        _logger.info("%s on dev: %s", best, scores)
+    accelerator.end_training()
+    return best
+
+
+def _num_workers(options: RunOptions, recipe: Recipe, splits: Sequence[Split]) -> int:
+    """Workers pay where pictures are decoded; cached grids are read faster than they are handed over."""
+    if options.workers is not None:
+        return options.workers
+    is_live = any(len(split.grids) < len(split.records) for split in splits)
+    return min(8, os.cpu_count() or 1) if is_live or recipe.training.finetune_from_epoch else 0
