@@ -15,20 +15,17 @@ from tqdm import tqdm
 
 from captioner import __version__
 from captioner.config import DecodingConfig, Device, OutputFormat, OverlayStyle
-from captioner.errors import CaptionerError
+from captioner.errors import CaptionerError, UsageError
 from captioner.images import ImageError
 from captioner.paths import Failures, has_picture_suffix, named_pictures
 
 if TYPE_CHECKING:
+    from captioner.cli_evaluate import EvaluateCommand
     from captioner.inference import Captioner
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
 
 _PARSING = (tyro.conf.FlagCreatePairsOff,)
-
-
-class UsageError(CaptionerError):
-    """Arguments that make no sense together."""
 
 
 def _hint(metavar: str, default: str) -> Any:
@@ -83,25 +80,25 @@ class VersionCommand:
     """Print the version."""
 
 
-Command = (
-    Annotated[CaptionCommand, tyro.conf.subcommand("caption")]
-    | Annotated[VersionCommand, tyro.conf.subcommand("version")]
-)
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the command `captioner`."""
+    from captioner.cli_evaluate import EvaluateCommand  # caption.py need not look for data sets
+
     command = tyro.cli(
-        Command,
+        Annotated[CaptionCommand, tyro.conf.subcommand("caption")]
+        | Annotated[EvaluateCommand, tyro.conf.subcommand("evaluate")]
+        | Annotated[VersionCommand, tyro.conf.subcommand("version")],
         args=arguments,
         prog="captioner",
         description="Image captions with attention.",
-        config=_PARSING,
+        config=(
+            *_PARSING,
+            tyro.conf.OmitSubcommandPrefixes,
+            tyro.conf.OmitArgPrefixes,
+            tyro.conf.CascadeSubcommandArgs,
+        ),
     )
-    if isinstance(command, VersionCommand):
-        sys.stdout.write(f"captioner {__version__}\n")
-    else:
-        _exit_with(command)
+    _exit_with(command)
 
 
 def caption_main(arguments: Sequence[str] | None = None) -> None:
@@ -109,9 +106,21 @@ def caption_main(arguments: Sequence[str] | None = None) -> None:
     _exit_with(tyro.cli(CaptionCommand, args=arguments, prog="caption.py", config=_PARSING))
 
 
-def _exit_with(command: CaptionCommand) -> None:
+def _run(command: "CaptionCommand | EvaluateCommand | VersionCommand") -> int:
+    if isinstance(command, CaptionCommand):
+        return run_caption(command)
+    if isinstance(command, VersionCommand):
+        sys.stdout.write(f"captioner {__version__}\n")
+    else:
+        from captioner.cli_evaluate import run_evaluate
+
+        run_evaluate(command)
+    return 0
+
+
+def _exit_with(command: "CaptionCommand | EvaluateCommand | VersionCommand") -> None:
     try:
-        status = run_caption(command)
+        status = _run(command)
     except CaptionerError as error:
         sys.stderr.write(f"captioner: {error}\n")
         status = USAGE if isinstance(error, UsageError) else FAILED
