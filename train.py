@@ -1,13 +1,15 @@
 """Train a captioner, or check a data set: `python train.py coco --root DIR --out runs/NAME`."""
 
+import json
 import logging
 import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Union, get_args
 
 import tyro
 
-from captioner.cli_train import Changes, RunOptions
+from captioner.cli_train import ARGUMENTS_FILE, Changes, RunOptions
 from captioner.config import PRESETS
 from captioner.errors import CaptionerError
 from captioner.records import CaptionedImage, RecordReader, SplitName
@@ -51,7 +53,7 @@ class Check:
     """Times a word must occur in the training captions to enter the vocabulary."""
 
 
-def train(command: Train) -> None:
+def train(command: Train, arguments: list[str]) -> None:
     from captioner.run import run_training
     from datasets.soundness import require_sound
 
@@ -64,6 +66,7 @@ def train(command: Train) -> None:
         train=[record for record in records if record.split == "train"],
         dev=[record for record in records if record.split == "dev"],
         options=command.run,
+        arguments=[argument for argument in arguments if argument != "--resume"],
     )
 
 
@@ -82,13 +85,25 @@ def check(command: Check) -> int:
     return 0 if is_sound else 1
 
 
+def _arguments(given: list[str]) -> list[str]:
+    """The arguments, or, of `--resume FOLDER` alone, those that the run in the folder was started with."""
+    if given[:1] != ["--resume"] or len(given) < 2:
+        return given
+    path = Path(given[1]) / ARGUMENTS_FILE
+    try:
+        started_with: list[str] = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise CaptionerError(f"{given[1]} holds no run that can be gone on with ({error})") from None
+    return [*started_with, "--resume", *given[2:]]
+
+
 def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    arguments = sys.argv[1:]
     try:
+        arguments = _arguments(sys.argv[1:])
         if arguments[:1] == ["check"]:
             sys.exit(check(tyro.cli(Check, args=arguments[1:], prog="train.py check", config=_PARSING)))
-        train(tyro.cli(Train, args=arguments, prog="train.py", config=_PARSING))
+        train(tyro.cli(Train, args=arguments, prog="train.py", config=_PARSING), arguments)
     except CaptionerError as error:
         sys.exit(f"train.py: {error}")
     except KeyboardInterrupt:

@@ -91,7 +91,8 @@ def build_records(root: Path, results: "multiprocessing.Queue[dict[str, float]]"
 
 
 def peak_mb() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 
 
 def records_rows(captions: Path, repeats: int) -> dict[str, list[float]]:
@@ -103,7 +104,7 @@ def records_rows(captions: Path, repeats: int) -> dict[str, list[float]]:
             results = context.Queue()
             process = context.Process(target=build_records, args=(Path(folder), results))
             process.start()
-            for name, value in results.get().items():
+            for name, value in results.get(timeout=600).items():
                 rows.setdefault(name, []).append(value)
             process.join()
     return rows

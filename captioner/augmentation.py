@@ -9,7 +9,7 @@ from PIL import Image
 
 from captioner.randomness import derived_seed
 
-_SIDES = re.compile(r"\b(?:left|right)\b", re.IGNORECASE)
+_SIDES = re.compile(r"\b(?:left|right)(?:most)?\b", re.IGNORECASE)
 
 _CROP_SCALE = (0.7, 1.0)  # of the picture's area: less would cut away what the captions speak of
 _CROP_RATIO = (0.8, 1.25)  # of the crop's sides, before it is squashed to the square

@@ -21,13 +21,12 @@ if TYPE_CHECKING:
 
     Dataset = RecordReader
 else:
-    Dataset = Union[  # noqa: UP007 (of as many as there are)
-        tuple(
-            Annotated[reader, tyro.conf.subcommand(name)]
-            for group in entry_points(group="captioner.datasets")
-            for name, reader in group.load().items()
-        )
-    ]
+    _READERS = tuple(
+        Annotated[reader, tyro.conf.subcommand(name)]
+        for group in entry_points(group="captioner.datasets")
+        for name, reader in group.load().items()
+    )
+    Dataset = Union[_READERS] if _READERS else type(None)  # noqa: UP007 (of as many as there are)
 
 SPLIT_OF: dict[str, SplitName] = {"train": "train", "dev": "dev", "val": "dev", "test": "test"}
 
@@ -87,10 +86,12 @@ def _evaluation(command: EvaluateCommand) -> "Evaluation":
     from captioner.coco_format import CocoImage, read_coco_captions, read_results, write_results
     from captioner.evaluation import caption_records, evaluate_captions
     from captioner.inference import SHIPPED_MODEL, Captioner
+    from captioner.metrics import require_references
 
     records: list[CaptionedImage] = []
     if command.dataset is not None:
         records = command.dataset.read([SPLIT_OF[command.split]])
+        require_references({record.image_id: record.captions for record in records})
         images = [CocoImage(record.image_id, record.file_name, record.captions) for record in records]
     elif command.references is not None:
         images = read_coco_captions(command.references)

@@ -10,6 +10,9 @@ import tyro
 from captioner.config import Recipe
 from captioner.errors import CaptionerError
 
+ARGUMENTS_FILE = "arguments.json"
+"""In a run's folder: what the command was started with, by which `--resume FOLDER` goes on."""
+
 
 class RecipeError(CaptionerError):
     """A recipe that cannot be read, or a setting that is not allowed."""
@@ -93,3 +96,9 @@ class RunOptions:
     """Processes that load pictures."""
     save_minutes: float = 10.0
     """How often the run is saved within an epoch."""
+
+    def __post_init__(self) -> None:
+        for name in ("cache_limit_gb", "workers", "save_minutes"):
+            value = getattr(self, name)
+            if value is not None and value < 0:
+                raise ValueError(f"--{name.replace('_', '-')} must not be negative, not {value}")

@@ -79,11 +79,11 @@ def read_results(path: Path, images: Sequence[CocoImage]) -> dict[str, str]:
         CocoFormatError: the file is missing or in neither format, or captions an image twice.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
         entries = (
             json.loads(text)
             if text.lstrip().startswith("[")
-            else [json.loads(line) for line in text.splitlines() if line.strip()]
+            else [json.loads(line) for line in text.split("\n") if line.strip()]
         )
     except FileNotFoundError:
         raise CocoFormatError(f"{path} is missing") from None
@@ -132,7 +132,7 @@ def write_results(path: Path, captions: Mapping[str, str]) -> None:
     """
     entries = [
         {
-            "image_id": int(image_id) if image_id.isascii() and image_id.isdigit() else image_id,
+            "image_id": _as_number(image_id),
             "caption": text,
         }
         for image_id, text in captions.items()
@@ -141,3 +141,9 @@ def write_results(path: Path, captions: Mapping[str, str]) -> None:
         path.write_text(json.dumps(entries), encoding="utf-8")
     except OSError as error:
         raise CocoFormatError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _as_number(image_id: str) -> int | str:
+    """An id as COCO writes it; one that would not come back the same, "007" for example, stays text."""
+    is_number = image_id.isascii() and image_id.isdigit() and str(int(image_id)) == image_id
+    return int(image_id) if is_number else image_id

@@ -188,6 +188,9 @@ class TrainingConfig:
         for name in (*counts, "finetune_stages"):
             value = getattr(self, name)
             _require(value >= 1, f"{name} must be at least 1", value)
+        first = self.finetune_from_epoch
+        _require(first is None or first <= self.epochs, "finetune_from_epoch must be within epochs", first)
+        _require(self.seed < 2**32, "seed must be below 2**32", self.seed)
         for name in ("finetune_from_epoch", "max_dev_pictures"):
             value = getattr(self, name)
             _require(value is None or value >= 1, f"{name} must be at least 1", value)

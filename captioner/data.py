@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from captioner.augmentation import Augmentation
 from captioner.errors import CaptionerError
-from captioner.images import Preprocess, load_image
+from captioner.images import ImageError, Preprocess, load_image
 from captioner.records import CaptionedImage
 from captioner.vocabulary import PAD, Vocabulary
 
@@ -54,6 +54,7 @@ class CaptionBatch:
     """
 
     image_ids: tuple[str, ...]
+    files: tuple[str, ...]
     grids: Float[Tensor, "cached cells annotation"]
     images: UInt8[Tensor, "live height width 3"]
     order: Int[Tensor, " batch"]
@@ -75,11 +76,12 @@ class CaptionItem:
     """What `CaptionDataset` gives for one picture: its cached grid, or else its pixels."""
 
     image_id: str
+    file: str
     picture: Float[Tensor, "cells annotation"] | UInt8[Tensor, "height width 3"]
     tokens: list[Int[np.ndarray, "_"]]
 
 
-class CaptionDataset(Dataset[CaptionItem]):
+class CaptionDataset(Dataset[CaptionItem | ImageError]):
     """The pictures of a split with their encoded captions, one item a picture."""
 
     def __init__(
@@ -105,9 +107,14 @@ class CaptionDataset(Dataset[CaptionItem]):
     def __len__(self) -> int:
         return len(self.split.records)
 
-    def __getitem__(self, key: Key) -> CaptionItem:
-        """Raises: captioner.images.ImageError."""
-        epoch, index = key
+    def __getitem__(self, key: Key) -> CaptionItem | ImageError:
+        """A picture that cannot be read gives its error, for torch's workers would lose its kind."""
+        try:
+            return self._item(*key)
+        except ImageError as error:
+            return error
+
+    def _item(self, epoch: int, index: int) -> CaptionItem:
         record = self.split.records[index]
         if index < len(self.split.grids):
             picture = torch.from_numpy(np.array(self.split.grids[index]))
@@ -116,7 +123,7 @@ class CaptionDataset(Dataset[CaptionItem]):
             if self.augmentation is not None:
                 image = self.augmentation(image, captions=record.captions, epoch=epoch, index=index)
             picture = torch.from_numpy(self.preprocess.squash(image).copy())
-        return CaptionItem(record.image_id, picture, self.tokens(index))
+        return CaptionItem(record.image_id, str(record.source), picture, self.tokens(index))
 
     def tokens(self, index: int) -> list[Int[np.ndarray, "_"]]:
         """The encoded captions of a picture."""
@@ -150,8 +157,13 @@ def _cut(tokens: list[int], max_words: int) -> list[int]:
     return tokens if len(tokens) <= max_words + 2 else tokens[: max_words + 1]
 
 
-def collate(items: Sequence[CaptionItem]) -> CaptionBatch:
-    """Pad and stack, longest first."""
+def collate(given: Sequence[CaptionItem | ImageError]) -> CaptionBatch | ImageError:
+    """Pad and stack, longest first; of a batch with a picture that cannot be read, the error."""
+    items = []
+    for item in given:
+        if isinstance(item, ImageError):
+            return item
+        items.append(item)
     captions_of = [sorted(item.tokens, key=len, reverse=True) for item in items]
     longest_first = sorted(range(len(items)), key=lambda index: len(captions_of[index][0]), reverse=True)
     num_captions = max(len(captions) for captions in captions_of)
@@ -167,6 +179,7 @@ def collate(items: Sequence[CaptionItem]) -> CaptionBatch:
     place_of = {index: place for place, index in enumerate(cached + live)}
     return CaptionBatch(
         image_ids=tuple(items[index].image_id for index in longest_first),
+        files=tuple(items[index].file for index in longest_first),
         grids=_stack([items[index].picture for index in cached], torch.zeros(0, 0, 0)),
         images=_stack([items[index].picture for index in live], torch.zeros(0, 0, 0, 3, dtype=torch.uint8)),
         order=torch.tensor([place_of[index] for index in longest_first]),
@@ -235,8 +248,11 @@ def load_batches(
         pin_memory=torch.cuda.is_available(),
     )
     try:
-        yield from loader
+        for batch in loader:
+            if isinstance(batch, ImageError):
+                raise batch
+            yield batch
     except RuntimeError as error:
-        if "DataLoader worker" in str(error):
+        if "exited unexpectedly" in str(error) or "is killed by signal" in str(error):
             raise LoadingError(f"a worker that loads pictures died ({error}); lower --workers") from error
         raise

@@ -171,8 +171,14 @@ def _require_room(cache_dir: Path, size: int) -> None:
     if free < size:
         raise CacheError(
             f"the grids take {size / 1e9:.2f} GB but {cache_dir} has {free / 1e9:.2f} GB free; "
-            "make room or choose another disk with --cache-dir"
+            f"make room{_leftovers(cache_dir)} or choose another disk with --cache-dir"
         )
+
+
+def _leftovers(cache_dir: Path) -> str:
+    """Caches that were cut off while they were computed, by a kill for example."""
+    found = sorted(cache_dir.glob(".*-*px-*"))
+    return f" ({', '.join(map(str, found))} may be removed if no run is computing it)" if found else ""
 
 
 def _compute(

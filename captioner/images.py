@@ -50,6 +50,10 @@ class ImageError(CaptionerError):
         self.file = file
         self.reason = reason
 
+    def __reduce__(self) -> tuple[type["ImageError"], tuple[str, str]]:
+        """So that a worker process can hand it over."""
+        return ImageError, (self.file, self.reason)
+
 
 @dataclass(frozen=True, slots=True)
 class ZipMember:

@@ -54,12 +54,14 @@ def full_memory_told(progress: Progress, *, accumulate: int) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if not (isinstance(error, MemoryError) or "memory" in str(error).lower()):
+        is_full = isinstance(error, MemoryError | torch.OutOfMemoryError) or "t allocate memory" in str(error)
+        if not is_full:
             raise
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise TrainingError(
             f"memory is full at step {progress.step}; raise --accumulate to {2 * accumulate}, which gives "
-            f"the same result in less memory, or lower --batch-size or --image-size ({reason})"
+            "the same result in less memory and may be changed on --resume; or start anew with a lower "
+            f"--batch-size or --image-size ({reason})"
         ) from error
 
 
@@ -106,6 +108,8 @@ class Learner:
 
     def unfreeze(self) -> None:
         """Let the CNN's last stages train from now on."""
+        if all(parameter.requires_grad for parameter in self.finetuned[0]):
+            return
         model = self.raw_model
         for parameter in self.finetuned[0]:
             parameter.requires_grad_(True)
@@ -142,7 +146,7 @@ class Learner:
                 losses += torch.stack([value.detach() for value in vars(terms).values()])
         values = dict(zip(vars(terms), accelerator.reduce(losses, "sum").tolist(), strict=True))
         if not math.isfinite(values["total"]):
-            pictures = gather_object([image_id for part in parts for image_id in part.image_ids])
+            pictures = gather_object([file for part in parts for file in part.files])
             raise TrainingError(
                 f"the loss is {values['total']} at step {number} on {', '.join(pictures)}; "
                 "lower --learning-rate, or look at these pictures and captions"

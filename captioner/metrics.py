@@ -90,7 +90,7 @@ def score_captions(
     """
     _refuse("have no caption", references.keys() - captions.keys())
     _refuse("have a caption but no reference", captions.keys() - references.keys())
-    _refuse("have no reference", {image_id for image_id, texts in references.items() if not texts})
+    require_references(references)
     if not captions:
         raise MetricsError("there are no captions to score")
     truths = {
@@ -111,6 +111,11 @@ def score_captions(
         cider=100 * float(cider),
         meteor=meteor,
     )
+
+
+def require_references(references: Mapping[str, Sequence[str]]) -> None:
+    """Raises: MetricsError, naming the pictures without a reference."""
+    _refuse("have no reference", {image_id for image_id, texts in references.items() if not texts})
 
 
 def _refuse(complaint: str, image_ids: Set[str]) -> None:

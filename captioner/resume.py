@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from captioner.checkpoint import recover_folder, replaced_folder
+from captioner.checkpoint import replaced_folder
 from captioner.config import Recipe
 from captioner.data import Split
 from captioner.errors import CaptionerError
@@ -66,29 +66,36 @@ def save_state(folder: Path, *, recipe: Recipe, state: dict[str, Any]) -> None:
         torch.save({"recipe": json.dumps(recipe.described()), **state}, aside / _STATE_FILE)
 
 
-def load_state(folder: Path, *, recipe: Recipe, data: str, device: torch.device) -> dict[str, Any]:
-    """Load what `save_state` saved.
+def require_same_recipe(folder: Path, recipe: Recipe) -> dict[str, Any]:
+    """Load what `save_state` saved, onto the CPU, if it belongs to this recipe.
+
+    `accumulate` may differ: it changes the memory that is needed and nothing else.
 
     Raises:
-        ResumeError: there is nothing, or it was made by another recipe or of other data.
+        ResumeError: there is nothing, or it was made by another recipe.
     """
-    recover_folder(folder)
     path = folder / _STATE_FILE
     if not path.is_file():
         raise ResumeError(f"{path} is not there: nothing was saved yet; start without --resume")
-    state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     before, now = json.loads(state["recipe"]), recipe.described()
     changed = [
         f"{name} was {before[part].get(name)!r} and is {value!r}"
         for part in now
         for name, value in now[part].items()
-        if before[part].get(name) != value
+        if before[part].get(name) != value and name != "accumulate"
     ]
     if changed:
         raise ResumeError(
             f"the run in {folder.parent} has another recipe: {', '.join(changed)}; "
             "resume it with the flags it was started with"
         )
+    return state
+
+
+def load_state(folder: Path, *, recipe: Recipe, data: str) -> dict[str, Any]:
+    """As `require_same_recipe`, and the training data must be the same too. Raises: ResumeError."""
+    state = require_same_recipe(folder, recipe)
     if state["data"] != data:
         raise ResumeError(
             f"the run in {folder.parent} was started with other training pictures or captions, or another "

@@ -3,20 +3,22 @@
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from captioner.checkpoint import recover_folder
-from captioner.cli_train import RunOptions
+from captioner.cli_train import ARGUMENTS_FILE, RunOptions
 from captioner.config import Recipe
 from captioner.data import Split
 from captioner.encoder import build_encoder
 from captioner.features import cached_splits, read_ahead
 from captioner.learner import TrainingError, make_accelerator
 from captioner.records import CaptionedImage
+from captioner.resume import require_same_recipe
 from captioner.training import Trainer
 from captioner.validation import settle_decoding
-from captioner.vocabulary import Vocabulary
+from captioner.vocabulary import SPECIAL_TOKENS, Vocabulary
 
 _logger = logging.getLogger(__name__)
 
@@ -27,28 +29,30 @@ def run_training(
     train: Sequence[CaptionedImage],
     dev: Sequence[CaptionedImage],
     options: RunOptions,
+    arguments: Sequence[str],
 ) -> Path:
     """Train, choose the beam size and length penalty on dev, and give the folder of the best model.
 
-    In several processes each calls this, and the first one writes.
+    In several processes each calls this, and the first one writes. The command's arguments are kept
+    with the run, so that it can be gone on with by its folder alone.
 
     Raises:
         CaptionerError: of one of many kinds; the message says what to do.
     """
-    recover_folder(options.out / "last")
-    if not options.resume and (options.out / "last").exists():
+    accelerator = make_accelerator(recipe)
+    with accelerator.main_process_first():
+        recover_folder(options.out / "last")
+    if options.resume:
+        require_same_recipe(options.out / "last", recipe)
+    elif (options.out / "last").exists():
         raise TrainingError(
             f"{options.out} holds a run; add --resume to go on with it, or give another --out"
         )
-    accelerator = make_accelerator(recipe)
     logging.getLogger().setLevel(logging.INFO if accelerator.is_main_process else logging.ERROR)
-    described = json.dumps(recipe.described(), indent=1)
-    try:
-        options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / "recipe.json").write_text(described + "\n")
-    except OSError as error:
-        raise TrainingError(f"cannot write to {options.out}: {error.strerror}; give another --out") from error
-    _logger.info("%s\nrecipe, kept in %s: %s", accelerator.state, options.out / "recipe.json", described)
+    if accelerator.is_main_process:
+        _keep(options.out / ARGUMENTS_FILE, list(arguments))
+        _keep(options.out / "recipe.json", recipe.described())
+    _logger.info("%s", accelerator.state)
     dev = dev[: recipe.training.max_dev_pictures]
     _logger.info("%s training pictures, %s dev pictures", f"{len(train):,}", f"{len(dev):,}")
     encoder = build_encoder(recipe.encoder)
@@ -67,13 +71,19 @@ def run_training(
         )
     read_ahead(train_split.grids)
     captions = (caption for record in train for caption in record.captions)
+    vocabulary = Vocabulary.build(captions, min_count=recipe.training.min_count)
+    if len(vocabulary) == len(SPECIAL_TOKENS):
+        raise TrainingError(
+            f"no word occurs {recipe.training.min_count} times in the training captions; lower min_count by "
+            '--recipe, a file with {"training": {"min_count": 1}}'
+        )
     trainer = Trainer(
         accelerator=accelerator,
         recipe=recipe,
         encoder=encoder,
         preprocess=preprocess,
         grid=grid,
-        vocabulary=Vocabulary.build(captions, min_count=recipe.training.min_count),
+        vocabulary=vocabulary,
         train=train_split,
         dev=dev_split,
         out=options.out,
@@ -89,6 +99,17 @@ def run_training(
         _logger.info("%s on dev: %s", best, scores)
     accelerator.end_training()
     return best
+
+
+def _keep(path: Path, values: Mapping[str, Any] | Sequence[str]) -> None:
+    """Save a part of the resolved configuration with the run, and show it."""
+    described = json.dumps(values, indent=1)
+    _logger.info("%s: %s", path, described)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(described + "\n")
+    except OSError as error:
+        raise TrainingError(f"cannot write to {path.parent}: {error.strerror}; give another --out") from error
 
 
 def _num_workers(options: RunOptions, recipe: Recipe, splits: Sequence[Split]) -> int:

@@ -2,7 +2,8 @@
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,23 +33,26 @@ class RunLog:
 
     def close(self) -> None:
         if self.writer:
-            self.writer.close()
+            with suppress(OSError):  # what is under way says more than this could
+                self.writer.close()
 
     def step(self, step: int, values: Mapping[str, float]) -> None:
-        """Add one step's values to the curves."""
+        """Add one step's values to the curves. Raises: LogError."""
         if self.writer:
-            for name, value in values.items():
-                self.writer.add_scalar(name, value, step)
+            with self._refusal_told():
+                for name, value in values.items():
+                    self.writer.add_scalar(name, value, step)
 
     def overlays(self, step: int, captioner: Captioner, pictures: Sequence[ImageSource]) -> None:
-        """Add the overlays of a few pictures; TensorBoard shows them over the steps."""
+        """Add the overlays of a few pictures; TensorBoard shows them over the steps. Raises: LogError."""
         if self.writer is None:
             return
         results = (result for batch in captioner.caption_files(pictures) for result in batch)
         for number, (source, caption) in enumerate(zip(pictures, results, strict=True)):
             if not isinstance(caption, ImageError):
                 figure = draw_overlay(caption, load_image(source))
-                self.writer.add_image(f"dev_pictures/{number}", rendered(figure), step, dataformats="HWC")
+                with self._refusal_told():
+                    self.writer.add_image(f"dev_pictures/{number}", rendered(figure), step, dataformats="HWC")
 
     def epoch(self, history: Sequence[Mapping[str, Any]]) -> None:
         """Write the log of all epochs anew, and add the last one's dev scores to the curves.
@@ -60,8 +64,8 @@ class RunLog:
             return
         entry = history[-1]
         dev = {f"dev/{name}": value for name, value in entry["dev"].items() if value is not None}
-        self.step(entry["step"], {**dev, "data_wait_share": entry["data_wait_share"]})
-        self.writer.flush()
+        # At the last step rather than after it, for a run resumed after it drops what is there.
+        self.step(entry["step"] - 1, {**dev, "data_wait_share": entry["data_wait_share"]})
         scores = ", ".join(
             f"{name} {'not computed' if value is None else f'{value:.1f}'}"
             for name, value in entry["dev"].items()
@@ -74,9 +78,21 @@ class RunLog:
             100 * entry["data_wait_share"],
             scores,
         )
+        self.rewrite(history)
+
+    def rewrite(self, history: Sequence[Mapping[str, Any]]) -> None:
+        """Write log.jsonl from the start. Raises: LogError."""
+        if self.writer:
+            with self._refusal_told():
+                self.path.write_text("".join(json.dumps(line) + "\n" for line in history))
+                self.writer.flush()
+
+    @contextmanager
+    def _refusal_told(self) -> Iterator[None]:
         try:
-            self.path.write_text("".join(json.dumps(line) + "\n" for line in history))
+            yield
         except OSError as error:
             raise LogError(
-                f"cannot write {self.path}: {error.strerror}; the run is saved up to here"
+                f"cannot write the log in {self.path.parent}: {error.strerror or error}; make room and go on "
+                "with --resume"
             ) from error

@@ -4,7 +4,8 @@ A run's folder holds
 
     best/               the model with the highest dev CIDEr so far, ready for caption.py
     last/               what is needed to go on where the run was
-    recipe.json         every setting of the run
+    arguments.json      what the command was started with
+    recipe.json         every setting that decides what comes out
     log.jsonl           one line an epoch: losses, learning rates, speed, dev scores
     tensorboard/        the same and more, for TensorBoard
 
@@ -108,6 +109,8 @@ class Trainer:
         """
         is_main = self.accelerator.is_main_process
         with closing(RunLog(self.out, first_step=self.progress.step, is_on=is_main)) as log:
+            if self.progress.history:
+                log.rewrite(self.progress.history)  # the last line may have been lost with the process
             while not self._is_over():
                 with full_memory_told(self.progress, accumulate=self.recipe.training.accumulate):
                     self._run_epoch(log)
@@ -117,6 +120,11 @@ class Trainer:
         """Whether the CNN's last stages train in the epoch that is next or under way."""
         first = self.recipe.training.finetune_from_epoch
         return first is not None and self.progress.epoch + 1 >= first
+
+    def _leave_cache(self) -> None:
+        """Encode every picture live: once the CNN has changed, cached grids no longer hold."""
+        for dataset in (self.train, self.dev):
+            dataset.split = dataset.split.without_grids()
 
     def _is_over(self) -> bool:
         training, progress = self.recipe.training, self.progress
@@ -146,11 +154,8 @@ class Trainer:
 
     def _train_epoch(self, log: RunLog) -> dict[str, Any]:
         training, progress = self.recipe.training, self.progress
-        if self._is_finetuning():  # cached grids no longer hold
-            self.train.split, self.dev.split = (
-                self.train.split.without_grids(),
-                self.dev.split.without_grids(),
-            )
+        if self._is_finetuning():
+            self._leave_cache()
             self.learner.unfreeze()
         batches = self._epoch_batches(progress.epoch)
         num_steps = len(batches) // training.accumulate
@@ -217,7 +222,7 @@ class Trainer:
         )
         records = self.dev.split.records
         shown = records[:: max(len(records) // _NUM_SHOWN, 1)][:_NUM_SHOWN]
-        log.overlays(self.progress.step, captioner, [record.source for record in shown])
+        log.overlays(self.progress.step - 1, captioner, [record.source for record in shown])
 
     def _keep_if_best(self, scores: Scores) -> None:
         """Save the model where it is the best so far."""
@@ -248,7 +253,8 @@ class Trainer:
         Raises:
             ResumeError: there is nothing to resume, or it was made by another recipe or of other data.
         """
-        device = self.accelerator.device
-        state = load_state(self.out / "last", recipe=self.recipe, data=self.digest, device=device)
+        state = load_state(self.out / "last", recipe=self.recipe, data=self.digest)
         self.learner.load_state(state)
         self.progress = Progress(**json.loads(state["progress"]))
+        if self._is_finetuning():
+            self._leave_cache()

@@ -50,7 +50,7 @@ def read_karpathy(
     """
     try:
         images = msgspec.json.decode(path.read_bytes(), type=_File).images
-    except (OSError, msgspec.DecodeError, RecursionError) as error:
+    except (OSError, ValueError, msgspec.DecodeError, RecursionError) as error:
         raise DatasetError(f"{path} is not a file of Karpathy's splits: {error}") from None
     split_of = SPLIT_OF | ({"restval": "train"} if restval == "train" else {})
     named = ((split_of.get(image.split), image) for image in images)

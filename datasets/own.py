@@ -95,6 +95,11 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             if path.suffix.lower() == ".csv":
                 reader = csv.DictReader(file)
                 for row in reader:
+                    if None in row:
+                        raise DatasetError(
+                            f"{path}:{reader.line_num}: more cells than columns; "
+                            "put captions with commas in quotes"
+                        )
                     yield reader.line_num, row
                 return
             if path.suffix.lower() != ".jsonl":

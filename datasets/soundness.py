@@ -36,7 +36,10 @@ def find_problems(records: Sequence[CaptionedImage]) -> Problems:
 
 def is_there(source: ImageSource) -> bool:
     """Whether the picture's file is there; an archive's members come from its own list."""
-    return isinstance(source, ZipMember) or source.is_file()
+    try:
+        return isinstance(source, ZipMember) or source.is_file()
+    except OSError:  # a name that is too long, or a folder without permission
+        return False
 
 
 def require_sound(records: Sequence[CaptionedImage]) -> None:

@@ -21,7 +21,7 @@ from captioner.data import (
     load_batches,
 )
 from captioner.encoder import Encoder
-from captioner.images import Preprocess, load_image
+from captioner.images import ImageError, Preprocess, load_image
 from captioner.model import CaptioningModel
 from captioner.records import CaptionedImage
 from captioner.vocabulary import END, Vocabulary
@@ -138,6 +138,17 @@ def test_workers_give_the_same_batches_in_the_same_order(
         assert torch.equal(one.grids, other.grids)
         assert torch.equal(one.images, other.images)
         assert torch.equal(one.tokens, other.tokens)
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_picture_that_cannot_be_read_is_named_whoever_reads_it(
+    records: list[CaptionedImage], encoder: Encoder, num_workers: int
+) -> None:
+    dataset = dataset_of(records, encoder, num_cached=0)
+    Path(str(records[2].source)).write_text("no picture")
+    with pytest.raises(ImageError, match=r"2\.png: not a picture"):
+        list(load_batches(dataset, in_order(4, batch_size=4), num_workers=num_workers))
 
 
 def pictures_of(batches: list[list[Key]]) -> list[int]:

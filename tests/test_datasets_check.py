@@ -82,6 +82,11 @@ def test_split_without_pictures_is_unsound(records: list[CaptionedImage]) -> Non
         require_sound(records[:3])
 
 
+def test_name_that_no_file_can_have_is_missing(records: list[CaptionedImage], tmp_path: Path) -> None:
+    long = replace(records[0], image_id="long", source=tmp_path / ("x" * 300))
+    assert list(find_problems([*records, long])) == ["pictures are missing"]
+
+
 def test_many_names_are_counted_rather_than_all_told(records: list[CaptionedImage], tmp_path: Path) -> None:
     many = [replace(records[0], image_id=str(n), source=tmp_path / f"gone {n}") for n in range(25)]
     assert len(find_problems(many)["pictures are missing"]) == 25

@@ -140,6 +140,9 @@ def test_restval_goes_to_train_unless_told_otherwise(karpathy: Path) -> None:
 def test_file_that_is_not_karpathys_is_told_with_the_place(karpathy: Path) -> None:
     data = json.loads(karpathy.read_text())
     data["images"][2]["split"] = "validation"
+    karpathy.write_bytes(b'{"images": "\xff"}')
+    with pytest.raises(DatasetError, match="not a file of Karpathy's splits"):
+        CocoKarpathy(captions=karpathy, images=karpathy.parent).read(["train"])
     karpathy.write_text(json.dumps(data))
     with pytest.raises(DatasetError, match=r"not a file of Karpathy's splits: .*\$\.images\[2\]\.split"):
         CocoKarpathy(captions=karpathy, images=karpathy.parent).read(["train"])

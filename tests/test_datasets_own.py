@@ -92,6 +92,9 @@ def test_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "own.csv").write_bytes(b"image,caption\n1.jpg,\xff\xfe")
     with pytest.raises(DatasetError, match=r"own\.csv cannot be read"):
         Own(captions=tmp_path / "own.csv").read(["train"])
+    (tmp_path / "own.csv").write_text("image,caption\n1.jpg,A dog, running fast\n")
+    with pytest.raises(DatasetError, match=r"own\.csv:2: more cells than columns; put captions with commas"):
+        Own(captions=tmp_path / "own.csv").read(["train"])
     (tmp_path / "own.txt").write_text("x")
     with pytest.raises(DatasetError, match=r"own\.txt must end in \.jsonl or \.csv"):
         Own(captions=tmp_path / "own.txt").read(["train"])

@@ -135,7 +135,7 @@ def test_results_that_cannot_be_matched_are_named(tmp_path: Path, text: str, mes
 
 
 def test_written_results_are_read_back_and_numbers_stay_numbers(tmp_path: Path) -> None:
-    captions = {"42": "a dog", "000000000139.jpg": 'a "cat"\twith ä'}
+    captions = {"42": "a dog", "0042": "a line\u2028end", "000000000139.jpg": 'a "cat"\twith ä'}
     write_results(tmp_path / "results.json", captions)
     assert read_results(tmp_path / "results.json", []) == captions
     assert json.loads((tmp_path / "results.json").read_text())[0] == {"image_id": 42, "caption": "a dog"}

@@ -145,6 +145,22 @@ def test_run_is_not_overwritten_by_another(run: Run, tmp_path: Path) -> None:
     assert run("flickr8k", "--resume") is None
 
 
+def test_run_is_gone_on_with_by_its_folder_alone(run: Run, tmp_path: Path) -> None:
+    run("flickr8k", "--epochs", "1")
+    assert run("--resume", str(tmp_path / "run")) is None
+    assert "epochs was 1 and is 4" in str(run("--resume", str(tmp_path / "run"), "--epochs", "4"))
+    assert json.loads((tmp_path / "run" / "recipe.json").read_text())["training"]["epochs"] == 1
+    assert "holds no run that can be gone on with" in str(run("--resume", str(tmp_path / "nothing")))
+
+
+def test_captions_without_a_frequent_word_are_refused(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.json"
+    recipe = json.loads(path.read_text())
+    recipe["training"]["min_count"] = 50
+    path.write_text(json.dumps(recipe))
+    assert "no word occurs 50 times in the training captions; lower min_count" in str(run("flickr8k"))
+
+
 @pytest.mark.parametrize(("limit", "num_cached"), [("0", 0), ("0.000005", 2), ("1", 6)])
 def test_cache_is_as_large_as_it_may_be_and_said_beforehand(
     run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture, limit: str, num_cached: int
@@ -160,6 +176,8 @@ def test_what_the_user_can_mend_is_one_line(run: Run, root: Path, tmp_path: Path
     assert "nothing was saved yet" in str(run("flickr8k", "--resume"))
     assert "timm has no model named 'nothing'" in str(run("flickr8k", "--backbone", "nothing"))
     assert "epochs must be at least 1, not 0" in str(run("flickr8k", "--epochs", "0"))
+    assert "must be within epochs, not 5" in str(run("flickr8k", "--finetune-from-epoch", "5"))
+    assert run("flickr8k", "--workers", "-1") == 2
     stages = ("--finetune-from-epoch", "1", "--finetune-stages", "9")
     assert "the backbone has 6 stages, not 9" in str(run("flickr8k", *stages))
     (tmp_path / "file").touch()

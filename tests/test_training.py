@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.tensorboard import SummaryWriter
 
 from captioner.checkpoint import CheckpointError, load_checkpoint
 from captioner.config import DecoderConfig, DecodingConfig, EncoderConfig, Recipe, TrainingConfig
@@ -18,7 +19,7 @@ from captioner.learner import Learner, TrainingError, make_accelerator
 from captioner.metrics import Scores
 from captioner.records import CaptionedImage
 from captioner.resume import ResumeError
-from captioner.run_log import RunLog
+from captioner.run_log import LogError, RunLog
 from captioner.training import Trainer
 from captioner.validation import settle_decoding, validate
 from captioner.vocabulary import Vocabulary
@@ -295,7 +296,7 @@ def test_loss_that_is_not_finite_stops_with_the_step_and_the_pictures(
     trainer = make_trainer(tmp_path)
     split = trainer.train.split
     trainer.train.split = replace(split, grids=np.full_like(split.grids, np.nan))
-    with pytest.raises(TrainingError, match=r"the loss is nan at step 0 on \d, \d, \d, \d"):
+    with pytest.raises(TrainingError, match=r"the loss is nan at step 0 on \S+\d\.png, \S+, \S+, \S+; lower"):
         trainer.run()
 
 
@@ -324,11 +325,66 @@ def test_tensorboard_has_curves_and_the_overlays_of_the_same_eight_pictures(
     events = EventAccumulator(str(tmp_path / "tensorboard"), size_guidance={"images": 0, "scalars": 0})
     events.Reload()
     for number in range(8):
-        assert [event.step for event in events.Images(f"dev_pictures/{number}")] == [2, 4]
+        assert [event.step for event in events.Images(f"dev_pictures/{number}")] == [1, 3]
     for name in ("loss/total", "loss/cross_entropy", "loss/attention_penalty", "learning_rate"):
         assert [event.step for event in events.Scalars(name)] == [0, 1, 2, 3]
     for name in ("gradient_norm", "captions_per_s", "dev/cider", "data_wait_share"):
         assert events.Scalars(name)
+
+
+def test_run_resumed_at_the_end_of_an_epoch_keeps_what_its_logs_said(
+    make_trainer: Callable[..., Trainer], tmp_path: Path
+) -> None:
+    recipe = shorter(3)
+    trainer = make_trainer(tmp_path, recipe)
+    cut_power_at(trainer, 4)  # the first step of epoch 3
+    with pytest.raises(PowerCutError):
+        trainer.run()
+    (tmp_path / "log.jsonl").write_text("")  # as if it had been killed before this was written
+    resumed = make_trainer(tmp_path, recipe)
+    resumed.resume()
+    resumed.run()
+    assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 3
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("dev/cider")] == [1, 3, 5]
+    assert [event.step for event in events.Scalars("loss/total")] == list(range(6))
+
+
+def test_log_that_the_disk_refuses_is_told_in_one_line(
+    make_trainer: Callable[..., Trainer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(SummaryWriter, "add_scalar", refuse)
+    monkeypatch.setattr(SummaryWriter, "close", refuse)
+    with pytest.raises(LogError, match=r"cannot write the log in .*: No space left on device; make room"):
+        make_trainer(tmp_path).run()
+
+
+def test_resumed_run_that_was_over_chooses_its_decoding_without_stale_grids(
+    make_trainer: Callable[..., Trainer], tmp_path: Path
+) -> None:
+    recipe = shorter(2, finetune_from_epoch=2, finetune_stages=1)
+    make_trainer(tmp_path, recipe).run()
+    resumed = make_trainer(tmp_path, recipe)
+    assert len(resumed.dev.split.grids) == len(CAPTIONS)
+    resumed.resume()
+    resumed.run()
+    assert len(resumed.dev.split.grids) == 0
+
+
+def test_parts_may_differ_on_resume(make_trainer: Callable[..., Trainer], tmp_path: Path) -> None:
+    recipe = shorter(2)
+    trainer = make_trainer(tmp_path, recipe)
+    cut_power_at(trainer, 2)
+    with pytest.raises(PowerCutError):
+        trainer.run()
+    resumed = make_trainer(tmp_path, replace(recipe, training=replace(recipe.training, accumulate=2)))
+    resumed.resume()
+    resumed.run()
+    assert resumed.progress.step == 4
 
 
 def test_settling_keeps_the_weights_and_sets_the_decoding_that_scores_best(
