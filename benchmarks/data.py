@@ -111,22 +111,17 @@ def records_rows(captions: Path, repeats: int) -> dict[str, list[float]]:
 
 
 def decoders() -> dict[str, Callable[[Path], object]]:
-    """Ways from a JPEG to the squashed picture."""
+    """Ways from a JPEG to its pixels."""
     import torch
     from torchvision.io import ImageReadMode, decode_image, read_file
-    from torchvision.transforms.v2.functional import resize
 
-    from captioner.images import Preprocess, load_image
+    from captioner.images import load_image
 
     torch.set_num_threads(1)
-    preprocess = Preprocess(PREPROCESS)
-    size = [IMAGE_SIZE_PX, IMAGE_SIZE_PX]
     return {
-        "Pillow, whole JPEG": lambda path: preprocess.squash(load_image(path)),
-        "Pillow, draft mode": lambda path: preprocess.squash(load_image(path, enough_px=IMAGE_SIZE_PX)),
-        "torchvision": lambda path: resize(
-            decode_image(read_file(str(path)), ImageReadMode.RGB), size, antialias=True
-        ),
+        "Pillow, whole": load_image,
+        "Pillow, draft mode": lambda path: load_image(path, enough_px=IMAGE_SIZE_PX),
+        "torchvision": lambda path: decode_image(read_file(str(path)), ImageReadMode.RGB),
     }
 
 

@@ -120,9 +120,10 @@ class CaptionDataset(Dataset[CaptionItem | ImageError]):
             picture = torch.from_numpy(np.array(self.split.grids[index]))
         else:
             image = load_image(record.source, enough_px=self.preprocess.config.size_px)
-            if self.augmentation is not None:
-                image = self.augmentation(image, captions=record.captions, epoch=epoch, index=index)
-            picture = torch.from_numpy(self.preprocess.squash(image).copy())
+            if self.augmentation is None:
+                picture = torch.from_numpy(self.preprocess.squash(image).copy())
+            else:
+                picture = self.augmentation(image, captions=record.captions, epoch=epoch, index=index)
         return CaptionItem(record.image_id, str(record.source), picture, self.tokens(index))
 
     def tokens(self, index: int) -> list[Int[np.ndarray, "_"]]:

@@ -17,8 +17,8 @@ def half_red() -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def is_flipped(image: Image.Image) -> bool:
-    first_column = np.asarray(image, dtype=float)[:, 0].mean(axis=0)
+def is_flipped(image: torch.Tensor) -> bool:
+    first_column = image[:, 0].float().mean(dim=0)
     return bool(first_column[2] > first_column[0])
 
 
@@ -26,8 +26,8 @@ def test_what_happens_depends_on_seed_epoch_and_picture_alone(half_red: Image.Im
     def augmented(seed: int, epoch: int, index: int) -> bytes:
         torch.rand(3)  # whatever was drawn before
         image = Augmentation(seed, SIZE_PX)(half_red, captions=["a flag"], epoch=epoch, index=index)
-        assert image.size == (SIZE_PX, SIZE_PX)
-        return image.tobytes()
+        assert image.shape == (SIZE_PX, SIZE_PX, 3)
+        return image.numpy().tobytes()
 
     assert augmented(0, 0, 0) == augmented(0, 0, 0)
     assert (
