@@ -98,8 +98,8 @@ class Learner:
 
     @property
     def raw_model(self) -> CaptioningModel:
-        """The model without what accelerate wraps around it."""
-        return cast(CaptioningModel, self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False))
+        """The model without the wrapper that shares its gradients among processes."""
+        return cast(CaptioningModel, self.accelerator.unwrap_model(self.model))
 
     @property
     def averaged_model(self) -> CaptioningModel:
@@ -110,10 +110,12 @@ class Learner:
         """Let the CNN's last stages train from now on."""
         if all(parameter.requires_grad for parameter in self.finetuned[0]):
             return
-        model = self.raw_model
         for parameter in self.finetuned[0]:
             parameter.requires_grad_(True)
-        self.model = self.accelerator.prepare_model(model)  # anew: it must know what has gradients
+        # Prepared anew, from the bare model: the wrapper must know what has gradients.
+        bare = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+        bare._is_accelerate_prepared = False  # else accelerate leaves it bare, without mixed precision
+        self.model = self.accelerator.prepare_model(bare)
 
     def step(self, parts: Sequence[CaptionBatch], number: int) -> dict[str, float]:
         """One update of the weights from this process's parts of the step's pictures.
@@ -137,10 +139,7 @@ class Learner:
         for place, part in enumerate(parts, start=1):
             with nullcontext() if place == len(parts) else accelerator.no_sync(self.model):
                 batch = part.to(accelerator.device)
-                # accelerate's own autocast in `prepare_model` casts the weights anew at every use, at half
-                # the speed; inside of this one they are cast once a step.
-                with accelerator.autocast():
-                    terms = self.loss(self.model(batch), batch.tokens, size=BatchSize(words, captions))
+                terms = self.loss(self.model(batch), batch.tokens, size=BatchSize(words, captions))
                 # Gradients are averaged over the processes, so each counts as many times as there are.
                 accelerator.backward(terms.total * accelerator.num_processes)
                 losses += torch.stack([value.detach() for value in vars(terms).values()])

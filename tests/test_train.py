@@ -63,7 +63,7 @@ def recipe(tmp_path: Path, encoder: Encoder) -> list[str]:
     small = {
         "encoder": {"backbone": TINY_CNN, "weights": str(weights), "image_size": TINY_SIZE_PX},
         "decoder": {"embedding_dim": 8, "hidden_dim": 8, "attention_dim": 8, "dropout": 0.0},
-        "training": {"min_count": 1, "epochs": 2, "batch_size": 2},
+        "training": {"min_count": 1, "epochs": 2, "batch_size": 2, "finetune_learning_rate": 0.01},
         "decoding": {"max_words": 6},
     }
     path.write_text(json.dumps(small))

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.tensorboard import SummaryWriter
 
@@ -223,6 +224,23 @@ def test_working_through_a_step_in_parts_changes_nothing(
         )
     for one, other in zip(whole.progress.history, parts.progress.history, strict=True):
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
+
+
+def test_mixed_precision_holds_for_every_step_of_both_stages(
+    make_trainer: Callable[..., Trainer], tmp_path: Path
+) -> None:
+    AcceleratorState._reset_state()  # the precision is one for a process
+    try:
+        recipe = shorter(3, mixed_precision="bf16", finetune_from_epoch=3, finetune_stages=1)
+        trainer = make_trainer(tmp_path, recipe)
+        seen = []
+        hidden_readout = trainer.learner.raw_model.decoder.hidden_readout
+        hidden_readout.register_forward_hook(lambda _, __, output: seen.append(output.dtype))
+        trainer.run()
+        assert len(seen) >= 6
+        assert set(seen) == {torch.bfloat16}
+    finally:
+        AcceleratorState._reset_state()
 
 
 def test_frozen_parts_stay_frozen_and_so_do_statistics_while_the_last_stage_trains(

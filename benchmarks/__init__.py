@@ -1,0 +1,1 @@
+"""Measurements that the README quotes; each file is a command with --help."""
