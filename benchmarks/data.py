@@ -140,7 +140,8 @@ def decoder_rows(paths: list[Path], repeats: int) -> dict[str, list[float]]:
 def loader_rows(paths: list[Path], repeats: int, epochs: int = 5) -> dict[str, list[float]]:
     """Pictures a second through the training loader, augmented, by the number of its workers."""
     from captioner.augmentation import Augmentation
-    from captioner.data import CaptionDataset, Split, epoch_batches, load_batches
+    from captioner.data import CaptionDataset, Split, load_batches
+    from captioner.dealing import epoch_batches
     from captioner.images import Preprocess
     from captioner.records import CaptionedImage
     from captioner.vocabulary import Vocabulary

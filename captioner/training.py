@@ -28,7 +28,8 @@ from tqdm import tqdm
 from captioner.augmentation import Augmentation
 from captioner.checkpoint import Checkpoint, save_checkpoint
 from captioner.config import FORMAT_VERSION, GridConfig, ModelConfig, PreprocessConfig, Recipe
-from captioner.data import CaptionDataset, Key, Split, epoch_batches, load_batches
+from captioner.data import CaptionDataset, Split, load_batches
+from captioner.dealing import Key, epoch_batches
 from captioner.decoder import Decoder
 from captioner.encoder import Encoder
 from captioner.images import Preprocess

@@ -13,7 +13,8 @@ from tqdm import tqdm
 
 from captioner.checkpoint import load_checkpoint, save_checkpoint
 from captioner.config import DecodingConfig
-from captioner.data import CaptionDataset, in_order, load_batches
+from captioner.data import CaptionDataset, load_batches
+from captioner.dealing import in_order
 from captioner.decoder import Decoder
 from captioner.decoding import search_captions
 from captioner.evaluation import caption_records

@@ -10,16 +10,8 @@ import pytest
 import torch
 
 from captioner.augmentation import Augmentation
-from captioner.data import (
-    CaptionDataset,
-    Key,
-    LoadingError,
-    Split,
-    collate,
-    epoch_batches,
-    in_order,
-    load_batches,
-)
+from captioner.data import CaptionDataset, Split, collate, load_batches
+from captioner.dealing import Key, LoadingError, epoch_batches, in_order
 from captioner.encoder import Encoder
 from captioner.images import ImageError, Preprocess, load_image
 from captioner.model import CaptioningModel
