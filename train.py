@@ -5,29 +5,21 @@ import logging
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Union, get_args
+from typing import TYPE_CHECKING, get_args
 
 import tyro
 
 from captioner.cli_train import ARGUMENTS_FILE, Changes, RunOptions
 from captioner.config import PRESETS
 from captioner.errors import CaptionerError
+from captioner.flags import DATASET_PARSING, one_of
 from captioner.records import CaptionedImage, RecordReader, SplitName
 from datasets.registry import DATASETS
-
-_PARSING = (
-    tyro.conf.FlagCreatePairsOff,
-    tyro.conf.OmitArgPrefixes,
-    tyro.conf.OmitSubcommandPrefixes,
-    tyro.conf.CascadeSubcommandArgs,
-)
 
 if TYPE_CHECKING:
     Dataset = RecordReader
 else:
-    Dataset = Union[  # noqa: UP007 (of as many as there are)
-        tuple(Annotated[reader, tyro.conf.subcommand(name)] for name, reader in DATASETS.items())
-    ]
+    Dataset = one_of(DATASETS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,8 +94,10 @@ def main() -> None:
     try:
         arguments = _arguments(sys.argv[1:])
         if arguments[:1] == ["check"]:
-            sys.exit(check(tyro.cli(Check, args=arguments[1:], prog="train.py check", config=_PARSING)))
-        train(tyro.cli(Train, args=arguments, prog="train.py", config=_PARSING), arguments)
+            sys.exit(
+                check(tyro.cli(Check, args=arguments[1:], prog="train.py check", config=DATASET_PARSING))
+            )
+        train(tyro.cli(Train, args=arguments, prog="train.py", config=DATASET_PARSING), arguments)
     except CaptionerError as error:
         sys.exit(f"train.py: {error}")
     except KeyboardInterrupt:

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from captioner import __version__
 from captioner.config import DecodingConfig, Device, OutputFormat, OverlayStyle
 from captioner.errors import CaptionerError, UsageError
+from captioner.flags import DATASET_PARSING, PARSING, hint
 from captioner.images import ImageError
 from captioner.paths import Failures, has_picture_suffix, named_pictures
 
@@ -24,13 +25,6 @@ if TYPE_CHECKING:
     from captioner.inference import Captioner
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
-
-_PARSING = (tyro.conf.FlagCreatePairsOff,)
-
-
-def _hint(metavar: str, default: str) -> Any:
-    """How an option that may be left out is shown: its value, and what it is without it."""
-    return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {default})")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,29 +43,27 @@ class CaptionCommand:
     """Walk folders to the bottom."""
     format: OutputFormat = "text"
     """What to print. jsonl has the file, caption, tokens, log-probability and grid of each picture."""
-    output: Annotated[Path | None, _hint("FILE", "standard output")] = None
+    output: Annotated[Path | None, hint("FILE", "standard output")] = None
     """Write the captions to this file."""
     with_attention: bool = False
     """With --format jsonl: add each word's attention over the grid."""
-    overlay: Annotated[Path | None, _hint("DIR", "no figures")] = None
+    overlay: Annotated[Path | None, hint("DIR", "no figures")] = None
     """Write a figure a picture into this folder: each word with what it looked at."""
     overlay_style: OverlayStyle = "smooth"
     """Smooth heat, or the raw cells of the grid."""
-    model: Annotated[Path | None, _hint("FOLDER", "the model that ships with captioner")] = None
+    model: Annotated[Path | None, hint("FOLDER", "the model that ships with captioner")] = None
     """Folder of the model."""
-    beam_size: Annotated[int | None, _hint("INT", "what scored best on the model's dev split")] = None
+    beam_size: Annotated[int | None, hint("INT", "what scored best on the model's dev split")] = None
     """Hypotheses kept for each picture."""
-    length_penalty: Annotated[float | None, _hint("FLOAT", "what scored best on the model's dev split")] = (
-        None
-    )
+    length_penalty: Annotated[float | None, hint("FLOAT", "what scored best on the model's dev split")] = None
     """Exponent of the length that log-probabilities are divided by; 0 favours short captions."""
-    max_words: Annotated[int | None, _hint("INT", "the model's")] = None
+    max_words: Annotated[int | None, hint("INT", "the model's")] = None
     """Cut captions after this many words."""
     batch_size: int = 8
     """Pictures captioned at a time."""
     device: Device = "auto"
     """Where to run; auto takes a GPU if there is one."""
-    threads: Annotated[int | None, _hint("INT", "one a core")] = None
+    threads: Annotated[int | None, hint("INT", "one a core")] = None
     """CPU threads."""
 
 
@@ -91,19 +83,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         args=arguments,
         prog="captioner",
         description="Image captions with attention.",
-        config=(
-            *_PARSING,
-            tyro.conf.OmitSubcommandPrefixes,
-            tyro.conf.OmitArgPrefixes,
-            tyro.conf.CascadeSubcommandArgs,
-        ),
+        config=DATASET_PARSING,
     )
     _exit_with(command)
 
 
 def caption_main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of caption.py."""
-    _exit_with(tyro.cli(CaptionCommand, args=arguments, prog="caption.py", config=_PARSING))
+    _exit_with(tyro.cli(CaptionCommand, args=arguments, prog="caption.py", config=PARSING))
 
 
 def _run(command: "CaptionCommand | EvaluateCommand | VersionCommand") -> int:

@@ -8,12 +8,11 @@ import sys
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
-
-import tyro
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from captioner.config import Device
 from captioner.errors import CaptionerError, UsageError
+from captioner.flags import hint, one_of
 from captioner.records import CaptionedImage, RecordReader, SplitName
 
 if TYPE_CHECKING:
@@ -21,18 +20,15 @@ if TYPE_CHECKING:
 
     Dataset = RecordReader
 else:
-    _READERS = tuple(
-        Annotated[reader, tyro.conf.subcommand(name)]
-        for group in entry_points(group="captioner.datasets")
-        for name, reader in group.load().items()
+    Dataset = one_of(
+        {
+            name: reader
+            for group in entry_points(group="captioner.datasets")
+            for name, reader in group.load().items()
+        }
     )
-    Dataset = Union[_READERS] if _READERS else type(None)  # noqa: UP007 (of as many as there are)
 
 SPLIT_OF: dict[str, SplitName] = {"train": "train", "dev": "dev", "val": "dev", "test": "test"}
-
-
-def _hint(metavar: str, default: str) -> Any:
-    return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {default})")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,17 +41,17 @@ class EvaluateCommand:
     """
 
     dataset: Dataset | None = None
-    model: Annotated[Path | None, _hint("FOLDER", "the model that ships with captioner")] = None
+    model: Annotated[Path | None, hint("FOLDER", "the model that ships with captioner")] = None
     """Folder of the model."""
     split: Literal["train", "dev", "val", "test"] = "dev"
     """Which split of DATASET; val is another name of dev. Choose settings on dev, never on test."""
-    results: Annotated[Path | None, _hint("FILE", "caption the pictures of DATASET")] = None
+    results: Annotated[Path | None, hint("FILE", "caption the pictures of DATASET")] = None
     """Captions to score: COCO results, or the JSON lines of `captioner caption`."""
-    references: Annotated[Path | None, _hint("FILE", "those of DATASET")] = None
+    references: Annotated[Path | None, hint("FILE", "those of DATASET")] = None
     """With --results and no DATASET: COCO annotation file with the references."""
-    train_references: Annotated[Path | None, _hint("FILE", "the train split of DATASET")] = None
+    train_references: Annotated[Path | None, hint("FILE", "the train split of DATASET")] = None
     """COCO annotation file with the training captions, to tell which captions are copied."""
-    results_out: Annotated[Path | None, _hint("FILE", "none")] = None
+    results_out: Annotated[Path | None, hint("FILE", "none")] = None
     """Write the captions in the format that COCO's evaluation server takes."""
     batch_size: int = 32
     """Pictures captioned at a time."""

@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import tyro
-
 from captioner.config import Recipe
 from captioner.errors import CaptionerError
+from captioner.flags import hint
 
 ARGUMENTS_FILE = "arguments.json"
 """In a run's folder: what the command was started with, by which `--resume FOLDER` goes on."""
@@ -18,40 +17,38 @@ class RecipeError(CaptionerError):
     """A recipe that cannot be read, or a setting that is not allowed."""
 
 
-def _of_recipe(metavar: str) -> Any:
-    """How a flag is shown that changes a setting of the data set's recipe."""
-    return tyro.conf.arg(metavar=metavar, help_behavior_hint="(default: the recipe's)")
+_RECIPES = "the recipe's"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Changes:
     """What to change in the data set's recipe. `--recipe` can change everything else."""
 
-    recipe: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: none)")] = None
+    recipe: Annotated[Path | None, hint("FILE", "none")] = None
     """JSON with settings to change, as in a run's recipe.json; it may name just a few. Flags go over it."""
-    backbone: Annotated[str | None, _of_recipe("NAME")] = None
+    backbone: Annotated[str | None, hint("NAME", _RECIPES)] = None
     """Any timm model."""
-    weights: Annotated[str | None, _of_recipe("FILE")] = None
+    weights: Annotated[str | None, hint("FILE", _RECIPES)] = None
     """The backbone's weights in timm's naming; else timm downloads its own."""
-    image_size: Annotated[int | None, _of_recipe("PIXELS")] = None
+    image_size: Annotated[int | None, hint("PIXELS", _RECIPES)] = None
     """Side of the CNN's square input; larger gives a finer grid."""
-    batch_size: Annotated[int | None, _of_recipe("INT")] = None
+    batch_size: Annotated[int | None, hint("INT", _RECIPES)] = None
     """Pictures in a step, over all processes; each comes with all its captions."""
-    accumulate: Annotated[int | None, _of_recipe("INT")] = None
+    accumulate: Annotated[int | None, hint("INT", _RECIPES)] = None
     """Parts in which a process works through its share of a step: more take less memory."""
-    epochs: Annotated[int | None, _of_recipe("INT")] = None
+    epochs: Annotated[int | None, hint("INT", _RECIPES)] = None
     """Passes over the training pictures."""
-    learning_rate: Annotated[float | None, _of_recipe("FLOAT")] = None
+    learning_rate: Annotated[float | None, hint("FLOAT", _RECIPES)] = None
     """Highest learning rate of the decoder."""
-    finetune_from_epoch: Annotated[int | None, _of_recipe("INT")] = None
+    finetune_from_epoch: Annotated[int | None, hint("INT", _RECIPES)] = None
     """First epoch, counted from 1, in which the CNN's last stages train too."""
-    finetune_stages: Annotated[int | None, _of_recipe("INT")] = None
+    finetune_stages: Annotated[int | None, hint("INT", _RECIPES)] = None
     """How many stages of the CNN are then trained."""
-    patience: Annotated[int | None, _of_recipe("INT")] = None
+    patience: Annotated[int | None, hint("INT", _RECIPES)] = None
     """Epochs without a better dev CIDEr after which training stops."""
-    mixed_precision: Annotated[Literal["no", "bf16", "fp16"] | None, _of_recipe("no|bf16|fp16")] = None
+    mixed_precision: Annotated[Literal["no", "bf16", "fp16"] | None, hint("no|bf16|fp16", _RECIPES)] = None
     """bf16 is several times faster where the processor or GPU has it."""
-    seed: Annotated[int | None, _of_recipe("INT")] = None
+    seed: Annotated[int | None, hint("INT", _RECIPES)] = None
     """What all that is random in the run depends on."""
 
     def applied_to(self, preset: Recipe) -> Recipe:
@@ -85,14 +82,9 @@ class RunOptions:
     """Go on with the run in OUT from where it was last saved."""
     cache_dir: Path = Path("cache")
     """Where the grids of the pictures are kept."""
-    cache_limit_gb: Annotated[
-        float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="(default: no limit)")
-    ] = None
+    cache_limit_gb: Annotated[float | None, hint("FLOAT", "no limit")] = None
     """Largest cache; pictures beyond it are decoded and encoded anew every epoch. 0 keeps none."""
-    workers: Annotated[
-        int | None,
-        tyro.conf.arg(metavar="INT", help_behavior_hint="(default: one a core, up to 8; 0 if all is cached)"),
-    ] = None
+    workers: Annotated[int | None, hint("INT", "one a core, up to 8; 0 if all is cached")] = None
     """Processes that load pictures."""
     save_minutes: float = 10.0
     """How often the run is saved within an epoch."""

@@ -1,7 +1,8 @@
 """What a batch is, and how pictures and captions become one."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -55,13 +56,17 @@ class CaptionBatch:
     lengths: Int[Tensor, "batch captions"]
 
     def to(self, device: torch.device) -> "CaptionBatch":
-        names = ("grids", "images", "order", "tokens", "lengths")
-        return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in names})
+        return self._with_tensors(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> "CaptionBatch":
         """Called by torch's DataLoader, so that the copy to a GPU does not wait."""
-        names = ("grids", "images", "order", "tokens", "lengths")
-        return replace(self, **{name: getattr(self, name).pin_memory() for name in names})
+        return self._with_tensors(Tensor.pin_memory)
+
+    def _with_tensors(self, change: Callable[[Tensor], Tensor]) -> "CaptionBatch":
+        tensors: dict[str, Any] = {
+            name: change(value) for name, value in vars(self).items() if isinstance(value, Tensor)
+        }
+        return replace(self, **tensors)
 
 
 @dataclass(frozen=True)
@@ -94,8 +99,8 @@ class CaptionDataset(Dataset[CaptionItem | ImageError]):
         # One flat array: a list for each of COCO's captions would be copied into every worker.
         flat = [caption for texts in captions for caption in texts]
         self._tokens = np.concatenate([np.array(caption, dtype=np.int32) for caption in flat])
-        self._caption_ends = np.cumsum([len(caption) for caption in flat])
-        self._picture_ends = np.cumsum([len(texts) for texts in captions])
+        self._caption_bounds = np.cumsum([0, *(len(caption) for caption in flat)])
+        self._picture_bounds = np.cumsum([0, *(len(texts) for texts in captions)])
 
     def __len__(self) -> int:
         return len(self.split.records)
@@ -121,13 +126,8 @@ class CaptionDataset(Dataset[CaptionItem | ImageError]):
 
     def tokens(self, index: int) -> list[Int[np.ndarray, "_"]]:
         """The encoded captions of a picture."""
-        first, last = self._picture_ends[index - 1] if index else 0, self._picture_ends[index]
-        starts = (
-            self._caption_ends[first - 1 : last - 1] if first else np.r_[0, self._caption_ends[: last - 1]]
-        )
-        return [
-            self._tokens[start:end] for start, end in zip(starts, self._caption_ends[first:last], strict=True)
-        ]
+        first, last = self._picture_bounds[index], self._picture_bounds[index + 1]
+        return [self._tokens[start:end] for start, end in pairwise(self._caption_bounds[first : last + 1])]
 
     def __getstate__(self) -> dict[str, Any]:
         """Workers that are not forked get the cache's name, not a copy of what it holds."""

@@ -1,5 +1,7 @@
 """What a command tells the user in one line, as against a bug, which keeps its traceback."""
 
+from collections.abc import Sequence
+
 
 class CaptionerError(Exception):
     """Something the user can mend; the message says what was given, what is wrong and what to do."""
@@ -7,3 +9,9 @@ class CaptionerError(Exception):
 
 class UsageError(CaptionerError):
     """Arguments of a command that make no sense together."""
+
+
+def first_of(names: Sequence[str], count: int = 3) -> str:
+    """The first few names for a message, and how many more there are."""
+    more = f" and {len(names) - count:,} more" if len(names) > count else ""
+    return ", ".join(names[:count]) + more

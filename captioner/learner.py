@@ -90,7 +90,7 @@ class Learner:
             rate = OneCycle(training.finetune_learning_rate, first_step, last_step)
             self.rates["learning_rate_encoder"] = rate
         self.finetuned = groups[1:]
-        model = model.to(accelerator.device)
+        model = model.to(accelerator.device).train()
         self.averaged = moving_average(model, decay=training.ema_decay)
         optimizer = make_optimizer(groups, weight_decay=training.weight_decay)
         self.optimizer: Optimizer = accelerator.prepare_optimizer(optimizer)
@@ -130,7 +130,6 @@ class Learner:
         accelerator = self.accelerator
         torch.manual_seed(derived_seed(self.training.seed, number, accelerator.process_index))
         set_learning_rates(self.optimizer, list(self.rates.values()), number)
-        self.model.train()
         counts = torch.stack(
             [torch.stack([part.lengths.sum(), (part.lengths > 0).sum()]) for part in parts]
         ).sum(dim=0)

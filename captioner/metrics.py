@@ -17,7 +17,7 @@ from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.meteor.meteor import Meteor
 from pycocoevalcap.rouge.rouge import Rouge
 
-from captioner.errors import CaptionerError
+from captioner.errors import CaptionerError, first_of
 
 _NAMED = 10  # pictures named in an error
 
@@ -120,9 +120,8 @@ def require_references(references: Mapping[str, Sequence[str]]) -> None:
 
 def _refuse(complaint: str, image_ids: Set[str]) -> None:
     if image_ids:
-        first = ", ".join(sorted(image_ids)[:_NAMED])
-        more = f" and {len(image_ids) - _NAMED:,} more" if len(image_ids) > _NAMED else ""
-        raise MetricsError(f"{len(image_ids):,} pictures {complaint}: {first}{more}")
+        named = first_of(sorted(image_ids), _NAMED)
+        raise MetricsError(f"{len(image_ids):,} pictures {complaint}: {named}")
 
 
 @lru_cache(maxsize=1)

@@ -16,7 +16,7 @@ dev; the first one writes.
 import json
 import time
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from captioner.encoder import Encoder
 from captioner.images import Preprocess
 from captioner.inference import Captioner
 from captioner.learner import Learner, full_memory_told
+from captioner.loss import LossTerms
 from captioner.metrics import Scores
 from captioner.model import CaptioningModel
 from captioner.resume import Progress, data_digest, load_state, save_state
@@ -42,6 +43,7 @@ from captioner.run_log import RunLog
 from captioner.validation import validate
 from captioner.vocabulary import Vocabulary
 
+_LOSSES = tuple(field.name for field in fields(LossTerms))
 _NUM_SHOWN = 8  # dev pictures whose overlays go to TensorBoard each epoch
 
 
@@ -183,12 +185,11 @@ class Trainer:
                     self.save()
                     saved = time.monotonic()
         sums = progress.sums
-        losses = ("total", "cross_entropy", "attention_penalty")
         return {
             "epoch": progress.epoch + 1,
             "step": progress.step,
             "is_finetuning": self._is_finetuning(),
-            "loss": {name: sums[name] / num_steps for name in losses},
+            "loss": {name: sums[name] / num_steps for name in _LOSSES},
             "captions_per_s": progress.captions_per_s,
             "data_wait_share": sums["waiting"] / sums["seconds"],
             "train_s": sums["seconds"],
@@ -208,7 +209,7 @@ class Trainer:
 
     def _log_step(self, log: RunLog, values: dict[str, float]) -> None:
         step = self.progress.step - 1
-        losses = {f"loss/{name}": values[name] for name in ("total", "cross_entropy", "attention_penalty")}
+        losses = {f"loss/{name}": values[name] for name in _LOSSES}
         rates = {name: rate.at(step) for name, rate in self.learner.rates.items()}
         speed = {"captions_per_s": self.progress.captions_per_s}
         log.step(step, {**losses, **rates, "gradient_norm": values["gradient_norm"], **speed})

@@ -134,8 +134,8 @@ def settle_decoding(folder: Path, dev: CaptionDataset, *, num_workers: int = 0) 
     The model is loaded as it was saved, in half precision. The scores that are kept are those of the
     captions that caption.py prints for the dev pictures' files.
     """
-    checkpoint = load_checkpoint(folder)
-    model, vocabulary = checkpoint.model.to(choose_device("auto")).eval(), checkpoint.vocabulary
+    checkpoint, device = load_checkpoint(folder), choose_device("auto")
+    model, vocabulary = checkpoint.model.to(device).eval(), checkpoint.vocabulary
     references = dev.split.references
     grids = {
         image_id: grid
@@ -150,7 +150,7 @@ def settle_decoding(folder: Path, dev: CaptionDataset, *, num_workers: int = 0) 
         max_words=checkpoint.config.decoding.max_words,
     )
     config = replace(checkpoint.config, decoding=decoding)
-    captioner = Captioner(model=model, config=config, vocabulary=vocabulary, device=choose_device("auto"))
+    captioner = Captioner(model=model, config=config, vocabulary=vocabulary, device=device)
     scores = score_captions(caption_records(captioner, dev.split.records), references)
     metrics = checkpoint.metrics | {"dev": {**asdict(decoding), **asdict(scores)}, "decoding_cider": tried}
     save_checkpoint(folder, replace(checkpoint, config=config, metrics=metrics))

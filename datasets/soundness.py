@@ -1,8 +1,9 @@
 """What would make training on a data set unsound, as far as it shows without opening a picture."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
+from captioner.errors import first_of
 from captioner.images import ImageSource, ZipMember
 from captioner.records import CaptionedImage
 
@@ -55,10 +56,3 @@ def require_sound(records: Sequence[CaptionedImage]) -> None:
     if problems:
         told = "; ".join(f"{len(names):,} {kind}: {first_of(names)}" for kind, names in problems.items())
         raise DatasetError(f"{told}. Mend or leave these out; `train.py check` lists more")
-
-
-def first_of(names: Iterable[str], count: int = 3) -> str:
-    """The first few names, and how many more there are."""
-    names = list(names)
-    more = f" and {len(names) - count:,} more" if len(names) > count else ""
-    return ", ".join(names[:count]) + more
