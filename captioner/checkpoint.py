@@ -73,19 +73,11 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     Raises:
         CheckpointError: a file is missing, or does not fit the others.
     """
-    recover_folder(folder)
-    if not folder.is_dir():
-        raise CheckpointError(f"{folder} is no model folder; give one that holds {', '.join(FILES)}")
-    missing = [name for name in FILES if not (folder / name).is_file()]
-    if missing:
-        raise CheckpointError(f"{folder} is no whole model folder: it lacks {', '.join(missing)}")
-    try:
-        config = msgspec.json.decode((folder / CONFIG).read_bytes(), type=ModelConfig)
+    config = read_config(folder)
+    with _damage_told(folder):
         vocabulary = Vocabulary.from_json((folder / VOCABULARY).read_bytes())
         metrics = msgspec.json.decode((folder / METRICS).read_bytes(), type=dict[str, Any])
         weights = load_file(folder / WEIGHTS)
-    except (msgspec.DecodeError, SafetensorError, OSError, RecursionError) as error:
-        raise CheckpointError(f"{folder} is damaged: {error}; copy it again from its source") from error
     unsound = [
         name for name, value in weights.items() if value.is_floating_point() and not value.isfinite().all()
     ]
@@ -103,6 +95,30 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     if grid != config.grid:
         raise CheckpointError(f"{folder}/{CONFIG} states {config.grid}, but its backbone gives {grid}")
     return Checkpoint(model, config, vocabulary, metrics)
+
+
+def read_config(folder: Path) -> ModelConfig:
+    """The config of a model folder.
+
+    Raises:
+        CheckpointError: the folder lacks a file, or the config is damaged.
+    """
+    recover_folder(folder)
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder} is no model folder; give one that holds {', '.join(FILES)}")
+    missing = [name for name in FILES if not (folder / name).is_file()]
+    if missing:
+        raise CheckpointError(f"{folder} is no whole model folder: it lacks {', '.join(missing)}")
+    with _damage_told(folder):
+        return msgspec.json.decode((folder / CONFIG).read_bytes(), type=ModelConfig)
+
+
+@contextmanager
+def _damage_told(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (msgspec.DecodeError, SafetensorError, OSError, RecursionError) as error:
+        raise CheckpointError(f"{folder} is damaged: {error}; copy it again from its source") from error
 
 
 @contextmanager

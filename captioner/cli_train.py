@@ -1,11 +1,11 @@
 """The flags of a training run: what to change in a data set's recipe, and where and how it runs."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from captioner.config import Recipe
+from captioner.config import EncoderConfig, Recipe
 from captioner.errors import CaptionerError
 from captioner.flags import hint
 
@@ -26,6 +26,8 @@ class Changes:
 
     recipe: Annotated[Path | None, hint("FILE", "none")] = None
     """JSON with settings to change, as in a run's recipe.json; it may name just a few. Flags go over it."""
+    start_from: Annotated[str | None, hint("FOLDER", "none: train from scratch")] = None
+    """Model folder to start from: its weights, vocabulary, backbone and decoder, in place of the recipe's."""
     backbone: Annotated[str | None, hint("NAME", _RECIPES)] = None
     """Any timm model."""
     weights: Annotated[str | None, hint("FILE", _RECIPES)] = None
@@ -44,6 +46,8 @@ class Changes:
     """First epoch, counted from 1, in which the CNN's last stages train too."""
     finetune_stages: Annotated[int | None, hint("INT", _RECIPES)] = None
     """How many stages of the CNN are then trained."""
+    self_critical_from_epoch: Annotated[int | None, hint("INT", _RECIPES)] = None
+    """First epoch, counted from 1, in which sampled captions are rewarded by their CIDEr-D."""
     patience: Annotated[int | None, hint("INT", _RECIPES)] = None
     """Epochs without a better dev CIDEr after which training stops."""
     mixed_precision: Annotated[Literal["no", "bf16", "fp16"] | None, hint("no|bf16|fp16", _RECIPES)] = None
@@ -57,7 +61,7 @@ class Changes:
             changes = json.loads(self.recipe.read_text()) if self.recipe else {}
             if not isinstance(changes, dict):
                 raise ValueError('a recipe is an object with parts, such as {"training": {"epochs": 3}}')
-            base = preset.changed(changes)
+            base = self._started(preset, changes).changed(changes)
         except OSError as error:
             raise RecipeError(f"cannot read --recipe {self.recipe}: {error.strerror}") from error
         except ValueError as error:
@@ -70,6 +74,17 @@ class Changes:
             return base.changed({"encoder": encoder, "training": given})
         except ValueError as error:
             raise RecipeError(str(error)) from error
+
+    def _started(self, preset: Recipe, changes: dict[str, Any]) -> Recipe:
+        """The preset with the backbone and the decoder of the model to start from, if there is one."""
+        start = self.start_from or changes.get("training", {}).get("start_from")
+        if start is None:
+            return preset
+        from captioner.checkpoint import read_config
+
+        config = read_config(Path(start))
+        encoder = EncoderConfig(backbone=config.backbone, image_size=config.preprocess.size_px)
+        return replace(preset, encoder=encoder, decoder=config.decoder)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -143,7 +143,8 @@ class TrainingConfig:
     """How a model is trained. A "step" is one update of the weights.
 
     The first epochs train the decoder on a frozen CNN. With `finetune_from_epoch` the last stages of the
-    CNN join in, at their own learning rate.
+    CNN join in, at their own learning rate. From `self_critical_from_epoch` on, captions that the model
+    samples are rewarded by their CIDEr-D (Rennie et al. 2017) in place of training on the given ones.
     """
 
     batch_size: int = 24
@@ -160,6 +161,16 @@ class TrainingConfig:
     """How many of the CNN's stages, counted from its end, are then trained."""
     finetune_learning_rate: float = 1e-4
     """Highest learning rate of these stages."""
+    self_critical_from_epoch: int | None = None
+    """First epoch, counted from 1, of self-critical training; None is never."""
+    self_critical_samples: int = 5
+    """Captions then sampled for each picture; each one's baseline is the mean of the others."""
+    self_critical_learning_rate: float = 2e-4
+    """Highest learning rate of the decoder then."""
+    self_critical_bleu_weight: float = 0.0
+    """Weight of a caption's BLEU-4 (0..1) that is added to its CIDEr-D (0..10)."""
+    start_from: str | None = None
+    """Model folder whose weights, vocabulary, backbone and decoder the run starts with."""
     augmentation: bool = True
     """Flip, crop and colour the training pictures that are not cached, anew every time."""
     weight_decay: float = 0.01
@@ -172,7 +183,7 @@ class TrainingConfig:
     gradient_clip: float = 1.0
     """Largest norm of the gradient."""
     patience: int = 3
-    """Epochs without a better dev CIDEr after which training stops; fine-tuning begins the count anew."""
+    """Epochs without a better dev CIDEr after which training stops; each new phase begins the count anew."""
     max_dev_pictures: int | None = None
     """Pictures of dev that are captioned and scored after each epoch; None is all."""
     min_count: int = 5
@@ -188,19 +199,22 @@ class TrainingConfig:
         for name in (*counts, "finetune_stages"):
             value = getattr(self, name)
             _require(value >= 1, f"{name} must be at least 1", value)
-        first = self.finetune_from_epoch
-        _require(first is None or first <= self.epochs, "finetune_from_epoch must be within epochs", first)
+        for name in ("finetune_from_epoch", "self_critical_from_epoch"):
+            first = getattr(self, name)
+            _require(first is None or 1 <= first <= self.epochs, f"{name} must be within epochs", first)
+        samples = self.self_critical_samples
+        _require(samples >= 2, "self_critical_samples must be at least 2", samples)
         _require(self.seed < 2**32, "seed must be below 2**32", self.seed)
-        for name in ("finetune_from_epoch", "max_dev_pictures"):
-            value = getattr(self, name)
-            _require(value is None or value >= 1, f"{name} must be at least 1", value)
-        for name in ("learning_rate", "finetune_learning_rate", "gradient_clip"):
+        max_dev = self.max_dev_pictures
+        _require(max_dev is None or max_dev >= 1, "max_dev_pictures must be at least 1", max_dev)
+        rates = ("learning_rate", "finetune_learning_rate", "self_critical_learning_rate")
+        for name in (*rates, "gradient_clip"):
             value = getattr(self, name)
             _require(value > 0, f"{name} must be above 0", value)
         for name in ("label_smoothing", "ema_decay"):
             value = getattr(self, name)
             _require(0 <= value < 1, f"{name} must be in [0, 1)", value)
-        for name in ("weight_decay", "attention_penalty", "seed"):
+        for name in ("weight_decay", "attention_penalty", "self_critical_bleu_weight", "seed"):
             value = getattr(self, name)
             _require(value >= 0, f"{name} must not be negative", value)
 
@@ -232,10 +246,12 @@ class Recipe:
     decoding: DecodingConfig = field(default_factory=DecodingConfig)
 
     def described(self) -> dict[str, dict[str, Any]]:
-        """All settings as plain values; of the weights' file its name, for its folder is a machine's own."""
+        """All settings as plain values; of files and folders the name, for their place is a machine's own."""
         settings = asdict(self)
         if self.encoder.weights is not None:
             settings["encoder"]["weights"] = Path(self.encoder.weights).name
+        if self.training.start_from is not None:
+            settings["training"]["start_from"] = "/".join(Path(self.training.start_from).parts[-2:])
         return settings
 
     def changed(self, changes: Mapping[str, Mapping[str, Any]]) -> "Recipe":

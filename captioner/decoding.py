@@ -9,7 +9,8 @@ from torch import Tensor
 
 from captioner.config import DecodingConfig
 from captioner.decoder import Decoder, DecoderState, Memory
-from captioner.search import Hypothesis, beam_search
+from captioner.search import BANNED_TOKENS, Hypothesis, beam_search
+from captioner.vocabulary import END, PAD, START
 
 
 @dataclass(frozen=True)
@@ -47,3 +48,41 @@ def search_captions(
         return log_probs.cpu().numpy(), output.alpha.cpu().numpy(), next_state
 
     return beam_search(step, start, num_pictures=len(annotations), config=config)
+
+
+@torch.no_grad()
+def sample_captions(
+    decoder: Decoder,
+    annotations: Float[Tensor, "batch cells annotation"],
+    *,
+    num_captions: int,
+    max_words: int,
+) -> tuple[Int[Tensor, "batch captions tokens"], Int[Tensor, "batch captions"]]:
+    """Draw captions from the model's own distribution, for self-critical training.
+
+    Gives their tokens and lengths as a `CaptionBatch` has them. A caption that has not ended after
+    `max_words` tokens is cut, without <end>.
+    """
+    memory = decoder.remember(annotations)
+    state = decoder.initial_state(memory, num_captions)
+    tokens = [torch.full((len(annotations), num_captions), START, device=annotations.device)]
+    is_open = torch.ones_like(tokens[0], dtype=torch.bool)
+    lengths = torch.zeros_like(tokens[0])
+    for _ in range(max_words):
+        output = decoder.step(tokens[-1], state, memory)
+        state = output.state
+        probabilities = without_banned(decoder.logits(output.readout)).softmax(dim=-1)
+        drawn = probabilities.flatten(0, 1).multinomial(1).view_as(is_open)
+        tokens.append(torch.where(is_open, drawn, PAD))
+        lengths += is_open
+        is_open = is_open & (drawn != END)
+        if not is_open.any():
+            break
+    return torch.stack(tokens, dim=-1), lengths
+
+
+def without_banned(logits: Float[Tensor, "*rows vocab"]) -> Float[Tensor, "*rows vocab"]:
+    """Logits that leave no probability to the tokens that no caption may hold."""
+    banned = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
+    banned[list(BANNED_TOKENS)] = True
+    return logits.masked_fill(banned, -torch.inf)

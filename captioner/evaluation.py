@@ -10,21 +10,17 @@ from captioner.inference import Captioner
 from captioner.metrics import Scores, score_captions
 from captioner.records import CaptionedImage
 from captioner.vocabulary import tokenize
+from captioner.wording import Wording
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Scores of captions with figures of their variety. Shares are in 0..1.
-
-    `vocabulary_size` counts the different words in all captions, `mean_length` is in words, and
-    `copied_share` is of the captions that stand word for word in train; it is None without train's.
-    """
+    """Scores of captions, how they are worded, and the share (0..1) of them that stand word for word in
+    train; it is None without train's captions."""
 
     num_pictures: int
     scores: Scores
-    vocabulary_size: int
-    mean_length: float
-    distinct_share: float
+    wording: Wording
     copied_share: float | None
 
     def __str__(self) -> str:
@@ -34,9 +30,7 @@ class Evaluation:
         lines = {
             "pictures": f"{self.num_pictures:,}",
             **self.scores.named(),
-            "vocabulary": f"{self.vocabulary_size:,} words",
-            "mean length": f"{self.mean_length:.1f} words",
-            "distinct captions": f"{self.distinct_share:.1%}",
+            **self.wording.named(),
             "copied from train": copied,
         }
         return "\n".join(f"{name:<18} {value}" for name, value in lines.items())
@@ -74,16 +68,13 @@ def evaluate_captions(
         captioner.metrics.MetricsError: a picture lacks a caption or a reference.
     """
     scores = score_captions(captions, references)
-    words_of = {image_id: tuple(tokenize(text)) for image_id, text in captions.items()}
     copied_share = None
     if train_captions is not None:
         seen = {tuple(tokenize(text)) for text in train_captions}
-        copied_share = sum(words in seen for words in words_of.values()) / len(captions)
+        copied_share = sum(tuple(tokenize(text)) in seen for text in captions.values()) / len(captions)
     return Evaluation(
         num_pictures=len(captions),
         scores=scores,
-        vocabulary_size=len({word for words in words_of.values() for word in words}),
-        mean_length=sum(map(len, words_of.values())) / len(captions),
-        distinct_share=len(set(captions.values())) / len(captions),
+        wording=Wording.of(captions.values()),
         copied_share=copied_share,
     )

@@ -3,23 +3,27 @@
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, gather_object
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from captioner.config import Recipe
 from captioner.data import CaptionBatch
+from captioner.decoding import sample_captions
 from captioner.errors import CaptionerError
-from captioner.loss import BatchSize, CaptionLoss
+from captioner.loss import BatchSize, CaptionLoss, SelfCriticalLoss
 from captioner.model import CaptioningModel
-from captioner.optimisation import OneCycle, make_optimizer, moving_average, set_learning_rates
+from captioner.optimisation import Cycles, OneCycle, make_optimizer, moving_average, set_learning_rates
 from captioner.randomness import derived_seed
 from captioner.resume import Progress
+from captioner.reward import Reward, advantages
 
 _LONGEST_WAIT = timedelta(hours=12)  # of other processes, while the first computes a cache
 
@@ -72,15 +76,28 @@ class Learner:
     """
 
     def __init__(
-        self, *, accelerator: Accelerator, recipe: Recipe, model: CaptioningModel, steps_an_epoch: int
+        self,
+        *,
+        accelerator: Accelerator,
+        recipe: Recipe,
+        model: CaptioningModel,
+        steps_an_epoch: int,
+        reward: Reward | None = None,
     ) -> None:
+        """`reward` is that of self-critical training, where the recipe has it."""
         training = recipe.training
-        self.accelerator, self.training = accelerator, training
+        self.accelerator, self.training, self.reward = accelerator, training, reward
         self.loss = CaptionLoss(
             label_smoothing=training.label_smoothing, attention_penalty=training.attention_penalty
         )
+        self.self_critical_loss = SelfCriticalLoss(attention_penalty=training.attention_penalty)
         last_step = training.epochs * steps_an_epoch
-        self.rates = {"learning_rate": OneCycle(training.learning_rate, 0, last_step)}
+        self.first_self_critical_step = last_step
+        if training.self_critical_from_epoch is not None:
+            self.first_self_critical_step = (training.self_critical_from_epoch - 1) * steps_an_epoch
+        given = OneCycle(training.learning_rate, 0, self.first_self_critical_step)
+        sampled = OneCycle(training.self_critical_learning_rate, self.first_self_critical_step, last_step)
+        self.rates = {"learning_rate": Cycles((given, sampled))}
         groups: list[list[nn.Parameter]] = [list(model.decoder.parameters())]
         if training.finetune_from_epoch is not None:
             groups.append(
@@ -88,7 +105,7 @@ class Learner:
             )
             first_step = (training.finetune_from_epoch - 1) * steps_an_epoch
             rate = OneCycle(training.finetune_learning_rate, first_step, last_step)
-            self.rates["learning_rate_encoder"] = rate
+            self.rates["learning_rate_encoder"] = Cycles((rate,))
         self.finetuned = groups[1:]
         model = model.to(accelerator.device).train()
         self.averaged = moving_average(model, decay=training.ema_decay)
@@ -130,19 +147,32 @@ class Learner:
         accelerator = self.accelerator
         torch.manual_seed(derived_seed(self.training.seed, number, accelerator.process_index))
         set_learning_rates(self.optimizer, list(self.rates.values()), number)
+        batches = [part.to(accelerator.device) for part in parts]
+        rewards = None
+        if number >= self.first_self_critical_step:
+            batches, rewards = self._sampled(batches)
         counts = torch.stack(
-            [torch.stack([part.lengths.sum(), (part.lengths > 0).sum()]) for part in parts]
+            [torch.stack([batch.lengths.sum(), (batch.lengths > 0).sum()]) for batch in batches]
         ).sum(dim=0)
-        words, captions = accelerator.reduce(counts.to(accelerator.device), "sum")
+        words, captions = accelerator.reduce(counts, "sum")
+        size = BatchSize(words, captions)
         losses = torch.zeros(3, device=accelerator.device)
-        for place, part in enumerate(parts, start=1):
-            with nullcontext() if place == len(parts) else accelerator.no_sync(self.model):
-                batch = part.to(accelerator.device)
-                terms = self.loss(self.model(batch), batch.tokens, size=BatchSize(words, captions))
+        for place, batch in enumerate(batches):
+            with nullcontext() if place == len(batches) - 1 else accelerator.no_sync(self.model):
+                output = self.model(batch)
+                if rewards is None:
+                    terms = self.loss(output, batch.tokens, size=size)
+                else:
+                    terms = self.self_critical_loss(
+                        output, batch.tokens, advantages=advantages(rewards[place]), size=size
+                    )
                 # Gradients are averaged over the processes, so each counts as many times as there are.
                 accelerator.backward(terms.total * accelerator.num_processes)
                 losses += torch.stack([value.detach() for value in vars(terms).values()])
         values = dict(zip(vars(terms), accelerator.reduce(losses, "sum").tolist(), strict=True))
+        if rewards is not None:
+            total = torch.stack([reward.sum() for reward in rewards]).sum()
+            values["reward"] = float(accelerator.reduce(total, "sum") / captions)
         if not math.isfinite(values["total"]):
             pictures = gather_object([file for part in parts for file in part.files])
             raise TrainingError(
@@ -156,6 +186,29 @@ class Learner:
         self.optimizer.zero_grad()
         self.averaged.update_parameters(self.raw_model)
         return {**values, "gradient_norm": norm, "captions": int(captions)}
+
+    def _sampled(
+        self, batches: Sequence[CaptionBatch]
+    ) -> tuple[list[CaptionBatch], list[Float[Tensor, "_ captions"]]]:
+        """The same pictures with captions that the model draws, and what these are worth.
+
+        They are drawn without dropout, from what would caption; the gradient is then taken with it.
+        """
+        if self.reward is None:
+            raise ValueError("self-critical training needs a reward")
+        model, sampled = self.raw_model, []
+        model.decoder.eval()
+        for batch in batches:
+            with torch.no_grad(), self.accelerator.autocast():
+                tokens, lengths = sample_captions(
+                    model.decoder,
+                    model.annotations(batch),
+                    num_captions=self.training.self_critical_samples,
+                    max_words=self.training.max_caption_words,
+                )
+            sampled.append(replace(batch, tokens=tokens, lengths=lengths))
+        model.decoder.train()
+        return sampled, [self.reward(batch).to(batch.tokens.device) for batch in sampled]
 
     def state(self) -> dict[str, Any]:
         """All that decides the steps to come. The random state does not: it is derived from the step."""

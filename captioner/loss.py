@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from captioner.decoder import DecoderOutput
+from captioner.decoding import without_banned
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,40 @@ class CaptionLoss:
         return LossTerms(
             total=smoothed / size.words + self.attention_penalty * penalty,
             cross_entropy=cross_entropy(output.logits.detach(), targets, reduction="sum") / size.words,
+            attention_penalty=penalty,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelfCriticalLoss:
+    """What makes sampled captions likelier that were worth more than others of their picture.
+
+        total = mean over words of -advantage(y) log p(y_t)  +  lambda * attention penalty
+
+    REINFORCE (Williams 1992) as used by Rennie et al. 2017, "Self-critical Sequence Training"; the
+    advantages are those of `captioner.reward.advantages`. The probabilities are those that the captions
+    were sampled with: tokens that no caption may hold have none. `cross_entropy` is that of the samples,
+    an estimate of how sure the model is.
+    """
+
+    attention_penalty: float
+
+    def __call__(
+        self,
+        output: DecoderOutput,
+        tokens: Int[Tensor, "batch captions tokens"],
+        *,
+        advantages: Float[Tensor, "batch captions"],
+        size: "BatchSize | None" = None,
+    ) -> LossTerms:
+        size = size or BatchSize.of(output.is_word)
+        targets = tokens[..., 1:][output.is_word]
+        surprise = cross_entropy(without_banned(output.logits), targets, reduction="none")
+        weights = advantages[..., None].expand(output.is_word.shape)[output.is_word]
+        penalty = attention_penalty(output) / size.captions
+        return LossTerms(
+            total=(weights * surprise).sum() / size.words + self.attention_penalty * penalty,
+            cross_entropy=surprise.detach().sum() / size.words,
             attention_penalty=penalty,
         )
 

@@ -27,9 +27,7 @@ class OneCycle:
     last_step: int
 
     def at(self, step: int) -> float:
-        """The rate of a step; zero before the first."""
-        if step < self.first_step:
-            return 0.0
+        """The rate of a step from the first on."""
         num_steps = max(self.last_step - self.first_step, 1)
         warm_up = max(_WARM_UP_SHARE * num_steps, 1.0)
         done = step - self.first_step
@@ -38,6 +36,17 @@ class OneCycle:
         else:
             share = _half_cosine(1.0, _END, min((done - warm_up) / max(num_steps - warm_up, 1.0), 1.0))
         return self.highest * share
+
+
+@dataclass(frozen=True)
+class Cycles:
+    """One cycle after another: at each step the last that has begun; zero before the first."""
+
+    cycles: tuple[OneCycle, ...]
+
+    def at(self, step: int) -> float:
+        begun = [cycle for cycle in self.cycles if cycle.first_step <= step]
+        return begun[-1].at(step) if begun else 0.0
 
 
 def _half_cosine(start: float, end: float, share: float) -> float:
@@ -49,7 +58,7 @@ def make_optimizer(groups: Sequence[Sequence[nn.Parameter]], *, weight_decay: fl
     return AdamW([{"params": list(parameters)} for parameters in groups], weight_decay=weight_decay)
 
 
-def set_learning_rates(optimizer: Optimizer, rates: Sequence[OneCycle], step: int) -> None:
+def set_learning_rates(optimizer: Optimizer, rates: Sequence[Cycles], step: int) -> None:
     """Give each group the rate of this step."""
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
         group["lr"] = rate.at(step)

@@ -4,10 +4,11 @@ import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from captioner.checkpoint import recover_folder
+from captioner.checkpoint import Checkpoint, load_checkpoint, recover_folder
 from captioner.cli_train import ARGUMENTS_FILE, RunOptions
 from captioner.config import Recipe
 from captioner.data import Split
@@ -55,7 +56,8 @@ def run_training(
     _logger.info("%s", accelerator.state)
     dev = dev[: recipe.training.max_dev_pictures]
     _logger.info("%s training pictures, %s dev pictures", f"{len(train):,}", f"{len(dev):,}")
-    encoder = build_encoder(recipe.encoder)
+    start = _start(recipe)
+    encoder = build_encoder(recipe.encoder) if start is None else start.model.encoder
     preprocess = encoder.preprocess_config(recipe.encoder.image_size)
     grid = encoder.grid_config(recipe.encoder.image_size)
     encoder.to(accelerator.device)
@@ -70,8 +72,11 @@ def run_training(
             limit_gb=0.0 if recipe.training.finetune_from_epoch == 1 else options.cache_limit_gb,
         )
     read_ahead(train_split.grids)
-    captions = (caption for record in train for caption in record.captions)
-    vocabulary = Vocabulary.build(captions, min_count=recipe.training.min_count)
+    if start is None:
+        captions = (caption for record in train for caption in record.captions)
+        vocabulary = Vocabulary.build(captions, min_count=recipe.training.min_count)
+    else:
+        vocabulary = start.vocabulary
     if len(vocabulary) == len(SPECIAL_TOKENS):
         raise TrainingError(
             f"no word occurs {recipe.training.min_count} times in the training captions; lower min_count by "
@@ -87,6 +92,7 @@ def run_training(
         train=train_split,
         dev=dev_split,
         out=options.out,
+        start=start.model if start else None,
         num_workers=_num_workers(options, recipe, [dev_split, train_split]),
         save_minutes=options.save_minutes,
     )
@@ -99,6 +105,20 @@ def run_training(
         _logger.info("%s on dev: %s", best, scores)
     accelerator.end_training()
     return best
+
+
+def _start(recipe: Recipe) -> Checkpoint | None:
+    """The model that the run starts from, if it does not start afresh."""
+    if recipe.training.start_from is None:
+        return None
+    start = load_checkpoint(Path(recipe.training.start_from))
+    sizes = replace(start.config.decoder, dropout=recipe.decoder.dropout)
+    if (recipe.encoder.backbone, recipe.decoder) != (start.config.backbone, sizes):
+        raise TrainingError(
+            f"the recipe has another backbone or decoder than {recipe.training.start_from}; of these a run "
+            "that starts from a model can change the dropout alone"
+        )
+    return start
 
 
 def _keep(path: Path, values: Mapping[str, Any] | Sequence[str]) -> None:

@@ -65,18 +65,23 @@ class RunLog:
         entry = history[-1]
         dev = {f"dev/{name}": value for name, value in entry["dev"].items() if value is not None}
         # At the last step rather than after it, for a run resumed after it drops what is there.
-        self.step(entry["step"] - 1, {**dev, "data_wait_share": entry["data_wait_share"]})
+        wording = entry["dev_wording"]
+        words = {f"dev_wording/{name}": value for name, value in wording.items()}
+        self.step(entry["step"] - 1, {**dev, **words, "data_wait_share": entry["data_wait_share"]})
         scores = ", ".join(
             f"{name} {'not computed' if value is None else f'{value:.1f}'}"
             for name, value in entry["dev"].items()
         )
         _logger.info(
-            "epoch %d: loss %.3f; %.0f captions/s, %.1f %% of the time spent waiting for data; dev %s",
+            "epoch %d: loss %.3f; %.0f captions/s, %.1f %% of the time spent waiting for data; dev %s; "
+            "%.1f words, %.0f %% distinct, %.1f %% broken off, %.1f %% repetitive",
             entry["epoch"],
             entry["loss"]["total"],
             entry["captions_per_s"],
             100 * entry["data_wait_share"],
             scores,
+            wording["mean_length"],
+            *(100 * wording[f"{name}_share"] for name in ("distinct", "broken_off", "repetitive")),
         )
         self.rewrite(history)
 

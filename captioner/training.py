@@ -39,11 +39,13 @@ from captioner.loss import LossTerms
 from captioner.metrics import Scores
 from captioner.model import CaptioningModel
 from captioner.resume import Progress, data_digest, load_state, save_state
+from captioner.reward import Reward
 from captioner.run_log import RunLog
 from captioner.validation import validate
 from captioner.vocabulary import Vocabulary
+from captioner.wording import Wording
 
-_LOSSES = tuple(field.name for field in fields(LossTerms))
+_LOSSES = (*(field.name for field in fields(LossTerms)), "reward")
 _NUM_SHOWN = 8  # dev pictures whose overlays go to TensorBoard each epoch
 
 
@@ -62,9 +64,11 @@ class Trainer:
         train: Split,
         dev: Split,
         out: Path,
+        start: CaptioningModel | None = None,
         num_workers: int = 0,
         save_minutes: float = 10.0,
     ) -> None:
+        """`start` is the model that the decoder's first weights are taken from; else they are random."""
         training = recipe.training
         self.accelerator, self.recipe, self.vocabulary, self.out = accelerator, recipe, vocabulary, out
         self.num_workers, self.save_minutes = num_workers, save_minutes
@@ -84,11 +88,19 @@ class Trainer:
         decoder = Decoder(
             config=recipe.decoder, annotation_dim=encoder.annotation_dim, vocab_size=len(vocabulary)
         )
+        if start is not None:
+            decoder.load_state_dict(start.decoder.state_dict())
+        reward = None
+        if training.self_critical_from_epoch is not None:
+            reward = Reward(
+                train.records, vocabulary=vocabulary, bleu_weight=training.self_critical_bleu_weight
+            )
         self.learner = Learner(
             accelerator=accelerator,
             recipe=recipe,
             model=CaptioningModel(encoder=encoder, decoder=decoder),
             steps_an_epoch=len(self._epoch_batches(0)) // training.accumulate,
+            reward=reward,
         )
         self.progress = Progress()
 
@@ -124,6 +136,13 @@ class Trainer:
         first = self.recipe.training.finetune_from_epoch
         return first is not None and self.progress.epoch + 1 >= first
 
+    @property
+    def _phases(self) -> list[int]:
+        """The epochs in which another way of training begins."""
+        training = self.recipe.training
+        firsts = (training.finetune_from_epoch, training.self_critical_from_epoch)
+        return [first for first in firsts if first is not None]
+
     def _leave_cache(self) -> None:
         """Encode every picture live: once the CNN has changed, cached grids no longer hold."""
         for dataset in (self.train, self.dev):
@@ -131,8 +150,8 @@ class Trainer:
 
     def _is_over(self) -> bool:
         training, progress = self.recipe.training, self.progress
-        may_tire = training.finetune_from_epoch is None or self._is_finetuning()
-        is_tired = may_tire and progress.epochs_without_gain >= training.patience
+        is_last_phase = all(progress.epoch + 1 >= first for first in self._phases)
+        is_tired = is_last_phase and progress.epochs_without_gain >= training.patience
         return progress.epoch >= training.epochs or is_tired
 
     def _run_epoch(self, log: RunLog) -> None:
@@ -144,10 +163,10 @@ class Trainer:
             config=self.recipe.decoding,
             num_workers=self.num_workers,
         )
-        distinct = len(set(captions.values())) / len(captions)
-        self.progress.end_epoch(entry | {"dev": asdict(scores), "dev_distinct_share": distinct})
+        wording = asdict(Wording.of(captions.values()))
+        self.progress.end_epoch(entry | {"dev": asdict(scores), "dev_wording": wording})
         self._keep_if_best(scores)
-        if self.progress.epoch + 1 == self.recipe.training.finetune_from_epoch:
+        if self.progress.epoch + 1 in self._phases:
             self.progress.epochs_without_gain = 0
         self.save()
         log.epoch(self.progress.history)
@@ -189,7 +208,7 @@ class Trainer:
             "epoch": progress.epoch + 1,
             "step": progress.step,
             "is_finetuning": self._is_finetuning(),
-            "loss": {name: sums[name] / num_steps for name in _LOSSES},
+            "loss": {name: sums[name] / num_steps for name in _LOSSES if name in sums},
             "captions_per_s": progress.captions_per_s,
             "data_wait_share": sums["waiting"] / sums["seconds"],
             "train_s": sums["seconds"],
@@ -209,7 +228,7 @@ class Trainer:
 
     def _log_step(self, log: RunLog, values: dict[str, float]) -> None:
         step = self.progress.step - 1
-        losses = {f"loss/{name}": values[name] for name in _LOSSES}
+        losses = {f"loss/{name}": values[name] for name in _LOSSES if name in values}
         rates = {name: rate.at(step) for name, rate in self.learner.rates.items()}
         speed = {"captions_per_s": self.progress.captions_per_s}
         log.step(step, {**losses, **rates, "gradient_norm": values["gradient_norm"], **speed})

@@ -4,7 +4,7 @@ from torch import nn
 from torch.optim import SGD
 from torch.optim.lr_scheduler import OneCycleLR
 
-from captioner.optimisation import OneCycle, make_optimizer, moving_average, set_learning_rates
+from captioner.optimisation import Cycles, OneCycle, make_optimizer, moving_average, set_learning_rates
 
 
 def test_one_cycle_is_that_of_torch() -> None:
@@ -21,7 +21,7 @@ def test_one_cycle_is_that_of_torch() -> None:
 
 
 def test_group_has_no_rate_before_its_first_step_and_its_own_cycle_after() -> None:
-    late = OneCycle(highest=1.0, first_step=40, last_step=100)
+    late = Cycles((OneCycle(highest=1.0, first_step=40, last_step=100),))
     assert [late.at(step) for step in (0, 39)] == [0.0, 0.0]
     assert late.at(40) == pytest.approx(1 / 25)
     assert late.at(46) == pytest.approx(1.0)
@@ -29,10 +29,17 @@ def test_group_has_no_rate_before_its_first_step_and_its_own_cycle_after() -> No
     assert max(late.at(step) for step in range(101)) == pytest.approx(1.0)
 
 
+def test_second_cycle_takes_over_at_its_first_step() -> None:
+    first, second = OneCycle(1.0, 0, 50), OneCycle(0.1, 50, 80)
+    cycles = Cycles((first, second))
+    assert [cycles.at(step) for step in (0, 10, 49)] == [first.at(step) for step in (0, 10, 49)]
+    assert [cycles.at(step) for step in (50, 60, 79)] == [second.at(step) for step in (50, 60, 79)]
+
+
 def test_each_group_gets_its_rate() -> None:
     one, other = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))
     optimizer = make_optimizer([[one], [other]], weight_decay=0.1)
-    rates = [OneCycle(1.0, 0, 100), OneCycle(0.1, 50, 100)]
+    rates = [Cycles((OneCycle(1.0, 0, 100),)), Cycles((OneCycle(0.1, 50, 100),))]
     set_learning_rates(optimizer, rates, 60)
     assert [group["lr"] for group in optimizer.param_groups] == [rate.at(60) for rate in rates]
 

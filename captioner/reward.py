@@ -1,0 +1,72 @@
+"""What a sampled caption is worth: its CIDEr-D against the picture's own captions, as it would be printed."""
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from jaxtyping import Float
+from pycocoevalcap.bleu.bleu import Bleu
+from torch import Tensor
+from tqdm import tqdm
+
+from captioner.cider import CiderD
+from captioner.data import CaptionBatch
+from captioner.metrics import ptb_tokenize
+from captioner.records import CaptionedImage
+from captioner.vocabulary import END, SPECIAL_TOKENS, Vocabulary
+
+_END = SPECIAL_TOKENS[END]
+
+
+class Reward:
+    """CIDEr-D, with BLEU-4 of the single caption (0..1) added by a weight.
+
+    Document frequencies are those of the training captions. The end of a caption counts as a word, so
+    that one broken off, as in "a dog runs through the", is worth less than one that ends: without it,
+    training to CIDEr-D learns to break captions off.
+    """
+
+    def __init__(
+        self, records: Sequence[CaptionedImage], *, vocabulary: Vocabulary, bleu_weight: float
+    ) -> None:
+        self.vocabulary, self.bleu_weight = vocabulary, bleu_weight
+        bar = tqdm(records, desc="captions for the reward", unit=" pictures", delay=2)
+        self._references = {
+            record.image_id: [[*ptb_tokenize(text), _END] for text in record.captions] for record in bar
+        }
+        self._cider = CiderD(self._references.values())
+
+    def __call__(self, batch: CaptionBatch) -> Float[Tensor, "batch captions"]:
+        """The rewards of a batch's captions, whose pictures are among the records."""
+        rewards = []
+        for image_id, tokens in zip(batch.image_ids, batch.tokens.tolist(), strict=True):
+            references = self._references[image_id]
+            captions = [self._words(caption) for caption in tokens]
+            scores = self._cider.scores(captions, references)
+            if self.bleu_weight:
+                bleu = _bleu_4(captions, references)
+                scores = [score + self.bleu_weight * b for score, b in zip(scores, bleu, strict=True)]
+            rewards.append(scores)
+        return torch.tensor(rewards)
+
+    def _words(self, tokens: Iterable[int]) -> list[str]:
+        """The words that a scorer sees in the caption as printed, and its end if it has one."""
+        tokens = list(tokens)
+        return [*ptb_tokenize(self.vocabulary.caption(tokens)), *([_END] if END in tokens else [])]
+
+
+def _bleu_4(captions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]) -> list[float]:
+    truths = {number: [" ".join(words) for words in references] for number in range(len(captions))}
+    results = {number: [" ".join(words)] for number, words in enumerate(captions)}
+    _, by_caption = Bleu(4).compute_score(truths, results, verbose=0)
+    return [float(value) for value in by_caption[3]]
+
+
+def advantages(rewards: Float[Tensor, "batch captions"]) -> Float[Tensor, "batch captions"]:
+    """Each sample's reward less the mean of the picture's other samples.
+
+    A baseline of the samples themselves (Mnih and Rezende 2016; Luo 2020, "A Better Variant of
+    Self-Critical Sequence Training") in place of the greedy caption's reward of Rennie et al. 2017. It
+    does not depend on the sample it is taken from, so the gradient keeps its expectation.
+    """
+    others = rewards.shape[1] - 1
+    return rewards - (rewards.sum(dim=1, keepdim=True) - rewards) / others
