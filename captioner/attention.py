@@ -1,14 +1,27 @@
-"""Where to look: annotations and the hidden state to a distribution over cells and a context vector."""
+"""Where to look: annotations and the hidden state to a distribution over cells and a context vector.
+
+A score says how well each cell fits the hidden state (`AdditiveScore` and its kin); `attend` turns
+scores into weights and the context. Heads are an axis of their own; of one head it is 1 long.
+"""
+
+from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.nn.functional import one_hot
+
+from captioner.config import DecoderConfig
+
+Keys = Float[Tensor, "batch cells keys"]
+Values = Float[Tensor, "batch cells values"]
+Annotations = Float[Tensor, "batch cells annotation"]
+Hidden = Float[Tensor, "batch captions hidden"]
+Energies = Float[Tensor, "batch captions heads cells"]
 
 
-class AdditiveAttention(nn.Module):
-    """Additive soft attention (Bahdanau et al. 2015; Xu et al. 2015, eq. 4 to 6 and 13).
-
-        e_ti = v . tanh(W a_i + U h_{t-1})      alpha_t = softmax(e_t)      z_t = sum_i alpha_ti a_i
+class AdditiveScore(nn.Module):
+    """e_ti = v . tanh(W a_i + U h_{t-1}) (Bahdanau et al. 2015; Xu et al. 2015, eq. 4).
 
     The tanh is around the sum: were it v . (tanh(W a_i) + tanh(U h)), the hidden state would cancel in
     the softmax and every word would get the same map.
@@ -16,32 +29,176 @@ class AdditiveAttention(nn.Module):
 
     def __init__(self, *, annotation_dim: int, hidden_dim: int, attention_dim: int) -> None:
         super().__init__()
+        self.num_heads, self.value_dim = 1, annotation_dim
         self.key = nn.Linear(annotation_dim, attention_dim)
         self.query = nn.Linear(hidden_dim, attention_dim, bias=False)
         self.score = nn.Linear(attention_dim, 1, bias=False)
-        # Annotations have unit variance (see Decoder) and hidden units are below one. Spread this widely,
-        # the sums leave the linear part of tanh, where the hidden state would cancel in the softmax too,
-        # and the maps begin to differ from word to word early in training.
+        # Annotations have unit variance (see LSTMDecoder) and hidden units are below one. Spread this
+        # widely, the sums leave the linear part of tanh, where the hidden state would cancel in the
+        # softmax too, and the maps begin to differ from word to word early in training.
         nn.init.normal_(self.key.weight, std=annotation_dim**-0.5)
         nn.init.zeros_(self.key.bias)
         nn.init.normal_(self.query.weight, std=2 * hidden_dim**-0.5)
         nn.init.normal_(self.score.weight, std=attention_dim**-0.5)
 
-    def keys(
-        self, annotations: Float[Tensor, "batch cells annotation"]
-    ) -> Float[Tensor, "batch cells attention"]:
-        """The projection W a_i, which does not change from word to word or caption to caption."""
-        return self.key(annotations)
+    def project(self, annotations: Annotations) -> tuple[Keys, Values]:
+        """Keys W a_i and values a_i, which do not change from word to word or caption to caption."""
+        return self.key(annotations), annotations
 
-    def forward(
-        self,
-        annotations: Float[Tensor, "batch cells annotation"],
-        keys: Float[Tensor, "batch cells attention"],
-        hidden: Float[Tensor, "batch captions hidden"],
-    ) -> tuple[Float[Tensor, "batch captions annotation"], Float[Tensor, "batch captions cells"]]:
-        """Context z and weights alpha, for each of the captions or hypotheses of each picture."""
-        query = self.query(hidden)
-        energy = self.score(torch.tanh(keys[:, None] + query[:, :, None])).squeeze(-1)
-        alpha = energy.float().softmax(dim=-1)
-        context = alpha.to(annotations.dtype) @ annotations
-        return context, alpha
+    def forward(self, keys: Keys, hidden: Hidden) -> Energies:
+        return self.score(torch.tanh(keys[:, None] + self.query(hidden)[:, :, None])).transpose(2, 3)
+
+
+class DotScore(nn.Module):
+    """e_ti = h_{t-1} . a_i / sqrt(n) (Luong et al. 2015, eq. 8), with no weights of its own.
+
+    Differs from Luong in the factor, which keeps the softmax from saturating (Vaswani et al. 2017).
+    Annotations of another size than the hidden state are first brought to it by one linear map; both
+    what is compared and what is averaged are then of that size.
+    """
+
+    def __init__(self, *, annotation_dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.num_heads, self.value_dim = 1, hidden_dim
+        is_same = annotation_dim == hidden_dim
+        self.resize = nn.Identity() if is_same else nn.Linear(annotation_dim, hidden_dim)
+
+    def project(self, annotations: Annotations) -> tuple[Keys, Values]:
+        resized = self.resize(annotations)
+        return resized, resized
+
+    def forward(self, keys: Keys, hidden: Hidden) -> Energies:
+        return (hidden @ keys.transpose(1, 2))[:, :, None] / keys.shape[-1] ** 0.5
+
+
+class GeneralScore(nn.Module):
+    """e_ti = h_{t-1} . W a_i / sqrt(n) (Luong et al. 2015, eq. 8; the factor as in `DotScore`)."""
+
+    def __init__(self, *, annotation_dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.num_heads, self.value_dim = 1, annotation_dim
+        self.key = nn.Linear(annotation_dim, hidden_dim, bias=False)
+
+    def project(self, annotations: Annotations) -> tuple[Keys, Values]:
+        return self.key(annotations), annotations
+
+    def forward(self, keys: Keys, hidden: Hidden) -> Energies:
+        return (hidden @ keys.transpose(1, 2))[:, :, None] / keys.shape[-1] ** 0.5
+
+
+class MultiheadScore(nn.Module):
+    """Several scaled dot products side by side (Vaswani et al. 2017, section 3.2.2).
+
+    Each head compares its share of the projected hidden state and annotations, and averages its share
+    of the values; the LSTM and the output that read the context stand in for the last projection.
+    """
+
+    def __init__(self, *, annotation_dim: int, hidden_dim: int, attention_dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads, self.value_dim = num_heads, hidden_dim
+        self.query = nn.Linear(hidden_dim, attention_dim)
+        self.key = nn.Linear(annotation_dim, attention_dim)
+        self.value = nn.Linear(annotation_dim, hidden_dim)
+
+    def project(self, annotations: Annotations) -> tuple[Keys, Values]:
+        return self.key(annotations), self.value(annotations)
+
+    def forward(self, keys: Keys, hidden: Hidden) -> Energies:
+        heads = (self.num_heads, -1)
+        query, by_head = self.query(hidden).unflatten(-1, heads), keys.unflatten(-1, heads)
+        return torch.einsum("bchd,blhd->bchl", query, by_head) / query.shape[-1] ** 0.5
+
+
+class NoScore(nn.Module):
+    """Every cell alike: the context is the mean annotation, as in sequence to sequence without attention."""
+
+    def __init__(self, *, annotation_dim: int) -> None:
+        super().__init__()
+        self.num_heads, self.value_dim = 1, annotation_dim
+
+    def project(self, annotations: Annotations) -> tuple[Keys, Values]:
+        return annotations[..., :0], annotations
+
+    def forward(self, keys: Keys, hidden: Hidden) -> Energies:
+        return hidden.new_zeros(*hidden.shape[:2], 1, keys.shape[1])
+
+
+Score = AdditiveScore | DotScore | GeneralScore | MultiheadScore | NoScore
+
+
+def make_score(config: DecoderConfig, *, annotation_dim: int) -> Score:
+    """The score that a config names, with random weights."""
+    hidden_dim, attention_dim = config.hidden_dim, config.attention_dim
+    if config.attention == "none":
+        return NoScore(annotation_dim=annotation_dim)
+    if config.score == "additive":
+        return AdditiveScore(
+            annotation_dim=annotation_dim, hidden_dim=hidden_dim, attention_dim=attention_dim
+        )
+    if config.score == "dot":
+        return DotScore(annotation_dim=annotation_dim, hidden_dim=hidden_dim)
+    if config.score == "general":
+        return GeneralScore(annotation_dim=annotation_dim, hidden_dim=hidden_dim)
+    return MultiheadScore(
+        annotation_dim=annotation_dim,
+        hidden_dim=hidden_dim,
+        attention_dim=attention_dim,
+        num_heads=config.num_heads,
+    )
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What hard attention chose at random for a word, as REINFORCE needs it: the log-probability of the
+    cell, zero where the expected context was used instead, and the entropy of the distribution."""
+
+    log_prob: Float[Tensor, "batch captions *steps"]
+    entropy: Float[Tensor, "batch captions *steps"]
+
+
+@dataclass(frozen=True)
+class Glance:
+    """The context z, the weights alpha that it was made with, and the choice behind them, if any."""
+
+    context: Float[Tensor, "batch captions values"]
+    alphas: Float[Tensor, "batch captions heads cells"]
+    choice: Choice | None
+
+
+def attend(energies: Energies, values: Values) -> Glance:
+    """Soft attention (Xu et al. 2015, eq. 5 and 13): alpha = softmax(e), z = sum_i alpha_i a_i."""
+    alphas = energies.float().softmax(dim=-1)
+    return Glance(_context(alphas, values), alphas, None)
+
+
+def attend_hard(
+    energies: Energies, values: Values, *, is_training: bool, expected_share: float = 0.5
+) -> Glance:
+    """Hard attention (Xu et al. 2015, section 4.1): the context is the annotation of one cell.
+
+    In training the cell is drawn from softmax(e), and for a share of the words the expected context is
+    taken in its place; else it is the likeliest cell. Differs from the paper in that this is decided
+    for each word, not for each picture.
+    """
+    probabilities = energies.float().softmax(dim=-1)
+    num_cells = probabilities.shape[-1]
+    if not is_training:
+        alphas = one_hot(probabilities.argmax(dim=-1), num_cells).to(probabilities.dtype)
+        return Glance(_context(alphas, values), alphas, None)
+    cells = probabilities.detach().flatten(0, -2).multinomial(1).view(probabilities.shape[:-1])
+    is_expected: Bool[Tensor, "batch captions 1"] = (
+        torch.rand(cells.shape, device=cells.device) < expected_share
+    )
+    alphas = torch.where(is_expected[..., None], probabilities, one_hot(cells, num_cells))
+    log_probabilities = energies.float().log_softmax(dim=-1)
+    log_prob = log_probabilities.gather(-1, cells[..., None])[..., 0].masked_fill(is_expected, 0.0)
+    entropy = -(probabilities * log_probabilities).sum(dim=-1)
+    return Glance(_context(alphas, values), alphas, Choice(log_prob[..., 0], entropy[..., 0]))
+
+
+def _context(
+    alphas: Float[Tensor, "batch captions heads cells"], values: Values
+) -> Float[Tensor, "batch captions values"]:
+    """Each head averages its own share of the values' channels."""
+    by_head = values.unflatten(-1, (alphas.shape[2], -1))
+    return torch.einsum("bchl,blhd->bchd", alphas.to(values.dtype), by_head).flatten(2)

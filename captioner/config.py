@@ -18,11 +18,13 @@ OutputFormat = Literal["text", "jsonl", "csv"]
 OverlayStyle = Literal["smooth", "cells"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 
-FORMAT_VERSION = 1
-"""Version of the checkpoint folder. It grows when an older captioner could not load the folder."""
+FORMAT_VERSION = 2
+"""Version of the checkpoint folder. It grows when an older captioner could not load the folder; folders of
+older versions can be loaded."""
 
 MAX_IMAGE_SIZE_PX = 4096
 MAX_DIM = 65_536
+MAX_HEADS = 256
 MAX_WORDS_LIMIT = 1_000
 
 
@@ -74,14 +76,28 @@ class GridConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderConfig:
-    """Sizes of the LSTM decoder (Xu et al. 2015, section 3.1.2)."""
+    """What the decoder is made of, and the sizes (Xu et al. 2015, section 3.1.2)."""
 
+    kind: Literal["lstm", "transformer"] = "lstm"
+    """The transformer has soft multi-head attention; the switches below and attention_dim are the LSTM's."""
+    attention: Literal["soft", "hard", "none"] = "soft"
+    """Look at a weighted mean of the cells, at one cell drawn at random, or always at the plain mean."""
+    score: Literal["additive", "dot", "general", "multihead"] = "additive"
+    """How a cell is compared with the hidden state."""
+    gate: Literal["none", "scalar", "vector"] = "vector"
+    """What the context is multiplied by: nothing, one number a word (the paper), or one a channel."""
+    output: Literal["deep", "plain"] = "deep"
+    """What the next word is read from: previous word, hidden state and context, or hidden state alone."""
     embedding_dim: int = 512
     """Size m of a word's embedding E y."""
     hidden_dim: int = 512
-    """Size n of the LSTM's hidden and cell state."""
+    """Size n of the LSTM's hidden and cell state, or the transformer's width."""
     attention_dim: int = 192
-    """Size of the space in which annotations and hidden state are compared."""
+    """Size of the space in which annotations and hidden state are compared, of all heads together."""
+    num_heads: int = 8
+    """Heads of multi-head attention."""
+    num_layers: int = 3
+    """Layers of the transformer."""
     dropout: float = 0.4
     """Share of units dropped from the word embedding, the context, the hidden state and the readout."""
 
@@ -89,6 +105,23 @@ class DecoderConfig:
         for name in ("embedding_dim", "hidden_dim", "attention_dim"):
             value = getattr(self, name)
             _require(1 <= value <= MAX_DIM, f"{name} must be in 1..{MAX_DIM}", value)
+        for name in ("num_heads", "num_layers"):
+            value = getattr(self, name)
+            _require(1 <= value <= MAX_HEADS, f"{name} must be in 1..{MAX_HEADS}", value)
+        is_transformer = self.kind == "transformer"
+        _require(
+            not is_transformer or self.attention == "soft", "a transformer has soft attention", self.attention
+        )
+        is_multihead = self.score == "multihead"
+        _require(
+            not (is_multihead and self.attention == "hard"),
+            "hard attention has a single head; score",
+            self.score,
+        )
+        divided = ("hidden_dim",) if is_transformer else ("hidden_dim", "attention_dim")
+        for name in divided if is_transformer or is_multihead else ():
+            value = getattr(self, name)
+            _require(value % self.num_heads == 0, f"{name} must be a multiple of num_heads", value)
         _require(0 <= self.dropout < 1, "dropout must be in [0, 1)", self.dropout)
 
 
@@ -127,8 +160,8 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         _require(
-            self.format_version == FORMAT_VERSION,
-            f"this captioner reads model folders of format {FORMAT_VERSION}; update captioner or the model",
+            1 <= self.format_version <= FORMAT_VERSION,
+            f"this captioner reads model folders up to format {FORMAT_VERSION}; update captioner",
             self.format_version,
         )
         _require(
@@ -178,6 +211,10 @@ class TrainingConfig:
     """Share of the target's probability spread over the vocabulary."""
     attention_penalty: float = 0.005
     """Weight lambda of the doubly stochastic attention penalty (Xu et al. 2015, eq. 14)."""
+    reinforce_weight: float = 1.0
+    """Weight lambda_r of what hard attention learns by REINFORCE (Xu et al. 2015, eq. 12)."""
+    attention_entropy_weight: float = 0.01
+    """Weight lambda_e that keeps hard attention from settling too early."""
     ema_decay: float = 0.997
     """Decay of the moving average of the weights, which is what gets scored and saved; 0 is off."""
     gradient_clip: float = 1.0
@@ -214,7 +251,8 @@ class TrainingConfig:
         for name in ("label_smoothing", "ema_decay"):
             value = getattr(self, name)
             _require(0 <= value < 1, f"{name} must be in [0, 1)", value)
-        for name in ("weight_decay", "attention_penalty", "self_critical_bleu_weight", "seed"):
+        weights = ("reinforce_weight", "attention_entropy_weight", "self_critical_bleu_weight")
+        for name in ("weight_decay", "attention_penalty", *weights, "seed"):
             value = getattr(self, name)
             _require(value >= 0, f"{name} must not be negative", value)
 
@@ -244,6 +282,10 @@ class Recipe:
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     decoding: DecodingConfig = field(default_factory=DecodingConfig)
+
+    def __post_init__(self) -> None:
+        is_hard, first = self.decoder.attention == "hard", self.training.self_critical_from_epoch
+        _require(not is_hard or first is None, "hard attention has no self-critical training", first)
 
     def described(self) -> dict[str, dict[str, Any]]:
         """All settings as plain values; of files and folders the name, for their place is a machine's own."""

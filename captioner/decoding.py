@@ -24,10 +24,10 @@ class DecoderSearchState:
         self, pictures: Int[np.ndarray, " kept"], parents: Int[np.ndarray, "kept beam"]
     ) -> "DecoderSearchState":
         memory = self.memory
-        if len(pictures) < len(memory.keys):
-            memory = memory.select(torch.from_numpy(pictures).to(memory.keys.device))
-        rows = torch.from_numpy(pictures)[:, None], torch.from_numpy(parents)
-        return DecoderSearchState(memory, DecoderState(self.state.hidden[rows], self.state.cell[rows]))
+        if len(pictures) < len(memory.mean):
+            memory = memory.select(torch.from_numpy(pictures).to(memory.mean.device))
+        index = torch.from_numpy(pictures)[:, None], torch.from_numpy(parents)
+        return DecoderSearchState(memory, self.state.select(index))
 
 
 @torch.inference_mode()
@@ -45,7 +45,7 @@ def search_captions(
         output = decoder.step(ids, state.state, state.memory)
         log_probs = decoder.logits(output.readout).log_softmax(dim=-1)
         next_state = DecoderSearchState(state.memory, output.state)
-        return log_probs.cpu().numpy(), output.alpha.cpu().numpy(), next_state
+        return log_probs.cpu().numpy(), output.alphas.cpu().numpy(), next_state
 
     return beam_search(step, start, num_pictures=len(annotations), config=config)
 

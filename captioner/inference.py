@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -31,17 +32,22 @@ class Caption:
     """A caption and what each of its words looked at.
 
     `alphas[t, row, col]` is the attention on a cell of the grid when `tokens[t]` was chosen; each
-    word's sum to one. `log_prob` is the natural logarithm of the caption's probability, its end
-    included. `grid` and `preprocess` say where the cells lie on the picture.
+    word's sum to one. They are the mean of `head_alphas`, which has each head's. `log_prob` is
+    the natural logarithm of the caption's probability, its end included. `grid` and `preprocess` say
+    where the cells lie on the picture.
     """
 
     file: str
     text: str
     tokens: tuple[str, ...]
     log_prob: float
-    alphas: Float[np.ndarray, "tokens rows cols"]
+    head_alphas: Float[np.ndarray, "tokens heads rows cols"]
     grid: GridConfig
     preprocess: PreprocessConfig
+
+    @cached_property
+    def alphas(self) -> Float[np.ndarray, "tokens rows cols"]:
+        return self.head_alphas.mean(axis=1)
 
     def heatmap(
         self, index: int, image_size: tuple[int, int], *, is_smooth: bool = True
@@ -146,7 +152,9 @@ class Captioner:
             text=self.vocabulary.caption(best.tokens),
             tokens=tuple(self.vocabulary.decode(best.tokens)),
             log_prob=best.log_prob,
-            alphas=best.alphas[is_word].reshape(-1, grid.rows, grid.cols),
+            head_alphas=best.alphas[is_word].reshape(
+                int(is_word.sum()), best.alphas.shape[1], grid.rows, grid.cols
+            ),
             grid=grid,
             preprocess=self.config.preprocess,
         )

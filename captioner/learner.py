@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import fields, replace
 from datetime import timedelta
 from typing import Any, cast
 
@@ -18,13 +18,14 @@ from captioner.config import Recipe
 from captioner.data import CaptionBatch
 from captioner.decoding import sample_captions
 from captioner.errors import CaptionerError
-from captioner.loss import BatchSize, CaptionLoss, SelfCriticalLoss
+from captioner.loss import BatchSize, CaptionLoss, LossTerms, SelfCriticalLoss
 from captioner.model import CaptioningModel
 from captioner.optimisation import Cycles, OneCycle, make_optimizer, moving_average, set_learning_rates
 from captioner.randomness import derived_seed
 from captioner.resume import Progress
 from captioner.reward import Reward, advantages
 
+_BASELINE_DECAY = 0.9  # Xu et al. 2015, section 4.1
 _LONGEST_WAIT = timedelta(hours=12)  # of other processes, while the first computes a cache
 
 
@@ -88,8 +89,12 @@ class Learner:
         training = recipe.training
         self.accelerator, self.training, self.reward = accelerator, training, reward
         self.loss = CaptionLoss(
-            label_smoothing=training.label_smoothing, attention_penalty=training.attention_penalty
+            label_smoothing=training.label_smoothing,
+            attention_penalty=training.attention_penalty,
+            reinforce_weight=training.reinforce_weight,
+            attention_entropy_weight=training.attention_entropy_weight,
         )
+        self.baseline = 0.0  # of hard attention: a moving average of log p(y)
         self.self_critical_loss = SelfCriticalLoss(attention_penalty=training.attention_penalty)
         last_step = training.epochs * steps_an_epoch
         self.first_self_critical_step = last_step
@@ -156,12 +161,12 @@ class Learner:
         ).sum(dim=0)
         words, captions = accelerator.reduce(counts, "sum")
         size = BatchSize(words, captions)
-        losses = torch.zeros(3, device=accelerator.device)
+        losses = torch.zeros(len(fields(LossTerms)), device=accelerator.device)
         for place, batch in enumerate(batches):
             with nullcontext() if place == len(batches) - 1 else accelerator.no_sync(self.model):
                 output = self.model(batch)
                 if rewards is None:
-                    terms = self.loss(output, batch.tokens, size=size)
+                    terms = self.loss(output, batch.tokens, size=size, baseline=self.baseline)
                 else:
                     terms = self.self_critical_loss(
                         output, batch.tokens, advantages=advantages(rewards[place]), size=size
@@ -185,6 +190,8 @@ class Learner:
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.averaged.update_parameters(self.raw_model)
+        log_likelihood = -values["cross_entropy"] * float(words / captions)
+        self.baseline = _BASELINE_DECAY * self.baseline + (1 - _BASELINE_DECAY) * log_likelihood
         return {**values, "gradient_norm": norm, "captions": int(captions)}
 
     def _sampled(
@@ -218,11 +225,13 @@ class Learner:
             "averaged": self.averaged.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": scaler.state_dict() if scaler else {},
+            "baseline": self.baseline,
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
         self.raw_model.load_state_dict(state["model"])
         self.averaged.load_state_dict(state["averaged"])
         self.optimizer.load_state_dict(state["optimizer"])
+        self.baseline = state["baseline"]
         if self.accelerator.scaler:
             self.accelerator.scaler.load_state_dict(state["scaler"])

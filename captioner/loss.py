@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import cross_entropy
@@ -17,6 +18,7 @@ class LossTerms:
     total: Float[Tensor, ""]
     cross_entropy: Float[Tensor, ""]
     attention_penalty: Float[Tensor, ""]
+    hard_attention: Float[Tensor, ""]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +26,13 @@ class CaptionLoss:
     """Cross-entropy with a doubly stochastic attention penalty (Xu et al. 2015, eq. 14).
 
         total = mean over words of -log p(y_t)  +  lambda * mean over captions of sum_i (1 - sum_t alpha_ti)^2
+
+    Hard attention adds what it learns its choices by (eq. 12): over the words of each caption,
+
+        -lambda_r * (log p(y) - b) * sum_t log alpha_t(s_t)  -  lambda_e * sum_t H(alpha_t)
+
+    where s_t is the cell drawn and b a moving average of log p(y); this too is divided by the number of
+    words of the batch.
 
     Differs from the paper in that the first term is a mean over the real words of the batch instead of
     a sum over each caption's, so that neither the batch nor long captions change the learning rate's
@@ -33,6 +42,8 @@ class CaptionLoss:
 
     label_smoothing: float
     attention_penalty: float
+    reinforce_weight: float = 0.0
+    attention_entropy_weight: float = 0.0
 
     def __call__(
         self,
@@ -40,20 +51,37 @@ class CaptionLoss:
         tokens: Int[Tensor, "batch captions tokens"],
         *,
         size: "BatchSize | None" = None,
+        baseline: float = 0.0,
     ) -> LossTerms:
         """The terms of a batch. Where it is a part of a larger one, whose `size` is given, the terms of
-        the parts add up to those of the whole."""
+        the parts add up to those of the whole. `baseline` is hard attention's b."""
         size = size or BatchSize.of(output.is_word)
         targets = tokens[..., 1:][output.is_word]
         smoothed = cross_entropy(
             output.logits, targets, label_smoothing=self.label_smoothing, reduction="sum"
         )
+        surprise = cross_entropy(output.logits.detach(), targets, reduction="none")
         penalty = attention_penalty(output) / size.captions
+        hard_attention = self._hard_attention(output, surprise, baseline) / size.words
         return LossTerms(
-            total=smoothed / size.words + self.attention_penalty * penalty,
-            cross_entropy=cross_entropy(output.logits.detach(), targets, reduction="sum") / size.words,
+            total=smoothed / size.words + self.attention_penalty * penalty + hard_attention,
+            cross_entropy=surprise.sum() / size.words,
             attention_penalty=penalty,
+            hard_attention=hard_attention,
         )
+
+    def _hard_attention(
+        self, output: DecoderOutput, surprise: Float[Tensor, " words"], baseline: float
+    ) -> Float[Tensor, ""]:
+        """The two terms of eq. 12 that teach where to look, summed over captions; zero for soft attention."""
+        if output.choice is None:
+            return output.alphas.new_zeros(())
+        by_step = torch.zeros_like(output.choice.log_prob)
+        by_step[output.is_word] = -surprise
+        gain = by_step.sum(dim=2) - baseline
+        reinforced = (gain * output.choice.log_prob.sum(dim=2)).sum()
+        entropy = output.choice.entropy.sum()
+        return -self.reinforce_weight * reinforced - self.attention_entropy_weight * entropy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +115,7 @@ class SelfCriticalLoss:
             total=(weights * surprise).sum() / size.words + self.attention_penalty * penalty,
             cross_entropy=surprise.detach().sum() / size.words,
             attention_penalty=penalty,
+            hard_attention=torch.zeros_like(penalty),
         )
 
 

@@ -4,16 +4,20 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from captioner.config import ModelConfig
+from captioner.config import DecoderConfig, ModelConfig
 from captioner.data import CaptionBatch
-from captioner.decoder import Decoder, DecoderOutput
+from captioner.decoder import DecoderOutput
 from captioner.encoder import Encoder
+from captioner.lstm import LSTMDecoder
+from captioner.transformer import TransformerDecoder
+
+AnyDecoder = LSTMDecoder | TransformerDecoder
 
 
 class CaptioningModel(nn.Module):
     """Picture to annotation vectors to words (Xu et al. 2015, section 3.1)."""
 
-    def __init__(self, *, encoder: Encoder, decoder: Decoder) -> None:
+    def __init__(self, *, encoder: Encoder, decoder: AnyDecoder) -> None:
         super().__init__()
         self.encoder = encoder
         self.decoder = decoder
@@ -23,9 +27,7 @@ class CaptioningModel(nn.Module):
         """The model that a config describes, with random weights."""
         return cls(
             encoder=Encoder(backbone=config.backbone),
-            decoder=Decoder(
-                config=config.decoder, annotation_dim=config.annotation_dim, vocab_size=vocab_size
-            ),
+            decoder=make_decoder(config.decoder, annotation_dim=config.annotation_dim, vocab_size=vocab_size),
         )
 
     def annotations(self, batch: CaptionBatch) -> Float[Tensor, "batch cells annotation"]:
@@ -38,3 +40,9 @@ class CaptioningModel(nn.Module):
     def forward(self, batch: CaptionBatch) -> DecoderOutput:
         """Teacher forcing: predict each word of the batch's captions from those before it."""
         return self.decoder(self.annotations(batch), batch.tokens, batch.lengths)
+
+
+def make_decoder(config: DecoderConfig, *, annotation_dim: int, vocab_size: int) -> AnyDecoder:
+    """The decoder that a config describes, with random weights."""
+    kind = LSTMDecoder if config.kind == "lstm" else TransformerDecoder
+    return kind(config=config, annotation_dim=annotation_dim, vocab_size=vocab_size)

@@ -37,7 +37,9 @@ class StepFunction(Protocol[State]):
 
     def __call__(
         self, tokens: Int[np.ndarray, "pictures beam"], state: State
-    ) -> tuple[Float[np.ndarray, "pictures beam vocab"], Float[np.ndarray, "pictures beam cells"], State]:
+    ) -> tuple[
+        Float[np.ndarray, "pictures beam vocab"], Float[np.ndarray, "pictures beam *attention"], State
+    ]:
         """Give the log-probabilities of the next token, the attention used for it, and the next state."""
         ...
 
@@ -46,12 +48,12 @@ class StepFunction(Protocol[State]):
 class Hypothesis:
     """A caption as the search found it.
 
-    `tokens` is without <start> and with <end> if it has ended; `alphas` has one row a token, and
-    `log_prob` is the sum over the tokens.
+    `tokens` is without <start> and with <end> if it has ended; `alphas` has the attention of each token,
+    in the shape that the step function gives it, and `log_prob` is the sum over the tokens.
     """
 
     tokens: tuple[int, ...]
-    alphas: Float[np.ndarray, "tokens cells"]
+    alphas: Float[np.ndarray, "tokens *alphas"]
     log_prob: float
 
     @property
@@ -120,7 +122,7 @@ def beam_search(
         pictures, log_probs, parents, words = pictures[kept], log_probs[kept], parents[kept], words[kept]
         tokens = np.take_along_axis(tokens[kept], parents[:, :, None], axis=1)
         tokens = np.concatenate([tokens, words[:, :, None]], axis=2)
-        alphas = np.take_along_axis(used[kept], parents[:, :, None, None], axis=1)
+        alphas = used[kept[:, None], parents]
         state = state.select(kept, parents)
 
     for row, picture in enumerate(pictures):

@@ -30,14 +30,13 @@ from captioner.checkpoint import Checkpoint, save_checkpoint
 from captioner.config import FORMAT_VERSION, GridConfig, ModelConfig, PreprocessConfig, Recipe
 from captioner.data import CaptionDataset, Split, load_batches
 from captioner.dealing import Key, epoch_batches
-from captioner.decoder import Decoder
 from captioner.encoder import Encoder
 from captioner.images import Preprocess
 from captioner.inference import Captioner
 from captioner.learner import Learner, full_memory_told
 from captioner.loss import LossTerms
 from captioner.metrics import Scores
-from captioner.model import CaptioningModel
+from captioner.model import CaptioningModel, make_decoder
 from captioner.resume import Progress, data_digest, load_state, save_state
 from captioner.reward import Reward
 from captioner.run_log import RunLog
@@ -85,8 +84,8 @@ class Trainer:
             decoding=recipe.decoding,
         )
         set_seed(training.seed)
-        decoder = Decoder(
-            config=recipe.decoder, annotation_dim=encoder.annotation_dim, vocab_size=len(vocabulary)
+        decoder = make_decoder(
+            recipe.decoder, annotation_dim=encoder.annotation_dim, vocab_size=len(vocabulary)
         )
         if start is not None:
             decoder.load_state_dict(start.decoder.state_dict())

@@ -15,12 +15,11 @@ from captioner.checkpoint import load_checkpoint, save_checkpoint
 from captioner.config import DecodingConfig
 from captioner.data import CaptionDataset, load_batches
 from captioner.dealing import in_order
-from captioner.decoder import Decoder
 from captioner.decoding import search_captions
 from captioner.evaluation import caption_records
 from captioner.inference import Captioner, choose_device
 from captioner.metrics import Scores, score_captions
-from captioner.model import CaptioningModel
+from captioner.model import AnyDecoder, CaptioningModel
 from captioner.search import Hypothesis, rank
 from captioner.vocabulary import Vocabulary
 
@@ -90,7 +89,7 @@ def _captions(found: Mapping[str, Sequence[Hypothesis]], vocabulary: Vocabulary)
 
 
 def choose_decoding(
-    decoder: Decoder,
+    decoder: AnyDecoder,
     grids: Mapping[str, Float[np.ndarray, "cells annotation"]],
     references: Mapping[str, Sequence[str]],
     *,
@@ -115,7 +114,7 @@ def choose_decoding(
 
 
 def _search(
-    decoder: Decoder, grids: Mapping[str, Float[np.ndarray, "cells annotation"]], config: DecodingConfig
+    decoder: AnyDecoder, grids: Mapping[str, Float[np.ndarray, "cells annotation"]], config: DecodingConfig
 ) -> dict[str, list[Hypothesis]]:
     device = next(decoder.parameters()).device
     image_ids = list(grids)

@@ -1,5 +1,6 @@
 """Small real parts for the tests: a tiny CNN with random weights, a small decoder, made pictures."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,16 +17,29 @@ from captioner.config import (
     ModelConfig,
     PreprocessConfig,
 )
-from captioner.decoder import Decoder
 from captioner.encoder import Encoder
 from captioner.inference import Captioner
-from captioner.model import CaptioningModel
+from captioner.lstm import LSTMDecoder
+from captioner.model import AnyDecoder, CaptioningModel, make_decoder
 from captioner.vocabulary import END, SPECIAL_TOKENS, Vocabulary
 
 ROOT = Path(__file__).parent.parent
 TINY_CNN = "test_efficientnet"
 TINY_SIZE_PX = 64
-SMALL_DECODER = DecoderConfig(embedding_dim=12, hidden_dim=16, attention_dim=8, dropout=0.0)
+SMALL_DECODER = DecoderConfig(embedding_dim=12, hidden_dim=16, attention_dim=8, dropout=0.0, num_heads=2)
+DECODER_CHANGES: dict[str, dict[str, str]] = {
+    "the default": {},
+    "hard": {"attention": "hard"},
+    "no attention": {"attention": "none"},
+    "dot": {"score": "dot"},
+    "general": {"score": "general"},
+    "multihead": {"score": "multihead"},
+    "no gate": {"gate": "none"},
+    "scalar gate": {"gate": "scalar"},
+    "plain output": {"output": "plain"},
+    "transformer": {"kind": "transformer"},
+}
+"""Every kind of decoder, by what differs from the default."""
 
 
 @pytest.fixture
@@ -40,9 +54,16 @@ def encoder() -> Encoder:
 
 
 @pytest.fixture
-def decoder(vocabulary: Vocabulary) -> Decoder:
+def decoder(vocabulary: Vocabulary) -> LSTMDecoder:
     torch.manual_seed(1)
-    return Decoder(config=SMALL_DECODER, annotation_dim=10, vocab_size=len(vocabulary)).eval()
+    return LSTMDecoder(config=SMALL_DECODER, annotation_dim=10, vocab_size=len(vocabulary)).eval()
+
+
+@pytest.fixture(params=DECODER_CHANGES)
+def any_decoder(request: pytest.FixtureRequest, vocabulary: Vocabulary) -> AnyDecoder:
+    torch.manual_seed(1)
+    config = replace(SMALL_DECODER, **DECODER_CHANGES[request.param])
+    return make_decoder(config, annotation_dim=10, vocab_size=len(vocabulary)).eval()
 
 
 @pytest.fixture
@@ -61,7 +82,7 @@ def model_config(encoder: Encoder) -> ModelConfig:
 @pytest.fixture
 def model(encoder: Encoder, model_config: ModelConfig, vocabulary: Vocabulary) -> CaptioningModel:
     torch.manual_seed(2)
-    decoder = Decoder(
+    decoder = LSTMDecoder(
         config=SMALL_DECODER, annotation_dim=model_config.annotation_dim, vocab_size=len(vocabulary)
     )
     with torch.no_grad():

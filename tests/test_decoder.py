@@ -1,10 +1,17 @@
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
+from captioner.attention import attend
 from captioner.config import DecoderConfig
-from captioner.decoder import Decoder, DecoderState, Memory
+from captioner.decoder import Memory
+from captioner.lstm import LSTMDecoder, LSTMState
+from captioner.model import AnyDecoder, make_decoder
 from captioner.vocabulary import END, START
+from tests.conftest import SMALL_DECODER
 
 
 def ragged_batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -23,7 +30,7 @@ def ragged_batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 
 def step_by_step(
-    decoder: Decoder, annotations: torch.Tensor, tokens: list[int]
+    decoder: AnyDecoder, annotations: torch.Tensor, tokens: list[int]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits and alphas of one caption of one picture, by nothing but repeated `step`."""
     memory = decoder.remember(annotations[None])
@@ -33,12 +40,15 @@ def step_by_step(
         output = decoder.step(torch.tensor([[token]]), state, memory)
         state = output.state
         logits.append(decoder.logits(output.readout)[0, 0])
-        alphas.append(output.alpha[0, 0])
+        alphas.append(output.alphas[0, 0].mean(dim=0))
     return torch.stack(logits), torch.stack(alphas)
 
 
 @torch.no_grad()
-def test_forward_equals_repeated_step_whatever_the_padding_and_the_batch_mates(decoder: Decoder) -> None:
+def test_forward_equals_repeated_step_whatever_the_padding_and_the_batch_mates(
+    any_decoder: AnyDecoder,
+) -> None:
+    decoder = any_decoder
     annotations, tokens, lengths = ragged_batch()
     output = decoder(annotations, tokens, lengths)
     logits = torch.zeros(*output.is_word.shape, output.logits.shape[-1])
@@ -55,7 +65,8 @@ def test_forward_equals_repeated_step_whatever_the_padding_and_the_batch_mates(d
                 torch.testing.assert_close(output.alphas[picture, caption, :length], expected_alphas)
 
 
-def test_gradients_do_not_come_from_padding(decoder: Decoder) -> None:
+def test_gradients_do_not_come_from_padding(any_decoder: AnyDecoder) -> None:
+    decoder = any_decoder
     annotations, tokens, lengths = ragged_batch()
     decoder(annotations, tokens, lengths).logits.sum().backward()
     before = decoder.embedding.weight.grad.clone()
@@ -66,11 +77,11 @@ def test_gradients_do_not_come_from_padding(decoder: Decoder) -> None:
 
 
 @torch.no_grad()
-def test_recurrence_equals_torch_lstm_cell(decoder: Decoder) -> None:
+def test_recurrence_equals_torch_lstm_cell(decoder: LSTMDecoder) -> None:
     """Our gates stand in the order input, forget, output, candidate; torch's have the last two swapped."""
     annotations = torch.randn(2, 9, 10)
     memory = decoder.remember(annotations)
-    state = DecoderState(torch.randn(2, 1, 16), torch.randn(2, 1, 16))
+    state = LSTMState(torch.randn(2, 1, 16), torch.randn(2, 1, 16))
     tokens = torch.tensor([[5], [7]])
     cell = nn.LSTMCell(12 + 10, 16)
     order = torch.cat([torch.arange(32), torch.arange(48, 64), torch.arange(32, 48)])
@@ -78,8 +89,8 @@ def test_recurrence_equals_torch_lstm_cell(decoder: Decoder) -> None:
     cell.weight_hh.copy_(decoder.lstm.weight[order, 22:])
     cell.bias_ih.copy_(decoder.lstm.bias[order])
     cell.bias_hh.zero_()
-    context, _ = decoder.attention(memory.annotations, memory.keys, state.hidden)
-    context = torch.sigmoid(decoder.gate(state.hidden)) * context
+    glance = attend(decoder.attention(memory.keys, state.hidden), memory.values)
+    context = torch.sigmoid(decoder.gate(state.hidden)) * glance.context
     inputs = torch.cat([decoder.embedding(tokens), context], dim=-1)[:, 0]
     hidden, memory_cell = cell(inputs, (state.hidden[:, 0], state.cell[:, 0]))
     output = decoder.step(tokens, state, memory)
@@ -88,16 +99,17 @@ def test_recurrence_equals_torch_lstm_cell(decoder: Decoder) -> None:
 
 
 @torch.no_grad()
-def test_first_state_is_a_function_of_the_mean_annotation(decoder: Decoder) -> None:
+def test_first_state_is_a_function_of_the_mean_annotation(decoder: LSTMDecoder) -> None:
     memory = decoder.remember(torch.randn(1, 9, 10))
-    uniform = memory.annotations.mean(dim=1, keepdim=True).expand(-1, 9, -1)
-    first, second = (decoder.initial_state(m, 2) for m in (memory, Memory(uniform, memory.keys)))
+    torch.testing.assert_close(memory.mean, memory.values.mean(dim=1))
+    other = Memory(torch.randn(1, 9, 8), torch.randn(1, 9, 10), memory.mean)
+    first, second = (decoder.initial_state(m, 2) for m in (memory, other))
     torch.testing.assert_close(first.hidden, second.hidden)
     torch.testing.assert_close(first.cell, second.cell)
 
 
 @torch.no_grad()
-def test_attention_moves_from_word_to_word(decoder: Decoder) -> None:
+def test_attention_moves_from_word_to_word(decoder: LSTMDecoder) -> None:
     _, alphas = step_by_step(decoder, torch.randn(9, 10) * 3, [START, 4, 5, 7])
     assert (alphas[1:] - alphas[:-1]).abs().max(dim=1).values.min() > 1e-4
 
@@ -105,13 +117,96 @@ def test_attention_moves_from_word_to_word(decoder: Decoder) -> None:
 def test_dropout_acts_in_training_only() -> None:
     torch.manual_seed(0)
     config = DecoderConfig(embedding_dim=8, hidden_dim=8, attention_dim=4, dropout=0.5)
-    decoder = Decoder(config=config, annotation_dim=10, vocab_size=11)
+    decoder = LSTMDecoder(config=config, annotation_dim=10, vocab_size=11)
     annotations, tokens, lengths = ragged_batch()
     noisy = [decoder(annotations, tokens, lengths).logits for _ in range(2)]
     decoder.eval()
     still = [decoder(annotations, tokens, lengths).logits for _ in range(2)]
     assert not torch.equal(*noisy)
     assert torch.equal(*still)
+
+
+@torch.no_grad()
+def test_heads_give_distributions_each(any_decoder: AnyDecoder) -> None:
+    memory = any_decoder.remember(torch.randn(2, 9, 10))
+    output = any_decoder.step(torch.tensor([[5, 6], [7, 8]]), any_decoder.initial_state(memory, 2), memory)
+    assert (output.alphas >= 0).all()
+    torch.testing.assert_close(output.alphas.sum(dim=-1), torch.ones(output.alphas.shape[:3]))
+
+
+@torch.no_grad()
+def test_scalar_gate_is_one_factor_and_no_gate_is_a_factor_of_one() -> None:
+    """A gate with weights that are zero and a bias of b multiplies by sigmoid(b), whatever its size."""
+    config = replace(SMALL_DECODER, gate="none")
+    open_decoder = LSTMDecoder(config=config, annotation_dim=10, vocab_size=11).eval()
+    readouts = []
+    for gate in ("none", "scalar", "vector"):
+        decoder = LSTMDecoder(config=replace(config, gate=gate), annotation_dim=10, vocab_size=11).eval()
+        decoder.load_state_dict(open_decoder.state_dict(), strict=False)
+        if gate != "none":
+            assert decoder.gate.out_features == (1 if gate == "scalar" else 10)
+            decoder.gate.weight.zero_()
+            decoder.gate.bias.fill_(40.0)
+        memory = decoder.remember(torch.ones(1, 9, 10).cumsum(dim=1).sin())
+        output = decoder.step(torch.tensor([[5]]), decoder.initial_state(memory, 1), memory)
+        readouts.append(output.readout)
+    assert (
+        LSTMDecoder(config=replace(config, gate="scalar"), annotation_dim=10, vocab_size=11).gate.out_features
+        == 1
+    )
+    torch.testing.assert_close(readouts[0], readouts[1])
+    torch.testing.assert_close(readouts[0], readouts[2])
+
+
+@torch.no_grad()
+def test_plain_output_reads_the_hidden_state_alone() -> None:
+    config = replace(SMALL_DECODER, output="plain")
+    decoder = LSTMDecoder(config=config, annotation_dim=10, vocab_size=11).eval()
+    memory = decoder.remember(torch.randn(1, 9, 10))
+    output = decoder.step(torch.tensor([[5]]), decoder.initial_state(memory, 1), memory)
+    assert torch.equal(output.readout, output.state.hidden)
+    torch.testing.assert_close(decoder.logits(output.readout), decoder.output(output.state.hidden))
+
+
+@torch.no_grad()
+def test_transformer_layer_equals_that_of_torch() -> None:
+    """torch's decoder layer, over whole captions at once with a causal mask, as against ours word by word."""
+    config = replace(SMALL_DECODER, kind="transformer", num_layers=1)
+    decoder = make_decoder(config, annotation_dim=16, vocab_size=11).eval()
+    ours = decoder.layers[0]
+    theirs = nn.TransformerDecoderLayer(
+        16, nhead=2, dim_feedforward=64, activation="gelu", batch_first=True, norm_first=True
+    ).eval()
+    theirs.self_attn.in_proj_weight.copy_(ours.words.weight)
+    theirs.self_attn.in_proj_bias.copy_(ours.words.bias)
+    theirs.self_attn.out_proj.load_state_dict(ours.words_out.state_dict())
+    look = (ours.look.query, ours.look.key, ours.look.value)
+    theirs.multihead_attn.in_proj_weight.copy_(torch.cat([layer.weight for layer in look]))
+    theirs.multihead_attn.in_proj_bias.copy_(torch.cat([layer.bias for layer in look]))
+    theirs.multihead_attn.out_proj.load_state_dict(ours.look.out.state_dict())
+    theirs.linear1.load_state_dict(ours.wide.state_dict())
+    theirs.linear2.load_state_dict(ours.narrow.state_dict())
+    annotations, tokens = torch.randn(1, 9, 16), [START, 4, 5, 7, 6]
+    places = torch.stack([decoder._position(step) for step in range(len(tokens))])
+    words = decoder.embedding(torch.tensor([tokens])) + places
+    mask = nn.Transformer.generate_square_subsequent_mask(len(tokens))
+    expected = theirs(words, decoder.annotation_norm(annotations), tgt_mask=mask)
+    logits, _ = step_by_step(decoder, annotations[0], tokens)
+    torch.testing.assert_close(logits, decoder.logits(decoder.norm(expected))[0])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"kind": "transformer", "attention": "hard"}, "a transformer has soft attention, not 'hard'"),
+        ({"score": "multihead", "attention": "hard"}, "has a single head"),
+        ({"score": "multihead", "num_heads": 3}, "must be a multiple of num_heads"),
+        ({"num_layers": 0}, "num_layers must be in"),
+    ],
+)
+def test_parts_that_do_not_fit_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        DecoderConfig(**changes)
 
 
 @pytest.mark.parametrize("value", [0, -1, 100_000])

@@ -6,13 +6,28 @@ from captioner.encoder import Encoder, EncoderError
 from captioner.model import CaptioningModel
 
 
-@pytest.mark.parametrize("backbone", ["test_efficientnet", "test_resnet", "test_convnext", "test_vit"])
-def test_any_backbone_gives_one_annotation_a_cell(backbone: str) -> None:
+@pytest.mark.parametrize(
+    ("backbone", "size_px", "side", "annotation_dim"),
+    [
+        ("resnet50", 160, 5, 2048),
+        ("vgg19", 160, 5, 512),
+        ("convnext_tiny", 160, 5, 768),
+        ("efficientnet_b0", 160, 5, 1280),
+        ("densenet121", 160, 5, 1024),
+        ("vit_tiny_patch16_224", 224, 14, 192),
+        ("swin_tiny_patch4_window7_224", 224, 7, 768),
+    ],
+)
+def test_a_backbone_of_any_family_gives_one_annotation_a_cell(
+    backbone: str, size_px: int, side: int, annotation_dim: int
+) -> None:
     encoder = Encoder(backbone=backbone)
-    size_px = 160
     grid = encoder.grid_config(size_px)
-    annotations = encoder(torch.randn(2, 3, size_px, size_px))
-    assert annotations.shape == (2, grid.num_cells, encoder.annotation_dim)
+    assert (grid.rows, grid.cols) == (side, side)
+    annotations = encoder(torch.randn(1, 3, size_px, size_px))
+    assert annotations.shape == (1, side * side, annotation_dim)
+    assert encoder.annotation_dim == annotation_dim
+    assert encoder.last_stages(1, size_px=size_px)
 
 
 def test_frozen_encoder_does_not_move_and_neither_do_its_batch_norms(model: CaptioningModel) -> None:

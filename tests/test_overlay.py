@@ -20,7 +20,7 @@ def make_caption(
         text=" ".join(tokens),
         tokens=tokens,
         log_prob=-1.0,
-        alphas=alphas,
+        head_alphas=alphas[:, None],
         grid=grid,
         preprocess=preprocess,
     )

@@ -18,6 +18,7 @@ from captioner.data import Split
 from captioner.encoder import Encoder
 from captioner.learner import Learner, TrainingError, make_accelerator
 from captioner.metrics import Scores
+from captioner.model import CaptioningModel
 from captioner.records import CaptionedImage
 from captioner.resume import ResumeError
 from captioner.run_log import LogError, RunLog
@@ -75,7 +76,13 @@ def make_trainer(encoder: Encoder, tmp_path: Path) -> Callable[..., Trainer]:
         records.append(CaptionedImage(image_id=str(number), source=path, captions=(text,), split="train"))
     grids = np.random.default_rng(0).normal(size=shape).astype(np.float16)
 
-    def make(out: Path, recipe: Recipe = RECIPE, *, num_cached: int = len(CAPTIONS)) -> Trainer:
+    def make(
+        out: Path,
+        recipe: Recipe = RECIPE,
+        *,
+        num_cached: int = len(CAPTIONS),
+        start: CaptioningModel | None = None,
+    ) -> Trainer:
         split = Split(records=records, grids=grids[:num_cached])
         return Trainer(
             accelerator=make_accelerator(recipe),
@@ -87,6 +94,7 @@ def make_trainer(encoder: Encoder, tmp_path: Path) -> Callable[..., Trainer]:
             train=split,
             dev=split,
             out=out,
+            start=start,
         )
 
     return make
@@ -110,6 +118,27 @@ def test_model_overfits_eight_pictures_and_says_them_back(
     )
     assert [captions[str(number)] for number in range(8)] == CAPTIONS
     assert scores.bleu_4 == pytest.approx(100)
+
+
+def test_self_critical_training_raises_the_reward_of_what_is_sampled(
+    make_trainer: Callable[..., Trainer], tmp_path: Path
+) -> None:
+    recipe = shorter(20, self_critical_from_epoch=7, self_critical_learning_rate=3e-3)
+    trainer = make_trainer(tmp_path, recipe)
+    trainer.run()
+    rewards = [entry["loss"].get("reward") for entry in trainer.progress.history]
+    assert rewards[:6] == [None] * 6
+    assert np.mean(rewards[-3:]) > 1.5 * np.mean(rewards[6:9])
+
+
+def test_run_starts_from_a_model_as_it_was_saved(
+    make_trainer: Callable[..., Trainer], tmp_path: Path
+) -> None:
+    first = make_trainer(tmp_path / "first", shorter(1))
+    saved = load_checkpoint(first.run()).model
+    second = make_trainer(tmp_path / "second", shorter(1), start=saved)
+    for name, value in saved.decoder.state_dict().items():
+        assert torch.equal(second.learner.raw_model.decoder.state_dict()[name], value), name
 
 
 class PowerCutError(Exception):
@@ -137,12 +166,20 @@ def assert_same_weights(one: Trainer, other: Trainer) -> None:
             assert torch.equal(value, second.state_dict()[name]), name
 
 
-@pytest.mark.parametrize("step", [0, 1, 3, 4, 5, 8])
+@pytest.mark.parametrize(
+    ("changes", "attention", "step"),
+    [
+        *[({"finetune_from_epoch": 3, "finetune_stages": 1}, "soft", step) for step in (0, 1, 3, 4, 5, 8)],
+        *[({"self_critical_from_epoch": 3}, "soft", step) for step in (3, 4, 5, 8)],
+        ({}, "hard", 5),
+    ],
+)
 def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(
-    make_trainer: Callable[..., Trainer], tmp_path: Path, step: int
+    make_trainer: Callable[..., Trainer], tmp_path: Path, changes: dict[str, int], attention: str, step: int
 ) -> None:
-    """Two steps an epoch, saved after each; from epoch 3, which is step 4, the CNN trains too."""
-    recipe = shorter(5, finetune_from_epoch=3, finetune_stages=1)
+    """Two steps an epoch, saved after each; epoch 3, from which another phase begins, is step 4."""
+    recipe = shorter(5, **changes)
+    recipe = replace(recipe, decoder=replace(recipe.decoder, attention=attention))
     whole = make_trainer(tmp_path / "whole", recipe)
     whole.run()
 

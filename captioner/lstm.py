@@ -1,0 +1,112 @@
+"""The LSTM decoder of *Show, Attend and Tell*, with the variants of its parts."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from captioner.attention import Glance, attend, attend_hard, make_score
+from captioner.config import DecoderConfig
+from captioner.decoder import DecoderOutput, Memory, StepOutput, teacher_forced
+
+
+@dataclass(frozen=True)
+class LSTMState:
+    """The LSTM's hidden state h and cell state c."""
+
+    hidden: Float[Tensor, "batch captions hidden"]
+    cell: Float[Tensor, "batch captions hidden"]
+
+    def select(self, index: tuple[Any, Any]) -> "LSTMState":
+        return LSTMState(self.hidden[index], self.cell[index])
+
+
+class LSTMDecoder(nn.Module):
+    """The LSTM decoder with attention (Xu et al. 2015, section 3.1.2).
+
+    beta_t   = sigmoid(f_beta(h_{t-1}))                                     section 4.2.1
+    h_t, c_t = LSTM([E y_{t-1}; beta_t z_t], h_{t-1}, c_{t-1})                  eq. 1 to 3
+    h_0, c_0 = tanh(W_h mean_i a_i), tanh(W_c mean_i a_i)
+    p(y_t)   ~ exp(L_o(E y_{t-1} + L_h h_t + L_z beta_t z_t))                   eq. 7, "deep"
+    p(y_t)   ~ exp(L_o h_t)                                                     "plain"
+
+    The gate beta_t is a scalar as in the paper, or a vector with a value for each channel, or it is left
+    out. Differs from the paper in that the annotations are layer-normalised first, so that backbones of
+    any scale train alike, and that h_0 and c_0 have one layer.
+    """
+
+    def __init__(self, *, config: DecoderConfig, annotation_dim: int, vocab_size: int) -> None:
+        super().__init__()
+        embedding_dim, hidden_dim = config.embedding_dim, config.hidden_dim
+        self.config = config
+        self.annotation_norm = nn.LayerNorm(annotation_dim)
+        self.embedding = nn.Embedding(vocab_size, embedding_dim)
+        self.attention = make_score(config, annotation_dim=annotation_dim)
+        context_dim = self.attention.value_dim
+        if config.gate != "none":
+            self.gate = nn.Linear(hidden_dim, 1 if config.gate == "scalar" else context_dim)
+        self.initial_hidden = nn.Linear(annotation_dim, hidden_dim)
+        self.initial_cell = nn.Linear(annotation_dim, hidden_dim)
+        self.lstm = nn.Linear(embedding_dim + context_dim + hidden_dim, 4 * hidden_dim)
+        if config.output == "deep":
+            self.hidden_readout = nn.Linear(hidden_dim, embedding_dim)
+            self.context_readout = nn.Linear(context_dim, embedding_dim, bias=False)
+        self.output = nn.Linear(embedding_dim if config.output == "deep" else hidden_dim, vocab_size)
+        self.dropout = nn.Dropout(config.dropout)
+        with torch.no_grad():
+            # Start with an open forget gate, so that the cell remembers (Jozefowicz et al. 2015).
+            self.lstm.bias[hidden_dim : 2 * hidden_dim] = 1.0
+
+    def remember(self, annotations: Float[Tensor, "batch cells annotation"]) -> Memory:
+        """Normalise and project the annotations once for all the words and captions to come."""
+        annotations = self.annotation_norm(annotations)
+        keys, values = self.attention.project(annotations)
+        values = values.to(keys.dtype)  # under autocast: cast once, not at each step
+        return Memory(keys, values, annotations.float().mean(dim=1))
+
+    def initial_state(self, memory: Memory, num_captions: int) -> LSTMState:
+        """h_0 and c_0 from the mean annotation, the same for each of a picture's captions."""
+        hidden = torch.tanh(self.initial_hidden(memory.mean)).float()
+        cell = torch.tanh(self.initial_cell(memory.mean)).float()
+        return LSTMState(
+            hidden[:, None].expand(-1, num_captions, -1), cell[:, None].expand(-1, num_captions, -1)
+        )
+
+    def step(
+        self, tokens: Int[Tensor, "batch captions"], state: LSTMState, memory: Memory
+    ) -> StepOutput[LSTMState]:
+        """Read the previous word, look at the picture, and move on by one word."""
+        embedded = self.dropout(self.embedding(tokens))
+        glance = self._look(memory, state.hidden)
+        context = self.dropout(glance.context)
+        if self.config.gate != "none":
+            context = torch.sigmoid(self.gate(state.hidden)) * context
+        gates = self.lstm(torch.cat([embedded, context, state.hidden], dim=-1)).float()
+        input_gate, forget_gate, output_gate, candidate = gates.chunk(4, dim=-1)
+        cell = forget_gate.sigmoid() * state.cell + input_gate.sigmoid() * candidate.tanh()
+        hidden = output_gate.sigmoid() * cell.tanh()
+        readout = hidden
+        if self.config.output == "deep":
+            readout = embedded + self.hidden_readout(self.dropout(hidden)) + self.context_readout(context)
+        return StepOutput(LSTMState(hidden, cell), readout, glance.alphas, glance.choice)
+
+    def _look(self, memory: Memory, hidden: Float[Tensor, "batch captions hidden"]) -> Glance:
+        energies = self.attention(memory.keys, hidden)
+        if self.config.attention == "hard":
+            return attend_hard(energies, memory.values, is_training=self.training)
+        return attend(energies, memory.values)
+
+    def logits(self, readout: Float[Tensor, "*rows readout"]) -> Float[Tensor, "*rows vocab"]:
+        """Unnormalised log-probabilities of the next word."""
+        return self.output(self.dropout(readout)).float()
+
+    def forward(
+        self,
+        annotations: Float[Tensor, "batch cells annotation"],
+        tokens: Int[Tensor, "batch captions tokens"],
+        lengths: Int[Tensor, "batch captions"],
+    ) -> DecoderOutput:
+        """Teacher forcing; see `captioner.decoder.teacher_forced`."""
+        return teacher_forced(self, annotations, tokens, lengths)
