@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from tqdm import tqdm
 
+from captioner.config import DecodingConfig
 from captioner.images import ImageError
 from captioner.inference import Captioner
 from captioner.metrics import Scores, score_captions
@@ -37,15 +38,19 @@ class Evaluation:
 
 
 def caption_records(
-    captioner: Captioner, records: Sequence[CaptionedImage], *, batch_size: int = 32
+    captioner: Captioner,
+    records: Sequence[CaptionedImage],
+    *,
+    batch_size: int = 32,
+    decoding: DecodingConfig | None = None,
 ) -> dict[str, str]:
-    """Captions by image id, exactly as caption.py prints them.
+    """Captions by image id, exactly as caption.py prints them; `decoding` is by default the model's own.
 
     Raises:
         ImageError: a picture cannot be read.
     """
     sources = (record.source for record in records)
-    batches = captioner.caption_files(sources, batch_size=batch_size)
+    batches = captioner.caption_files(sources, batch_size=batch_size, decoding=decoding)
     results = (result for batch in batches for result in batch)
     captions = {}
     bar = tqdm(results, total=len(records), desc="captioning", unit=" pictures", delay=2)

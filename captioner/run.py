@@ -34,8 +34,32 @@ def run_training(
 ) -> Path:
     """Train, choose the beam size and length penalty on dev, and give the folder of the best model.
 
-    In several processes each calls this, and the first one writes. The command's arguments are kept
-    with the run, so that it can be gone on with by its folder alone.
+    In several processes each calls this, and the first one writes.
+
+    Raises:
+        CaptionerError: of one of many kinds; the message says what to do.
+    """
+    trainer = prepare_training(recipe=recipe, train=train, dev=dev, options=options, arguments=arguments)
+    best = trainer.run()
+    if trainer.accelerator.is_main_process:
+        _logger.info("choosing the beam size and length penalty on dev")
+        scores = settle_decoding(best, trainer.dev, num_workers=trainer.num_workers)
+        _logger.info("%s on dev: %s", best, scores)
+    trainer.accelerator.end_training()
+    return best
+
+
+def prepare_training(
+    *,
+    recipe: Recipe,
+    train: Sequence[CaptionedImage],
+    dev: Sequence[CaptionedImage],
+    options: RunOptions,
+    arguments: Sequence[str],
+) -> Trainer:
+    """A run that is ready to start, or to go on where it was.
+
+    The command's arguments are kept with the run, so that it can be gone on with by its folder alone.
 
     Raises:
         CaptionerError: of one of many kinds; the message says what to do.
@@ -98,13 +122,7 @@ def run_training(
     )
     if options.resume:
         trainer.resume()
-    best = trainer.run()
-    if accelerator.is_main_process:
-        _logger.info("choosing the beam size and length penalty on dev")
-        scores = settle_decoding(best, trainer.dev, num_workers=trainer.num_workers)
-        _logger.info("%s on dev: %s", best, scores)
-    accelerator.end_training()
-    return best
+    return trainer
 
 
 def _start(recipe: Recipe) -> Checkpoint | None:

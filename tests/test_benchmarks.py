@@ -1,12 +1,16 @@
 """That the benchmarks measure what they say: the data that they make are what they claim to be."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+import pytest
 
-from benchmarks import data, flickr8k_as_coco
+from benchmarks import ablation, data, flickr8k_as_coco
 from captioner.images import load_image
+from captioner.metrics import score_captions
+from captioner.wording import Wording
 from datasets.coco import Coco
 from datasets.flickr import Flickr8k
 from tests.test_datasets_coco import annotation_file
@@ -36,3 +40,35 @@ def test_synthetic_coco_repeats_real_captions_under_new_ids(tmp_path: Path) -> N
     assert all(isinstance(record.source, Path) and record.source.is_file() for record in records)
     dog, cat = images[0][2], images[1][2]
     assert [list(record.captions) for record in records] == [dog, cat, dog, cat, dog]
+
+
+def test_rows_of_the_study_are_allowed_and_differ() -> None:
+    assert len({row.key for row in ablation.ROWS}) == len(ablation.ROWS)
+    recipes = {row.key: row.recipe(None) for row in ablation.ROWS}
+    trained = [row for row in ablation.ROWS if row.group != "decoding"]
+    assert len({str(recipes[row.key]) for row in trained}) == len(trained)
+    folders = {ablation._folder(recipes[row.key], row.seed) for row in ablation.ROWS}
+    assert len(folders) == len(trained)
+
+
+def test_table_of_the_study_stands_between_its_marks_and_nothing_else_changes(tmp_path: Path) -> None:
+    page = tmp_path / "results.md"
+    page.write_text(f"before\n{ablation.FIRST_MARK}\nold\n{ablation.LAST_MARK}\nafter\n")
+    scores = score_captions({"1": "a dog runs"}, {"1": ["a dog runs"]}, with_meteor=False)
+    row = ablation.ROWS[0]
+    result = {
+        "epochs": 4,
+        "minutes": 6.4,
+        "decoder_parameters": 9_900_000,
+        "scores": asdict(scores),
+        "wording": asdict(Wording.of(["a dog runs"])),
+    }
+    ablation.write_table({row.key: result}, page)
+    before, *lines, last, after = page.read_text().splitlines()
+    assert (before, last, after) == ("before", ablation.LAST_MARK, "after")
+    assert "old" not in lines
+    (shown,) = [line for line in lines if row.name in line]
+    assert "| 4 | 6 | 9.9 | 100.0 |" in shown
+    page.write_text("no marks")
+    with pytest.raises(ValueError, match="lacks the marks"):
+        ablation.write_table({}, page)

