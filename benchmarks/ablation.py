@@ -237,10 +237,8 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
             f"{found['minutes']:.0f}",
             f"{found['decoder_parameters'] / 1e6:.1f}",
             *("-" if scores[name] is None else f"{scores[name]:.1f}" for name in names),
-            *(
-                f"{wording[name]:.0%}" if name == "distinct_share" else f"{wording[name]:.1%}"
-                for name in shares
-            ),
+            f"{wording['distinct_share']:.0%}",
+            *(f"{wording[name]:.1%}" for name in ("broken_off_share", "repetitive_share")),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"

@@ -55,6 +55,11 @@ class CaptionBatch:
     tokens: Int[Tensor, "batch captions tokens"]
     lengths: Int[Tensor, "batch captions"]
 
+    def encoded(self, annotations: Float[Tensor, "batch cells annotation"]) -> "CaptionBatch":
+        """The same batch with its annotations in the place of pixels."""
+        order = torch.arange(len(annotations), device=annotations.device)
+        return replace(self, grids=annotations, images=self.images[:0], order=order)
+
     def to(self, device: torch.device) -> "CaptionBatch":
         return self._with_tensors(lambda tensor: tensor.to(device, non_blocking=True))
 

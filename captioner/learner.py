@@ -205,15 +205,18 @@ class Learner:
             raise ValueError("self-critical training needs a reward")
         model, sampled = self.raw_model, []
         model.decoder.eval()
+        is_frozen = not any(parameter.requires_grad for parameter in model.encoder.parameters())
         for batch in batches:
             with torch.no_grad(), self.accelerator.autocast():
+                annotations = model.annotations(batch)
                 tokens, lengths = sample_captions(
                     model.decoder,
-                    model.annotations(batch),
+                    annotations,
                     num_captions=self.training.self_critical_samples,
                     max_words=self.training.max_caption_words,
                 )
-            sampled.append(replace(batch, tokens=tokens, lengths=lengths))
+            encoded = batch.encoded(annotations) if is_frozen else batch
+            sampled.append(replace(encoded, tokens=tokens, lengths=lengths))
         model.decoder.train()
         return sampled, [self.reward(batch).to(batch.tokens.device) for batch in sampled]
 

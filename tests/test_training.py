@@ -14,7 +14,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from captioner.checkpoint import CheckpointError, load_checkpoint
 from captioner.config import DecoderConfig, DecodingConfig, EncoderConfig, Recipe, TrainingConfig
-from captioner.data import Split
+from captioner.data import Split, load_batches
 from captioner.encoder import Encoder
 from captioner.learner import Learner, TrainingError, make_accelerator
 from captioner.metrics import Scores
@@ -129,6 +129,20 @@ def test_self_critical_training_raises_the_reward_of_what_is_sampled(
     rewards = [entry["loss"].get("reward") for entry in trainer.progress.history]
     assert rewards[:6] == [None] * 6
     assert np.mean(rewards[-5:]) > 1.3 * rewards[6]
+
+
+def test_samples_are_of_the_pictures_whose_gradient_is_taken(
+    make_trainer: Callable[..., Trainer], tmp_path: Path
+) -> None:
+    """With half of the pictures cached: what stands for the others is their annotations."""
+    trainer = make_trainer(tmp_path, shorter(1, self_critical_from_epoch=1), num_cached=4)
+    (batch,) = load_batches(trainer.train, [[(0, 7), (0, 2), (0, 5)]], num_workers=0)
+    (sampled,), (rewards,) = trainer.learner._sampled([batch])
+    model = trainer.learner.raw_model
+    assert sampled.image_ids == batch.image_ids
+    assert len(sampled.images) == 0
+    torch.testing.assert_close(model.annotations(sampled), model.annotations(batch))
+    assert rewards.shape == sampled.lengths.shape == (3, 5)
 
 
 def test_run_starts_from_a_model_as_it_was_saved(
