@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from captioner.config import EncoderConfig, Recipe
+from captioner.config import Attention, DecoderKind, EncoderConfig, Recipe, ScoreName
 from captioner.errors import CaptionerError
 from captioner.flags import hint
 
@@ -18,6 +18,15 @@ class RecipeError(CaptionerError):
 
 
 _RECIPES = "the recipe's"
+_PLACES = {
+    "backbone": ("encoder", "backbone"),
+    "weights": ("encoder", "weights"),
+    "image_size": ("encoder", "image_size"),
+    "decoder": ("decoder", "kind"),
+    "attention": ("decoder", "attention"),
+    "score": ("decoder", "score"),
+}
+"""Part and name of the recipe's settings whose flag is not that of a training setting."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +43,12 @@ class Changes:
     """The backbone's weights in timm's naming; else timm downloads its own."""
     image_size: Annotated[int | None, hint("PIXELS", _RECIPES)] = None
     """Side of the CNN's square input; larger gives a finer grid."""
+    decoder: Annotated[DecoderKind | None, hint("lstm|transformer", _RECIPES)] = None
+    """What writes the caption."""
+    attention: Annotated[Attention | None, hint("soft|hard|none", _RECIPES)] = None
+    """Look at a weighted mean of the cells, at one cell at a time, or always at the plain mean."""
+    score: Annotated[ScoreName | None, hint("additive|dot|general|multihead", _RECIPES)] = None
+    """How a cell is compared with the hidden state."""
     batch_size: Annotated[int | None, hint("INT", _RECIPES)] = None
     """Pictures in a step, over all processes; each comes with all its captions."""
     accumulate: Annotated[int | None, hint("INT", _RECIPES)] = None
@@ -67,11 +82,12 @@ class Changes:
         except ValueError as error:
             raise RecipeError(f"--recipe {self.recipe}: {error}") from error
         given = {name: value for name, value in vars(self).items() if value is not None and name != "recipe"}
-        encoder: dict[str, Any] = {
-            name: given.pop(name) for name in ("backbone", "weights", "image_size") if name in given
-        }
+        parts: dict[str, dict[str, Any]] = {"encoder": {}, "decoder": {}, "training": {}}
+        for flag, value in given.items():
+            part, name = _PLACES.get(flag, ("training", flag))
+            parts[part][name] = value
         try:
-            return base.changed({"encoder": encoder, "training": given})
+            return base.changed(parts)
         except ValueError as error:
             raise RecipeError(str(error)) from error
 

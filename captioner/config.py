@@ -16,6 +16,9 @@ import msgspec
 Device = Literal["auto", "cpu", "cuda", "mps"]
 OutputFormat = Literal["text", "jsonl", "csv"]
 OverlayStyle = Literal["smooth", "cells"]
+DecoderKind = Literal["lstm", "transformer"]
+Attention = Literal["soft", "hard", "none"]
+ScoreName = Literal["additive", "dot", "general", "multihead"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 
 FORMAT_VERSION = 2
@@ -78,11 +81,11 @@ class GridConfig:
 class DecoderConfig:
     """What the decoder is made of, and the sizes (Xu et al. 2015, section 3.1.2)."""
 
-    kind: Literal["lstm", "transformer"] = "lstm"
+    kind: DecoderKind = "lstm"
     """The transformer has soft multi-head attention; the switches below and attention_dim are the LSTM's."""
-    attention: Literal["soft", "hard", "none"] = "soft"
+    attention: Attention = "soft"
     """Look at a weighted mean of the cells, at one cell drawn at random, or always at the plain mean."""
-    score: Literal["additive", "dot", "general", "multihead"] = "additive"
+    score: ScoreName = "additive"
     """How a cell is compared with the hidden state."""
     gate: Literal["none", "scalar", "vector"] = "vector"
     """What the context is multiplied by: nothing, one number a word (the paper), or one a channel."""

@@ -76,7 +76,9 @@ def run(root: Path, tmp_path: Path, recipe: list[str], monkeypatch: pytest.Monke
 
     def run(*arguments: str) -> str | int | None:
         """The exit status: none, a number, or the line that goes to standard error."""
-        if arguments[0] == "flickr8k":
+        if arguments[0] == "own-arguments":
+            arguments = arguments[1:]
+        elif arguments[0] == "flickr8k":
             places = ("--root", str(root), "--out", str(tmp_path / "run"))
             arguments = ("flickr8k", *places, *recipe, *arguments[1:])
         monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
@@ -95,6 +97,45 @@ def evaluate(*arguments: str) -> int | str | None:
     except SystemExit as exit_:
         return exit_.code
     return None
+
+
+def test_run_goes_on_from_a_model_to_the_metric(run: Run, root: Path, tmp_path: Path) -> None:
+    """What it starts from decides the vocabulary and the decoder, whatever the data set's recipe has."""
+    assert run("flickr8k", "--score", "dot") is None
+    best = tmp_path / "run" / "best"
+    places = ("--root", str(root), "--out", str(tmp_path / "second"), "--cache-dir", str(tmp_path / "cache"))
+    flags = ("--start-from", str(best), "--self-critical-from-epoch", "1", "--epochs", "2")
+    assert run("own-arguments", "flickr8k", *places, *flags) is None
+    recipe = json.loads((tmp_path / "second" / "recipe.json").read_text())
+    assert recipe["decoder"]["score"] == "dot"
+    assert recipe["encoder"]["backbone"] == TINY_CNN
+    assert recipe["training"]["start_from"] == "run/best"
+    history = [json.loads(line) for line in (tmp_path / "second" / "log.jsonl").read_text().splitlines()]
+    assert len(history) == 2
+    assert all("reward" in entry["loss"] for entry in history)
+    assert {"broken_off_share", "repetitive_share"} <= history[0]["dev_wording"].keys()
+    one, other = (tmp_path / name / "best" / "vocabulary.json" for name in ("run", "second"))
+    assert one.read_bytes() == other.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--decoder", "transformer"), "has another backbone or decoder than"),
+        (("--weights", "w.safetensors"), "leave --weights out"),
+        (("--self-critical-from-epoch", "9"), "self_critical_from_epoch must be within epochs"),
+    ],
+)
+def test_start_that_does_not_fit_is_refused_in_one_line(
+    run: Run, root: Path, tmp_path: Path, flags: tuple[str, ...], message: str
+) -> None:
+    assert run("flickr8k") is None
+    best = tmp_path / "run" / "best"
+    places = ("--root", str(root), "--out", str(tmp_path / "second"), "--start-from", str(best))
+    error = run("own-arguments", "flickr8k", *places, *flags)
+    assert isinstance(error, str)
+    assert message in error
+    assert "\n" not in error
 
 
 def test_run_gives_a_model_whose_scores_evaluate_repeats(
