@@ -116,7 +116,7 @@ def prepare_training(
         train=train_split,
         dev=dev_split,
         out=options.out,
-        start=start.model if start else None,
+        start=start,
         num_workers=_num_workers(options, recipe, [dev_split, train_split]),
         save_minutes=options.save_minutes,
     )

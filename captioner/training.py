@@ -63,11 +63,12 @@ class Trainer:
         train: Split,
         dev: Split,
         out: Path,
-        start: CaptioningModel | None = None,
+        start: Checkpoint | None = None,
         num_workers: int = 0,
         save_minutes: float = 10.0,
     ) -> None:
-        """`start` is the model that the decoder's first weights are taken from; else they are random."""
+        """`start` is the model that the decoder's first weights are taken from; else they are random. How it
+        came about is kept with the new model's metrics."""
         training = recipe.training
         self.accelerator, self.recipe, self.vocabulary, self.out = accelerator, recipe, vocabulary, out
         self.num_workers, self.save_minutes = num_workers, save_minutes
@@ -88,7 +89,8 @@ class Trainer:
             recipe.decoder, annotation_dim=encoder.annotation_dim, vocab_size=len(vocabulary)
         )
         if start is not None:
-            decoder.load_state_dict(start.decoder.state_dict())
+            decoder.load_state_dict(start.model.decoder.state_dict())
+        self.start_metrics = {} if start is None else {"start": start.metrics}
         reward = None
         if training.self_critical_from_epoch is not None:
             reward = Reward(
@@ -256,6 +258,7 @@ class Trainer:
                 "dev": {**asdict(self.recipe.decoding), **asdict(scores)},
                 "recipe": self.recipe.described(),
                 "history": progress.history,
+                **self.start_metrics,
             }
             model = self.learner.averaged_model
             save_checkpoint(self.out / "best", Checkpoint(model, self.model_config, self.vocabulary, metrics))

@@ -12,13 +12,12 @@ from accelerate.state import AcceleratorState
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.tensorboard import SummaryWriter
 
-from captioner.checkpoint import CheckpointError, load_checkpoint
+from captioner.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from captioner.config import DecoderConfig, DecodingConfig, EncoderConfig, Recipe, TrainingConfig
 from captioner.data import Split, load_batches
 from captioner.encoder import Encoder
 from captioner.learner import Learner, TrainingError, make_accelerator
 from captioner.metrics import Scores
-from captioner.model import CaptioningModel
 from captioner.records import CaptionedImage
 from captioner.resume import ResumeError
 from captioner.run_log import LogError, RunLog
@@ -81,7 +80,7 @@ def make_trainer(encoder: Encoder, tmp_path: Path) -> Callable[..., Trainer]:
         recipe: Recipe = RECIPE,
         *,
         num_cached: int = len(CAPTIONS),
-        start: CaptioningModel | None = None,
+        start: Checkpoint | None = None,
     ) -> Trainer:
         split = Split(records=records, grids=grids[:num_cached])
         return Trainer(
@@ -149,10 +148,11 @@ def test_run_starts_from_a_model_as_it_was_saved(
     make_trainer: Callable[..., Trainer], tmp_path: Path
 ) -> None:
     first = make_trainer(tmp_path / "first", shorter(1))
-    saved = load_checkpoint(first.run()).model
+    saved = load_checkpoint(first.run())
     second = make_trainer(tmp_path / "second", shorter(1), start=saved)
-    for name, value in saved.decoder.state_dict().items():
+    for name, value in saved.model.decoder.state_dict().items():
         assert torch.equal(second.learner.raw_model.decoder.state_dict()[name], value), name
+    assert load_checkpoint(second.run()).metrics["start"] == saved.metrics
 
 
 class PowerCutError(Exception):
