@@ -90,7 +90,7 @@ class Trainer:
         )
         if start is not None:
             decoder.load_state_dict(start.model.decoder.state_dict())
-        self.start_metrics = {} if start is None else {"start": start.metrics}
+        self.start_metrics: dict[str, Any] = {} if start is None else {"start": start.metrics}
         reward = None
         if training.self_critical_from_epoch is not None:
             reward = Reward(
