@@ -21,7 +21,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from captioner.cli_train import RunOptions
 from captioner.config import PRESETS, DecodingConfig, Recipe
-from captioner.evaluation import Evaluation, caption_records, evaluate_captions
+from captioner.errors import CaptionerError, UsageError, first_of
+from captioner.evaluation import caption_records, evaluate_captions
 from captioner.inference import Captioner
 from captioner.records import CaptionedImage
 from captioner.run import prepare_training
@@ -117,19 +118,24 @@ def main(
         only: Groups of rows to do, such as attention or score; all if none is named.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    unknown = set(only) - {row.group for row in ROWS}
+    if unknown:
+        raise UsageError(f"there is no group {first_of(sorted(unknown))}; see --help")
     dataset = Flickr8k(root=root)
     train, dev = dataset.read(["train"]), dataset.read(["dev"])
     for row in ROWS:
-        done = _done()
-        if row.key in done or (only and row.group not in only):
+        done, recipe = _done(), row.recipe(weights)
+        is_done = row.key in done and done[row.key]["recipe"] == recipe.described()
+        if is_done or (only and row.group not in only):
             continue
         _logger.info("=== %s", row.key)
-        recipe = row.recipe(weights)
         folder = runs / _folder(recipe, row.seed)
         best, history = _trained(recipe, folder, train, dev, cache_dir)
         result = _measured(row, recipe, best, history, train, dev)
         RESULTS.parent.mkdir(parents=True, exist_ok=True)
-        RESULTS.write_text(json.dumps({**done, row.key: result}, indent=1) + "\n")
+        aside = RESULTS.with_suffix(".new")
+        aside.write_text(json.dumps({**done, row.key: result}, indent=1) + "\n")
+        aside.replace(RESULTS)
         write_table(_done(), PAGE)
 
 
@@ -192,17 +198,10 @@ def _measured(
         "minutes": sum(entry["train_s"] for entry in history) / 60,
         "decoder_parameters": parameters,
         "beam_size": row.beam_size,
-        **described(evaluation),
-        "recipe": recipe.described(),
-    }
-
-
-def described(evaluation: Evaluation) -> dict[str, Any]:
-    """An evaluation as plain values."""
-    return {
         "scores": asdict(evaluation.scores),
         "wording": asdict(evaluation.wording),
         "copied_share": evaluation.copied_share,
+        "recipe": recipe.described(),
     }
 
 
@@ -245,4 +244,7 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    try:
+        tyro.cli(main)
+    except CaptionerError as error:
+        sys.exit(f"ablation.py: {error}")

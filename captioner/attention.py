@@ -29,7 +29,7 @@ class AdditiveScore(nn.Module):
 
     def __init__(self, *, annotation_dim: int, hidden_dim: int, attention_dim: int) -> None:
         super().__init__()
-        self.num_heads, self.value_dim = 1, annotation_dim
+        self.value_dim = annotation_dim
         self.key = nn.Linear(annotation_dim, attention_dim)
         self.query = nn.Linear(hidden_dim, attention_dim, bias=False)
         self.score = nn.Linear(attention_dim, 1, bias=False)
@@ -59,7 +59,7 @@ class DotScore(nn.Module):
 
     def __init__(self, *, annotation_dim: int, hidden_dim: int) -> None:
         super().__init__()
-        self.num_heads, self.value_dim = 1, hidden_dim
+        self.value_dim = hidden_dim
         is_same = annotation_dim == hidden_dim
         self.resize = nn.Identity() if is_same else nn.Linear(annotation_dim, hidden_dim)
 
@@ -68,7 +68,7 @@ class DotScore(nn.Module):
         return resized, resized
 
     def forward(self, keys: Keys, hidden: Hidden) -> Energies:
-        return (hidden @ keys.transpose(1, 2))[:, :, None] / keys.shape[-1] ** 0.5
+        return _scaled_dot(keys, hidden)
 
 
 class GeneralScore(nn.Module):
@@ -76,21 +76,25 @@ class GeneralScore(nn.Module):
 
     def __init__(self, *, annotation_dim: int, hidden_dim: int) -> None:
         super().__init__()
-        self.num_heads, self.value_dim = 1, annotation_dim
+        self.value_dim = annotation_dim
         self.key = nn.Linear(annotation_dim, hidden_dim, bias=False)
 
     def project(self, annotations: Annotations) -> tuple[Keys, Values]:
         return self.key(annotations), annotations
 
     def forward(self, keys: Keys, hidden: Hidden) -> Energies:
-        return (hidden @ keys.transpose(1, 2))[:, :, None] / keys.shape[-1] ** 0.5
+        return _scaled_dot(keys, hidden)
+
+
+def _scaled_dot(keys: Keys, hidden: Hidden) -> Energies:
+    return (hidden @ keys.transpose(1, 2))[:, :, None] / keys.shape[-1] ** 0.5
 
 
 class MultiheadScore(nn.Module):
     """Several scaled dot products side by side (Vaswani et al. 2017, section 3.2.2).
 
     Each head compares its share of the projected hidden state and annotations, and averages its share
-    of the values; the LSTM and the output that read the context stand in for the last projection.
+    of the values. The last projection is left to what reads the context.
     """
 
     def __init__(self, *, annotation_dim: int, hidden_dim: int, attention_dim: int, num_heads: int) -> None:
@@ -114,7 +118,7 @@ class NoScore(nn.Module):
 
     def __init__(self, *, annotation_dim: int) -> None:
         super().__init__()
-        self.num_heads, self.value_dim = 1, annotation_dim
+        self.value_dim = annotation_dim
 
     def project(self, annotations: Annotations) -> tuple[Keys, Values]:
         return annotations[..., :0], annotations
@@ -157,7 +161,7 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Glance:
+class AttentionOutput:
     """The context z, the weights alpha that it was made with, and the choice behind them, if any."""
 
     context: Float[Tensor, "batch captions values"]
@@ -165,15 +169,15 @@ class Glance:
     choice: Choice | None
 
 
-def attend(energies: Energies, values: Values) -> Glance:
+def attend(energies: Energies, values: Values) -> AttentionOutput:
     """Soft attention (Xu et al. 2015, eq. 5 and 13): alpha = softmax(e), z = sum_i alpha_i a_i."""
     alphas = energies.float().softmax(dim=-1)
-    return Glance(_context(alphas, values), alphas, None)
+    return AttentionOutput(_context(alphas, values), alphas, None)
 
 
 def attend_hard(
     energies: Energies, values: Values, *, is_training: bool, expected_share: float = 0.5
-) -> Glance:
+) -> AttentionOutput:
     """Hard attention (Xu et al. 2015, section 4.1): the context is the annotation of one cell.
 
     In training the cell is drawn from softmax(e), and for a share of the words the expected context is
@@ -184,8 +188,9 @@ def attend_hard(
     num_cells = probabilities.shape[-1]
     if not is_training:
         alphas = one_hot(probabilities.argmax(dim=-1), num_cells).to(probabilities.dtype)
-        return Glance(_context(alphas, values), alphas, None)
-    cells = probabilities.detach().flatten(0, -2).multinomial(1).view(probabilities.shape[:-1])
+        return AttentionOutput(_context(alphas, values), alphas, None)
+    drawable = probabilities.detach().nan_to_num(1.0)  # what is not finite is for the loss to find
+    cells = drawable.flatten(0, -2).multinomial(1).view(probabilities.shape[:-1])
     is_expected: Bool[Tensor, "batch captions 1"] = (
         torch.rand(cells.shape, device=cells.device) < expected_share
     )
@@ -193,7 +198,7 @@ def attend_hard(
     log_probabilities = energies.float().log_softmax(dim=-1)
     log_prob = log_probabilities.gather(-1, cells[..., None])[..., 0].masked_fill(is_expected, 0.0)
     entropy = -(probabilities * log_probabilities).sum(dim=-1)
-    return Glance(_context(alphas, values), alphas, Choice(log_prob[..., 0], entropy[..., 0]))
+    return AttentionOutput(_context(alphas, values), alphas, Choice(log_prob[..., 0], entropy[..., 0]))
 
 
 def _context(

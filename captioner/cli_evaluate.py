@@ -37,7 +37,7 @@ class EvaluateCommand:
 
     Captions are scored exactly as `captioner caption` prints them. Prints BLEU-1..4, METEOR (where Java is),
     ROUGE-L, CIDEr-D, the number of different words, the mean length, and the shares of captions that are
-    distinct and that are copied from train.
+    distinct, broken off, repetitive, and copied from train.
     """
 
     dataset: Dataset | None = None

@@ -36,7 +36,7 @@ class Changes:
     recipe: Annotated[Path | None, hint("FILE", "none")] = None
     """JSON with settings to change, as in a run's recipe.json; it may name just a few. Flags go over it."""
     start_from: Annotated[str | None, hint("FOLDER", "none: train from scratch")] = None
-    """Model folder to start from: its weights, vocabulary, backbone and decoder, in place of the recipe's."""
+    """Model folder to train on from; its vocabulary, backbone and decoder take the place of the preset's."""
     backbone: Annotated[str | None, hint("NAME", _RECIPES)] = None
     """Any timm model."""
     weights: Annotated[str | None, hint("FILE", _RECIPES)] = None
@@ -71,14 +71,13 @@ class Changes:
     """What all that is random in the run depends on."""
 
     def applied_to(self, preset: Recipe) -> Recipe:
-        """Raises: RecipeError."""
+        """Raises: RecipeError, captioner.checkpoint.CheckpointError."""
+        changes = self._changes_of_file()
         try:
-            changes = json.loads(self.recipe.read_text()) if self.recipe else {}
-            if not isinstance(changes, dict):
-                raise ValueError('a recipe is an object with parts, such as {"training": {"epochs": 3}}')
-            base = self._started(preset, changes).changed(changes)
-        except OSError as error:
-            raise RecipeError(f"cannot read --recipe {self.recipe}: {error.strerror}") from error
+            base = preset.changed(changes)
+            start = self.start_from or base.training.start_from
+            if start is not None:
+                base = _starting_from(Path(start), preset).changed(changes)
         except ValueError as error:
             raise RecipeError(f"--recipe {self.recipe}: {error}") from error
         given = {name: value for name, value in vars(self).items() if value is not None and name != "recipe"}
@@ -91,16 +90,30 @@ class Changes:
         except ValueError as error:
             raise RecipeError(str(error)) from error
 
-    def _started(self, preset: Recipe, changes: dict[str, Any]) -> Recipe:
-        """The preset with the backbone and the decoder of the model to start from, if there is one."""
-        start = self.start_from or changes.get("training", {}).get("start_from")
-        if start is None:
-            return preset
-        from captioner.checkpoint import read_config
+    def _changes_of_file(self) -> dict[str, Any]:
+        if self.recipe is None:
+            return {}
+        try:
+            changes = json.loads(self.recipe.read_text())
+        except OSError as error:
+            raise RecipeError(f"cannot read --recipe {self.recipe}: {error.strerror}") from error
+        except ValueError as error:
+            raise RecipeError(f"--recipe {self.recipe}: {error}") from error
+        if not isinstance(changes, dict):
+            raise RecipeError(
+                f"--recipe {self.recipe}: a recipe is an object with parts, such as "
+                '{"training": {"epochs": 3}}'
+            )
+        return changes
 
-        config = read_config(Path(start))
-        encoder = EncoderConfig(backbone=config.backbone, image_size=config.preprocess.size_px)
-        return replace(preset, encoder=encoder, decoder=config.decoder)
+
+def _starting_from(start: Path, preset: Recipe) -> Recipe:
+    """The preset with the backbone and the decoder of the model in a folder. Raises: CheckpointError."""
+    from captioner.checkpoint import read_config
+
+    config = read_config(start)
+    encoder = EncoderConfig(backbone=config.backbone, image_size=config.preprocess.size_px)
+    return replace(preset, encoder=encoder, decoder=config.decoder)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -82,7 +82,8 @@ class DecoderConfig:
     """What the decoder is made of, and the sizes (Xu et al. 2015, section 3.1.2)."""
 
     kind: DecoderKind = "lstm"
-    """The transformer has soft multi-head attention; the switches below and attention_dim are the LSTM's."""
+    """The transformer has soft multi-head attention, at num_heads and num_layers; the next four settings,
+    embedding_dim and attention_dim are the LSTM's."""
     attention: Attention = "soft"
     """Look at a weighted mean of the cells, at one cell drawn at random, or always at the plain mean."""
     score: ScoreName = "additive"
@@ -111,21 +112,28 @@ class DecoderConfig:
         for name in ("num_heads", "num_layers"):
             value = getattr(self, name)
             _require(1 <= value <= MAX_HEADS, f"{name} must be in 1..{MAX_HEADS}", value)
-        is_transformer = self.kind == "transformer"
-        _require(
-            not is_transformer or self.attention == "soft", "a transformer has soft attention", self.attention
-        )
-        is_multihead = self.score == "multihead"
-        _require(
-            not (is_multihead and self.attention == "hard"),
-            "hard attention has a single head; score",
-            self.score,
-        )
-        divided = ("hidden_dim",) if is_transformer else ("hidden_dim", "attention_dim")
-        for name in divided if is_transformer or is_multihead else ():
-            value = getattr(self, name)
-            _require(value % self.num_heads == 0, f"{name} must be a multiple of num_heads", value)
+        self._require_parts_that_fit()
         _require(0 <= self.dropout < 1, "dropout must be in [0, 1)", self.dropout)
+
+    def _require_parts_that_fit(self) -> None:
+        """Refuse what could only be ignored, or cannot be computed."""
+        is_transformer, is_multihead = self.kind == "transformer", self.score == "multihead"
+        for name, default in _LSTM_PARTS.items():
+            value = getattr(self, name)
+            fits = value == default or not is_transformer
+            _require(fits, f"{name} is a part of the lstm; leave it out for a transformer", value)
+        fits = self.attention != "none" or self.score == "additive"
+        _require(fits, "no attention needs no score; leave it out", self.score)
+        fits = self.attention != "hard" or not is_multihead
+        _require(fits, "hard attention has one head; score", self.score)
+        if is_transformer or is_multihead:
+            for name in ("hidden_dim", "attention_dim") if is_multihead else ("hidden_dim",):
+                value = getattr(self, name)
+                _require(value % self.num_heads == 0, f"{name} must be a multiple of num_heads", value)
+
+
+_LSTM_PARTS = {"attention": "soft", "score": "additive", "gate": "vector", "output": "deep"}
+"""The defaults of what a transformer does not have."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,7 +196,7 @@ class TrainingConfig:
     accumulate: int = 1
     """Parts in which each process works through its share of a step: more take less memory."""
     epochs: int = 6
-    """Passes over the training pictures; the learning rate anneals over all of them."""
+    """Passes over the training pictures; the learning rate anneals over those of each phase."""
     learning_rate: float = 1.2e-3
     """Highest learning rate of the decoder's one-cycle schedule (AdamW)."""
     finetune_from_epoch: int | None = None
@@ -288,7 +296,11 @@ class Recipe:
 
     def __post_init__(self) -> None:
         is_hard, first = self.decoder.attention == "hard", self.training.self_critical_from_epoch
-        _require(not is_hard or first is None, "hard attention has no self-critical training", first)
+        _require(
+            not is_hard or first is None,
+            "there is no self-critical training of hard attention; leave self_critical_from_epoch out",
+            first,
+        )
 
     def described(self) -> dict[str, dict[str, Any]]:
         """All settings as plain values; of files and folders the name, for their place is a machine's own."""

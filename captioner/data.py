@@ -43,8 +43,8 @@ class CaptionBatch:
     RGB); row i of the batch is row `order[i]` of the one followed by the other.
 
     `tokens` holds <start> w1 ... wn <end> <pad>..., and `lengths` the number of words to predict,
-    n + 1; a picture with fewer captions than others has captions of length 0. The longest captions
-    come first in both directions, which lets the decoder leave finished ones behind.
+    n + 1; a picture with fewer captions than others has captions of length 0. Where the longest captions
+    come first, of a picture and among the pictures, the decoder leaves finished ones behind.
     """
 
     image_ids: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""The torch decoder as a step of the search: `captioner.search` is plain arrays, this is the bridge."""
+"""The torch decoder as a step of the search, which is plain arrays; and captions sampled from the decoder."""
 
 from dataclasses import dataclass
 
@@ -60,25 +60,31 @@ def sample_captions(
 ) -> tuple[Int[Tensor, "batch captions tokens"], Int[Tensor, "batch captions"]]:
     """Draw captions from the model's own distribution, for self-critical training.
 
-    Gives their tokens and lengths as a `CaptionBatch` has them. A caption that has not ended after
-    `max_words` tokens is cut, without <end>.
+    Gives their tokens and lengths as a `CaptionBatch` has them, the longest of each picture first. A
+    caption that has not ended after `max_words` words is cut, without <end>. Unlike those of the search,
+    a caption may end before its first word.
     """
     memory = decoder.remember(annotations)
     state = decoder.initial_state(memory, num_captions)
-    tokens = [torch.full((len(annotations), num_captions), START, device=annotations.device)]
-    is_open = torch.ones_like(tokens[0], dtype=torch.bool)
-    lengths = torch.zeros_like(tokens[0])
-    for _ in range(max_words):
-        output = decoder.step(tokens[-1], state, memory)
+    steps = [torch.full((len(annotations), num_captions), START, device=annotations.device)]
+    is_open = torch.ones_like(steps[0], dtype=torch.bool)
+    lengths = torch.zeros_like(steps[0])
+    for num_words in range(max_words + 1):
+        output = decoder.step(steps[-1], state, memory)
         state = output.state
         probabilities = without_banned(decoder.logits(output.readout)).softmax(dim=-1)
-        drawn = probabilities.flatten(0, 1).multinomial(1).view_as(is_open)
-        tokens.append(torch.where(is_open, drawn, PAD))
+        drawable = probabilities.flatten(0, 1).nan_to_num(1.0)  # what is not finite is for the loss to find
+        drawn = drawable.multinomial(1).view_as(is_open)
+        if num_words == max_words:
+            is_open = is_open & (drawn == END)  # what goes on is cut here
+        steps.append(torch.where(is_open, drawn, PAD))
         lengths += is_open
         is_open = is_open & (drawn != END)
         if not is_open.any():
             break
-    return torch.stack(tokens, dim=-1), lengths
+    lengths, order = lengths.sort(dim=1, descending=True)
+    tokens = torch.stack(steps, dim=-1)
+    return tokens.gather(1, order[..., None].expand_as(tokens)), lengths
 
 
 def without_banned(logits: Float[Tensor, "*rows vocab"]) -> Float[Tensor, "*rows vocab"]:

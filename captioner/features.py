@@ -135,15 +135,20 @@ def cached_grids(
     return np.load(folder / "grids.npy", mmap_mode="r")
 
 
-def _key(records: Sequence[CaptionedImage], encoder: Encoder, preprocess: PreprocessConfig) -> dict[str, Any]:
+def weights_digest(encoder: Encoder) -> str:
+    """What changes when a weight of the CNN does."""
     weights = hashlib.sha256()
     for name, value in encoder.cnn.state_dict().items():
         weights.update(name.encode())
         weights.update(value.cpu().numpy().tobytes())
+    return weights.hexdigest()
+
+
+def _key(records: Sequence[CaptionedImage], encoder: Encoder, preprocess: PreprocessConfig) -> dict[str, Any]:
     return {
         "version": CACHE_VERSION,
         "backbone": encoder.cnn.default_cfg["architecture"],
-        "weights": weights.hexdigest(),
+        "weights": weights_digest(encoder),
         "preprocess": asdict(preprocess),
         "pictures": [(record.image_id, _fingerprint(record.source)) for record in records],
     }

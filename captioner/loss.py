@@ -1,4 +1,4 @@
-"""What training minimises: cross-entropy and the attention penalty, each named."""
+"""What training minimises: cross-entropy or a reward, the attention penalty, what hard attention adds."""
 
 from dataclasses import dataclass
 
@@ -60,24 +60,24 @@ class CaptionLoss:
         smoothed = cross_entropy(
             output.logits, targets, label_smoothing=self.label_smoothing, reduction="sum"
         )
-        surprise = cross_entropy(output.logits.detach(), targets, reduction="none")
+        negative_log_likelihood = cross_entropy(output.logits.detach(), targets, reduction="none")
         penalty = attention_penalty(output) / size.captions
-        hard_attention = self._hard_attention(output, surprise, baseline) / size.words
+        hard_attention = self._hard_attention(output, negative_log_likelihood, baseline) / size.words
         return LossTerms(
             total=smoothed / size.words + self.attention_penalty * penalty + hard_attention,
-            cross_entropy=surprise.sum() / size.words,
+            cross_entropy=negative_log_likelihood.sum() / size.words,
             attention_penalty=penalty,
             hard_attention=hard_attention,
         )
 
     def _hard_attention(
-        self, output: DecoderOutput, surprise: Float[Tensor, " words"], baseline: float
+        self, output: DecoderOutput, negative_log_likelihood: Float[Tensor, " words"], baseline: float
     ) -> Float[Tensor, ""]:
         """The two terms of eq. 12 that teach where to look, summed over captions; zero for soft attention."""
         if output.choice is None:
             return output.alphas.new_zeros(())
         by_step = torch.zeros_like(output.choice.log_prob)
-        by_step[output.is_word] = -surprise
+        by_step[output.is_word] = -negative_log_likelihood
         gain = by_step.sum(dim=2) - baseline
         reinforced = (gain * output.choice.log_prob.sum(dim=2)).sum()
         entropy = output.choice.entropy.sum()
@@ -91,9 +91,11 @@ class SelfCriticalLoss:
         total = mean over words of -advantage(y) log p(y_t)  +  lambda * attention penalty
 
     REINFORCE (Williams 1992) as used by Rennie et al. 2017, "Self-critical Sequence Training"; the
-    advantages are those of `captioner.reward.advantages`. The probabilities are those that the captions
-    were sampled with: tokens that no caption may hold have none. `cross_entropy` is that of the samples,
-    an estimate of how sure the model is.
+    advantages are those of `captioner.reward.advantages`. As in sampling, tokens that no caption may hold
+    have no probability. Differs from the exact gradient of the expected reward in that the sum over a
+    step's captions is divided by their number of words, which is drawn too, and, where there is dropout,
+    in that samples are drawn without it. `cross_entropy` is that of the samples, which falls as the model
+    gets surer.
     """
 
     attention_penalty: float
@@ -108,12 +110,12 @@ class SelfCriticalLoss:
     ) -> LossTerms:
         size = size or BatchSize.of(output.is_word)
         targets = tokens[..., 1:][output.is_word]
-        surprise = cross_entropy(without_banned(output.logits), targets, reduction="none")
+        negative_log_likelihood = cross_entropy(without_banned(output.logits), targets, reduction="none")
         weights = advantages[..., None].expand(output.is_word.shape)[output.is_word]
         penalty = attention_penalty(output) / size.captions
         return LossTerms(
-            total=(weights * surprise).sum() / size.words + self.attention_penalty * penalty,
-            cross_entropy=surprise.detach().sum() / size.words,
+            total=(weights * negative_log_likelihood).sum() / size.words + self.attention_penalty * penalty,
+            cross_entropy=negative_log_likelihood.detach().sum() / size.words,
             attention_penalty=penalty,
             hard_attention=torch.zeros_like(penalty),
         )

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from captioner.attention import Glance, attend, attend_hard, make_score
+from captioner.attention import AttentionOutput, attend, attend_hard, make_score
 from captioner.config import DecoderConfig
 from captioner.decoder import DecoderOutput, Memory, StepOutput, teacher_forced
 
@@ -60,10 +60,10 @@ class LSTMDecoder(nn.Module):
             self.lstm.bias[hidden_dim : 2 * hidden_dim] = 1.0
 
     def remember(self, annotations: Float[Tensor, "batch cells annotation"]) -> Memory:
-        """Normalise and project the annotations once for all the words and captions to come."""
         annotations = self.annotation_norm(annotations)
         keys, values = self.attention.project(annotations)
-        values = values.to(keys.dtype)  # under autocast: cast once, not at each step
+        if torch.is_autocast_enabled(values.device.type):
+            values = values.to(torch.get_autocast_dtype(values.device.type))  # once, not at each step
         return Memory(keys, values, annotations.float().mean(dim=1))
 
     def initial_state(self, memory: Memory, num_captions: int) -> LSTMState:
@@ -77,10 +77,9 @@ class LSTMDecoder(nn.Module):
     def step(
         self, tokens: Int[Tensor, "batch captions"], state: LSTMState, memory: Memory
     ) -> StepOutput[LSTMState]:
-        """Read the previous word, look at the picture, and move on by one word."""
         embedded = self.dropout(self.embedding(tokens))
-        glance = self._look(memory, state.hidden)
-        context = self.dropout(glance.context)
+        attended = self._attend(memory, state.hidden)
+        context = self.dropout(attended.context)
         if self.config.gate != "none":
             context = torch.sigmoid(self.gate(state.hidden)) * context
         gates = self.lstm(torch.cat([embedded, context, state.hidden], dim=-1)).float()
@@ -90,16 +89,15 @@ class LSTMDecoder(nn.Module):
         readout = hidden
         if self.config.output == "deep":
             readout = embedded + self.hidden_readout(self.dropout(hidden)) + self.context_readout(context)
-        return StepOutput(LSTMState(hidden, cell), readout, glance.alphas, glance.choice)
+        return StepOutput(LSTMState(hidden, cell), readout, attended.alphas, attended.choice)
 
-    def _look(self, memory: Memory, hidden: Float[Tensor, "batch captions hidden"]) -> Glance:
+    def _attend(self, memory: Memory, hidden: Float[Tensor, "batch captions hidden"]) -> AttentionOutput:
         energies = self.attention(memory.keys, hidden)
         if self.config.attention == "hard":
             return attend_hard(energies, memory.values, is_training=self.training)
         return attend(energies, memory.values)
 
     def logits(self, readout: Float[Tensor, "*rows readout"]) -> Float[Tensor, "*rows vocab"]:
-        """Unnormalised log-probabilities of the next word."""
         return self.output(self.dropout(readout)).float()
 
     def forward(
@@ -108,5 +106,4 @@ class LSTMDecoder(nn.Module):
         tokens: Int[Tensor, "batch captions tokens"],
         lengths: Int[Tensor, "batch captions"],
     ) -> DecoderOutput:
-        """Teacher forcing; see `captioner.decoder.teacher_forced`."""
         return teacher_forced(self, annotations, tokens, lengths)

@@ -11,7 +11,9 @@ import torch
 from captioner.checkpoint import replaced_folder
 from captioner.config import Recipe
 from captioner.data import Split
+from captioner.encoder import Encoder
 from captioner.errors import CaptionerError
+from captioner.features import weights_digest
 from captioner.vocabulary import Vocabulary
 
 _STATE_FILE = "training_state.pt"
@@ -47,9 +49,11 @@ class Progress:
         return self.sums["captions"] / self.sums["seconds"]
 
 
-def data_digest(train: Split, vocabulary: Vocabulary) -> str:
-    """What changes when the training pictures, their captions, the vocabulary or what is cached does."""
+def data_digest(train: Split, vocabulary: Vocabulary, encoder: Encoder) -> str:
+    """What changes when the training pictures, their captions, the vocabulary, what is cached or the CNN
+    that the run starts with does."""
     digest = hashlib.sha256(vocabulary.to_json())
+    digest.update(weights_digest(encoder).encode())
     digest.update(str(len(train.grids)).encode())
     for record in train.records:
         digest.update(repr((record.image_id, record.captions)).encode(errors="surrogateescape"))
@@ -98,7 +102,7 @@ def load_state(folder: Path, *, recipe: Recipe, data: str) -> dict[str, Any]:
     state = require_same_recipe(folder, recipe)
     if state["data"] != data:
         raise ResumeError(
-            f"the run in {folder.parent} was started with other training pictures or captions, or another "
-            "--cache-limit-gb; resume it with those, or start another with --out"
+            f"the run in {folder.parent} was started with other training pictures or captions, other first "
+            "weights or another --cache-limit-gb; resume it with those, or start another with --out"
         )
     return state

@@ -66,7 +66,7 @@ def advantages(rewards: Float[Tensor, "batch captions"]) -> Float[Tensor, "batch
 
     A baseline of the samples themselves (Mnih and Rezende 2016; Luo 2020, "A Better Variant of
     Self-Critical Sequence Training") in place of the greedy caption's reward of Rennie et al. 2017. It
-    does not depend on the sample it is taken from, so the gradient keeps its expectation.
+    does not depend on the sample it is taken from, so it leaves the expected gradient as it is.
     """
     others = rewards.shape[1] - 1
     return rewards - (rewards.sum(dim=1, keepdim=True) - rewards) / others

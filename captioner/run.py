@@ -130,7 +130,7 @@ def _start(recipe: Recipe) -> Checkpoint | None:
     if recipe.training.start_from is None:
         return None
     if recipe.encoder.weights is not None:
-        raise TrainingError("a run that starts from a model takes its weights: leave --weights out")
+        raise TrainingError("a run that starts from a model has its weights; leave those of the backbone out")
     start = load_checkpoint(Path(recipe.training.start_from))
     sizes = replace(start.config.decoder, dropout=recipe.decoder.dropout)
     if (recipe.encoder.backbone, recipe.decoder) != (start.config.backbone, sizes):

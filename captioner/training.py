@@ -74,7 +74,7 @@ class Trainer:
         self.num_workers, self.save_minutes = num_workers, save_minutes
         self.train = self._dataset(train, preprocess, is_augmented=training.augmentation)
         self.dev = self._dataset(dev, preprocess, is_augmented=False)
-        self.digest = data_digest(train, vocabulary)
+        self.digest = data_digest(train, vocabulary, encoder)
         self.model_config = ModelConfig(
             format_version=FORMAT_VERSION,
             backbone=recipe.encoder.backbone,

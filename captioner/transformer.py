@@ -9,10 +9,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import gelu, scaled_dot_product_attention
 
+from captioner.attention import MultiheadScore, attend
 from captioner.config import DecoderConfig
 from captioner.decoder import DecoderOutput, Memory, StepOutput, teacher_forced
-
-Row = Float[Tensor, "batch captions model"]
 
 
 @dataclass(frozen=True)
@@ -45,47 +44,46 @@ class TransformerDecoder(nn.Module):
         self.annotation_norm = nn.LayerNorm(annotation_dim)
         self.embedding = nn.Embedding(vocab_size, width)
         self.layers = nn.ModuleList(
-            _Layer(width, num_heads=config.num_heads, annotation_dim=annotation_dim, dropout=config.dropout)
-            for _ in range(config.num_layers)
+            _Layer(config, annotation_dim=annotation_dim) for _ in range(config.num_layers)
         )
         self.norm = nn.LayerNorm(width)
         self.output = nn.Linear(width, vocab_size)
         self.dropout = nn.Dropout(config.dropout)
 
     def remember(self, annotations: Float[Tensor, "batch cells annotation"]) -> Memory:
-        """Normalise the annotations and project them to the keys and values of each layer."""
         annotations = self.annotation_norm(annotations)
-        projected = [layer.look.project(annotations) for layer in self._each_layer()]
+        projected = [layer.cross_attention.project(annotations) for layer in self._each_layer()]
         keys, values = (torch.stack(parts, dim=1) for parts in zip(*projected, strict=True))
         return Memory(keys, values, annotations.float().mean(dim=1))
 
     def initial_state(self, memory: Memory, num_captions: int) -> TransformerState:
-        """No words yet."""
-        batch, layers, heads, _, dim = memory.keys.shape
-        nothing = memory.keys.new_zeros(batch, num_captions, layers, heads, 0, dim)
+        heads = self.config.num_heads
+        shape = (len(memory.mean), num_captions, len(self.layers), heads, 0, self.config.hidden_dim // heads)
+        nothing = memory.keys.new_zeros(shape)
         return TransformerState(nothing, nothing)
 
     def step(
         self, tokens: Int[Tensor, "batch captions"], state: TransformerState, memory: Memory
     ) -> StepOutput[TransformerState]:
-        """Read the previous word, look at the picture, and move on by one word."""
-        row = self.dropout(self.embedding(tokens) + self._position(state.num_steps))
-        keys, values, alphas = [], [], []
+        hidden = self.dropout(self.embedding(tokens) + self._position(state.num_steps))
+        keys: list[Tensor] = []
+        values: list[Tensor] = []
+        alphas: list[Tensor] = []
         for index, layer in enumerate(self._each_layer()):
-            seen = state.keys[:, :, index], state.values[:, :, index]
-            row, new_keys, new_values, layer_alphas = layer(
-                row, seen, (memory.keys[:, index], memory.values[:, index])
-            )
-            keys.append(new_keys)
-            values.append(new_values)
-            alphas.append(layer_alphas)
+            query, key, value = layer.query_key_value(hidden)
+            keys.append(torch.cat([state.keys[:, :, index], key], dim=3))
+            values.append(torch.cat([state.values[:, :, index], value], dim=3))
+            hidden = layer.attend_to_words(hidden, query, keys[-1], values[-1])
+            hidden, used = layer.attend_to_cells(hidden, memory.keys[:, index], memory.values[:, index])
+            alphas.append(used)
+            hidden = layer.feed_forward(hidden)
         next_state = TransformerState(torch.stack(keys, dim=2), torch.stack(values, dim=2))
-        return StepOutput(next_state, self.norm(row), torch.cat(alphas, dim=2))
+        return StepOutput(next_state, self.norm(hidden), torch.cat(alphas, dim=2))
 
     def _each_layer(self) -> "Iterator[_Layer]":
         return (cast(_Layer, layer) for layer in self.layers)
 
-    def _position(self, step: int) -> Float[Tensor, " model"]:
+    def _position(self, step: int) -> Float[Tensor, " width"]:
         """Sines and cosines of the place in the caption (Vaswani et al. 2017, section 3.5)."""
         width = self.config.hidden_dim
         exponents = torch.arange(0, width, 2, device=self.output.weight.device) / width
@@ -93,7 +91,6 @@ class TransformerDecoder(nn.Module):
         return torch.cat([angles.sin(), angles.cos()])[:width]
 
     def logits(self, readout: Float[Tensor, "*rows readout"]) -> Float[Tensor, "*rows vocab"]:
-        """Unnormalised log-probabilities of the next word."""
         return self.output(readout).float()
 
     def forward(
@@ -102,65 +99,51 @@ class TransformerDecoder(nn.Module):
         tokens: Int[Tensor, "batch captions tokens"],
         lengths: Int[Tensor, "batch captions"],
     ) -> DecoderOutput:
-        """Teacher forcing; see `captioner.decoder.teacher_forced`."""
         return teacher_forced(self, annotations, tokens, lengths)
+
+
+Hidden = Float[Tensor, "batch captions width"]
+OneStep = Float[Tensor, "batch captions heads 1 dim"]
+ByHead = Float[Tensor, "batch captions heads steps dim"]
 
 
 class _Layer(nn.Module):
     """Self-attention, attention over the cells and a feed-forward net, each added to what comes in."""
 
-    def __init__(self, width: int, *, num_heads: int, annotation_dim: int, dropout: float) -> None:
+    def __init__(self, config: DecoderConfig, *, annotation_dim: int) -> None:
         super().__init__()
-        self.num_heads = num_heads
-        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(3))
-        self.words = nn.Linear(width, 3 * width)
-        self.words_out = nn.Linear(width, width)
-        self.look = _Look(width, num_heads=num_heads, annotation_dim=annotation_dim)
-        self.wide, self.narrow = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(
-        self, row: Row, seen: tuple[Tensor, Tensor], cells: tuple[Tensor, Tensor]
-    ) -> tuple[Row, Tensor, Tensor, Tensor]:
-        """The row after the layer, the words' keys and values with this one's, and the alphas."""
-        query, *new = (
-            part.unflatten(-1, (self.num_heads, 1, -1))  # (batch, captions, heads, steps, dim)
-            for part in self.words(self.norms[0](row)).chunk(3, dim=-1)
+        width, self.num_heads = config.hidden_dim, config.num_heads
+        self.self_attention_norm, self.cross_attention_norm, self.feed_forward_norm = (
+            nn.LayerNorm(width) for _ in range(3)
         )
-        keys, values = (torch.cat([old, now], dim=3) for old, now in zip(seen, new, strict=True))
+        self.self_attention_in, self.self_attention_out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.cross_attention = MultiheadScore(
+            annotation_dim=annotation_dim, hidden_dim=width, attention_dim=width, num_heads=config.num_heads
+        )
+        self.cross_attention_out = nn.Linear(width, width)
+        self.feed_forward_in, self.feed_forward_out = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def query_key_value(self, hidden: Hidden) -> tuple[OneStep, OneStep, OneStep]:
+        """Those of the word just read."""
+        parts = self.self_attention_in(self.self_attention_norm(hidden)).chunk(3, dim=-1)
+        query, key, value = (part.unflatten(-1, (self.num_heads, 1, -1)) for part in parts)
+        return query, key, value
+
+    def attend_to_words(self, hidden: Hidden, query: OneStep, keys: ByHead, values: ByHead) -> Hidden:
         attended = scaled_dot_product_attention(query, keys, values).flatten(2)
-        row = row + self.dropout(self.words_out(attended))
-        looked, alphas = self.look(self.norms[1](row), *cells)
-        row = row + self.dropout(looked)
-        return row + self.dropout(self.narrow(gelu(self.wide(self.norms[2](row))))), keys, values, alphas
+        return hidden + self.dropout(self.self_attention_out(attended))
 
-
-class _Look(nn.Module):
-    """Multi-head attention of a word over the cells, which keeps the weights that it used."""
-
-    def __init__(self, width: int, *, num_heads: int, annotation_dim: int) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.query, self.out = nn.Linear(width, width), nn.Linear(width, width)
-        self.key, self.value = nn.Linear(annotation_dim, width), nn.Linear(annotation_dim, width)
-
-    def project(
-        self, annotations: Float[Tensor, "batch cells annotation"]
-    ) -> tuple[Float[Tensor, "batch heads cells dim"], Float[Tensor, "batch heads cells dim"]]:
-        keys, values = (
-            layer(annotations).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-            for layer in (self.key, self.value)
-        )
-        return keys, values
-
-    def forward(
+    def attend_to_cells(
         self,
-        row: Row,
-        keys: Float[Tensor, "batch heads cells dim"],
-        values: Float[Tensor, "batch heads cells dim"],
-    ) -> tuple[Row, Float[Tensor, "batch captions heads cells"]]:
-        query = self.query(row).unflatten(-1, (self.num_heads, -1))
-        energies = torch.einsum("bchd,bhld->bchl", query, keys) / query.shape[-1] ** 0.5
-        alphas = energies.float().softmax(dim=-1)
-        context = torch.einsum("bchl,bhld->bchd", alphas.to(values.dtype), values)
-        return self.out(context.flatten(2)), alphas
+        hidden: Hidden,
+        keys: Float[Tensor, "batch cells keys"],
+        values: Float[Tensor, "batch cells values"],
+    ) -> tuple[Hidden, Float[Tensor, "batch captions heads cells"]]:
+        energies = self.cross_attention(keys, self.cross_attention_norm(hidden))
+        attended = attend(energies, values)
+        return hidden + self.dropout(self.cross_attention_out(attended.context)), attended.alphas
+
+    def feed_forward(self, hidden: Hidden) -> Hidden:
+        wide = gelu(self.feed_forward_in(self.feed_forward_norm(hidden)))
+        return hidden + self.dropout(self.feed_forward_out(wide))

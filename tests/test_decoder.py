@@ -1,13 +1,16 @@
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from captioner.attention import attend
+from captioner import lstm
+from captioner.attention import AttentionOutput, Choice, attend, attend_hard
 from captioner.config import DecoderConfig
 from captioner.decoder import Memory
+from captioner.loss import CaptionLoss
 from captioner.lstm import LSTMDecoder, LSTMState
 from captioner.model import AnyDecoder, make_decoder
 from captioner.vocabulary import END, START
@@ -135,27 +138,25 @@ def test_heads_give_distributions_each(any_decoder: AnyDecoder) -> None:
 
 
 @torch.no_grad()
-def test_scalar_gate_is_one_factor_and_no_gate_is_a_factor_of_one() -> None:
-    """A gate with weights that are zero and a bias of b multiplies by sigmoid(b), whatever its size."""
+@pytest.mark.parametrize("bias", [0.0, 40.0])
+def test_scalar_gate_is_one_factor_of_all_channels(bias: float) -> None:
+    """Where a vector gate has the same value for all channels, and, fully open, as no gate at all."""
     config = replace(SMALL_DECODER, gate="none")
-    open_decoder = LSTMDecoder(config=config, annotation_dim=10, vocab_size=11).eval()
-    readouts = []
-    for gate in ("none", "scalar", "vector"):
+    ungated = LSTMDecoder(config=config, annotation_dim=10, vocab_size=11).eval()
+    annotations = torch.randn(1, 9, 10)
+
+    def readout(gate: str) -> torch.Tensor:
         decoder = LSTMDecoder(config=replace(config, gate=gate), annotation_dim=10, vocab_size=11).eval()
-        decoder.load_state_dict(open_decoder.state_dict(), strict=False)
+        decoder.load_state_dict(ungated.state_dict(), strict=False)
         if gate != "none":
             assert decoder.gate.out_features == (1 if gate == "scalar" else 10)
             decoder.gate.weight.zero_()
-            decoder.gate.bias.fill_(40.0)
-        memory = decoder.remember(torch.ones(1, 9, 10).cumsum(dim=1).sin())
-        output = decoder.step(torch.tensor([[5]]), decoder.initial_state(memory, 1), memory)
-        readouts.append(output.readout)
-    assert (
-        LSTMDecoder(config=replace(config, gate="scalar"), annotation_dim=10, vocab_size=11).gate.out_features
-        == 1
-    )
-    torch.testing.assert_close(readouts[0], readouts[1])
-    torch.testing.assert_close(readouts[0], readouts[2])
+            decoder.gate.bias.fill_(bias)
+        memory = decoder.remember(annotations)
+        return decoder.step(torch.tensor([[5]]), decoder.initial_state(memory, 1), memory).readout
+
+    torch.testing.assert_close(readout("scalar"), readout("vector"))
+    assert torch.allclose(readout("scalar"), readout("none")) == (bias == 40.0)
 
 
 @torch.no_grad()
@@ -168,6 +169,52 @@ def test_plain_output_reads_the_hidden_state_alone() -> None:
     torch.testing.assert_close(decoder.logits(output.readout), decoder.output(output.state.hidden))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_parameter_of_every_decoder_learns(any_decoder: AnyDecoder, dtype: torch.dtype) -> None:
+    """Also in mixed precision: a parameter without a gradient would stop training on several GPUs."""
+    any_decoder.train()
+    annotations, tokens, lengths = ragged_batch()
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        output = any_decoder(annotations, tokens, lengths)
+        loss = CaptionLoss(label_smoothing=0.1, attention_penalty=0.1, reinforce_weight=1.0)
+        loss(output, tokens).total.backward()
+    for name, parameter in any_decoder.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+        assert parameter.grad.abs().max() > 0 or name.endswith("key.bias"), name
+
+
+def test_choices_of_hard_attention_do_not_depend_on_padding_and_batch_mates(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With the likeliest cell in the place of the drawn one, for the sake of comparison."""
+
+    def likeliest(energies: torch.Tensor, values: torch.Tensor, **_: object) -> AttentionOutput:
+        found = attend_hard(energies, values, is_training=False)
+        log_probs = energies.log_softmax(dim=-1)
+        entropy = -(log_probs.exp() * log_probs).sum(dim=-1)[..., 0]
+        return replace(found, choice=Choice((found.alphas * log_probs).sum(dim=-1)[..., 0], entropy))
+
+    monkeypatch.setattr(lstm, "attend_hard", likeliest)
+    torch.manual_seed(0)
+    config = replace(SMALL_DECODER, attention="hard")
+    decoder = LSTMDecoder(config=config, annotation_dim=10, vocab_size=11)
+    annotations, tokens, lengths = ragged_batch()
+    together = decoder(annotations, tokens, lengths).choice
+    for picture, caption in product(range(3), range(3)):
+        length = int(lengths[picture, caption])
+        for name in ("log_prob", "entropy"):
+            values = getattr(together, name)[picture, caption]
+            assert values[length:].abs().sum() == 0
+            if length:
+                alone = decoder(
+                    annotations[picture : picture + 1],
+                    tokens[picture, caption, : length + 1][None, None],
+                    lengths[picture, caption][None, None],
+                )
+                torch.testing.assert_close(values[:length], getattr(alone.choice, name)[0, 0])
+
+
 @torch.no_grad()
 def test_transformer_layer_equals_that_of_torch() -> None:
     """torch's decoder layer, over whole captions at once with a causal mask, as against ours word by word."""
@@ -177,15 +224,16 @@ def test_transformer_layer_equals_that_of_torch() -> None:
     theirs = nn.TransformerDecoderLayer(
         16, nhead=2, dim_feedforward=64, activation="gelu", batch_first=True, norm_first=True
     ).eval()
-    theirs.self_attn.in_proj_weight.copy_(ours.words.weight)
-    theirs.self_attn.in_proj_bias.copy_(ours.words.bias)
-    theirs.self_attn.out_proj.load_state_dict(ours.words_out.state_dict())
-    look = (ours.look.query, ours.look.key, ours.look.value)
-    theirs.multihead_attn.in_proj_weight.copy_(torch.cat([layer.weight for layer in look]))
-    theirs.multihead_attn.in_proj_bias.copy_(torch.cat([layer.bias for layer in look]))
-    theirs.multihead_attn.out_proj.load_state_dict(ours.look.out.state_dict())
-    theirs.linear1.load_state_dict(ours.wide.state_dict())
-    theirs.linear2.load_state_dict(ours.narrow.state_dict())
+    theirs.self_attn.in_proj_weight.copy_(ours.self_attention_in.weight)
+    theirs.self_attn.in_proj_bias.copy_(ours.self_attention_in.bias)
+    theirs.self_attn.out_proj.load_state_dict(ours.self_attention_out.state_dict())
+    score = ours.cross_attention
+    cross = (score.query, score.key, score.value)
+    theirs.multihead_attn.in_proj_weight.copy_(torch.cat([layer.weight for layer in cross]))
+    theirs.multihead_attn.in_proj_bias.copy_(torch.cat([layer.bias for layer in cross]))
+    theirs.multihead_attn.out_proj.load_state_dict(ours.cross_attention_out.state_dict())
+    theirs.linear1.load_state_dict(ours.feed_forward_in.state_dict())
+    theirs.linear2.load_state_dict(ours.feed_forward_out.state_dict())
     annotations, tokens = torch.randn(1, 9, 16), [START, 4, 5, 7, 6]
     places = torch.stack([decoder._position(step) for step in range(len(tokens))])
     words = decoder.embedding(torch.tensor([tokens])) + places
@@ -198,9 +246,12 @@ def test_transformer_layer_equals_that_of_torch() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"kind": "transformer", "attention": "hard"}, "a transformer has soft attention, not 'hard'"),
-        ({"score": "multihead", "attention": "hard"}, "has a single head"),
+        ({"kind": "transformer", "attention": "hard"}, "attention is a part of the lstm; .* not 'hard'"),
+        ({"score": "multihead", "attention": "hard"}, "hard attention has one head; score, not 'multihead'"),
         ({"score": "multihead", "num_heads": 3}, "must be a multiple of num_heads"),
+        ({"kind": "transformer", "score": "dot"}, "leave it out for a transformer, not 'dot'"),
+        ({"attention": "none", "score": "dot"}, "no attention needs no score; leave it out, not 'dot'"),
+        ({"kind": "transformer", "hidden_dim": 12}, "hidden_dim must be a multiple of num_heads"),
         ({"num_layers": 0}, "num_layers must be in"),
     ],
 )

@@ -15,8 +15,9 @@ def test_what_the_search_gives_is_what_the_decoder_gives_for_that_caption(any_de
     """Log-probability and attention of each hypothesis equal those of feeding it back (teacher forcing)."""
     decoder = any_decoder
     torch.manual_seed(2)
-    # An output that makes much of little: captions that differ.
-    decoder.output.weight.mul_(8)
+    # Less of the word before and more of the rest: captions that differ.
+    decoder.embedding.weight.mul_(0.1)
+    decoder.output.weight.mul_(12)
     annotations = torch.randn(6, 9, 10) * 3
     found = search_captions(decoder, annotations, CONFIG)
     flat = [hypothesis for hypotheses in found for hypothesis in hypotheses]

@@ -10,6 +10,7 @@ from captioner import cli
 from captioner.coco_format import CocoFormatError, CocoImage, read_results, write_results
 from captioner.evaluation import evaluate_captions
 from captioner.metrics import score_captions
+from captioner.wording import Wording
 from tests.test_datasets_coco import annotation_file
 
 REFERENCES = {
@@ -29,12 +30,31 @@ def no_meteor(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_figures_equal_hand_counts() -> None:
     evaluation = evaluate_captions(CAPTIONS, REFERENCES, train_captions=TRAIN)
     assert evaluation.num_pictures == 3
-    assert evaluation.vocabulary_size == 9  # a dog runs in the snow man on rock
-    assert evaluation.mean_length == pytest.approx((6 + 6 + 5) / 3)
-    assert evaluation.distinct_share == pytest.approx(2 / 3)
+    assert evaluation.wording.vocabulary_size == 9  # a dog runs in the snow man on rock
+    assert evaluation.wording.mean_length == pytest.approx((6 + 6 + 5) / 3)
+    assert evaluation.wording.distinct_share == pytest.approx(2 / 3)
     assert evaluation.copied_share == pytest.approx(2 / 3)
     assert evaluation.scores == score_captions(CAPTIONS, REFERENCES)
     assert "copied from train  not computed" in str(evaluate_captions(CAPTIONS, REFERENCES))
+
+
+def test_captions_that_are_broken_off_or_repeat_themselves_are_counted() -> None:
+    wording = Wording.of(
+        [
+            "A dog runs through the",
+            "a dog runs on",
+            "a dog dog runs",
+            "a man in a hat and a man in a coat",
+            "A man in a hat beside a woman in a coat.",
+            "",
+            "a dog runs",
+            "a dog sits down",
+        ]
+    )
+    assert wording.broken_off_share == pytest.approx(2 / 8)
+    assert wording.repetitive_share == pytest.approx(2 / 8)
+    with pytest.raises(ValueError, match="no captions"):
+        Wording.of([])
 
 
 @pytest.fixture

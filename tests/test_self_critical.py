@@ -114,9 +114,9 @@ def test_advantage_is_over_the_mean_of_the_other_samples() -> None:
 
 
 class Toy:
-    """A decoder of two words, all of whose captions of up to three tokens can be gone through."""
+    """A decoder of two words, all of whose captions of up to two words can be gone through."""
 
-    MAX_WORDS = 3
+    MAX_WORDS = 2
 
     def __init__(self) -> None:
         torch.manual_seed(0)
@@ -127,15 +127,11 @@ class Toy:
             self.decoder.output.weight.mul_(4)
 
     def captions(self) -> list[tuple[int, ...]]:
-        allowed = (END, 4, 5)
-        found = {
-            tokens[: tokens.index(END) + 1] if END in tokens else tokens
-            for tokens in product(allowed, repeat=self.MAX_WORDS)
-        }
-        return sorted(found)
+        """All that there are, each with its end."""
+        return [(*words, END) for length in range(3) for words in product((4, 5), repeat=length)]
 
     def forward(self, captions: Sequence[tuple[int, ...]]) -> tuple[DecoderOutput, torch.Tensor]:
-        rows = [[START, *caption] + [PAD] * (self.MAX_WORDS - len(caption)) for caption in captions]
+        rows = [[START, *caption] + [PAD] * (self.MAX_WORDS + 1 - len(caption)) for caption in captions]
         tokens = torch.tensor([rows])
         return self.decoder(self.annotations, tokens, torch.tensor([list(map(len, captions))])), tokens
 
@@ -159,6 +155,9 @@ def test_captions_are_drawn_as_often_as_their_probability_says() -> None:
     ]
     assert not set(tokens[..., 1:][tokens[..., 1:] != PAD].tolist()) & {START, UNK}
     probabilities = {caption: float(toy.probability(caption).detach()) for caption in toy.captions()}
+    for words in product((4, 5), repeat=2):  # those that are cut
+        whole = float(toy.probability((*words, END)).detach())
+        probabilities[words] = float(toy.probability(words).detach()) - whole
     assert sum(probabilities.values()) == pytest.approx(1.0, abs=1e-5)
     for caption, probability in probabilities.items():
         standard_error = (probability * (1 - probability) / num_draws) ** 0.5
@@ -168,7 +167,8 @@ def test_captions_are_drawn_as_often_as_their_probability_says() -> None:
 def test_gradient_is_that_of_the_expected_reward() -> None:
     """Summed over all captions by their probability, whatever the baseline."""
     toy = Toy()
-    captions = toy.captions()
+    captions = [caption for caption in toy.captions() if len(caption) < 3]
+    captions += list(product((4, 5), repeat=2))  # cut after two words, ended or not
     worth = {caption: float(len(caption) + 2 * caption.count(4)) for caption in captions}
     parameters = list(toy.decoder.parameters())
 
@@ -195,5 +195,6 @@ def test_samples_of_every_decoder_hold_what_a_batch_needs(any_decoder: AnyDecode
     for row, length in zip(tokens.flatten(0, 1).tolist(), lengths.flatten().tolist(), strict=True):
         assert PAD not in row[: length + 1]
         assert set(row[length + 1 :]) <= {PAD}
-        assert row[length] == END or length == 6
+        assert row[length] == END or length == 6  # and more words than that there are not
+        assert length <= 7
         assert END not in row[1:length]

@@ -122,7 +122,7 @@ def test_run_goes_on_from_a_model_to_the_metric(run: Run, root: Path, tmp_path: 
     ("flags", "message"),
     [
         (("--decoder", "transformer"), "has another backbone or decoder than"),
-        (("--weights", "w.safetensors"), "leave --weights out"),
+        (("--weights", "w.safetensors"), "leave those of the backbone out"),
         (("--self-critical-from-epoch", "9"), "self_critical_from_epoch must be within epochs"),
     ],
 )

@@ -19,7 +19,7 @@ from captioner.encoder import Encoder
 from captioner.learner import Learner, TrainingError, make_accelerator
 from captioner.metrics import Scores
 from captioner.records import CaptionedImage
-from captioner.resume import ResumeError
+from captioner.resume import ResumeError, data_digest
 from captioner.run_log import LogError, RunLog
 from captioner.training import Trainer
 from captioner.validation import settle_decoding, validate
@@ -130,6 +130,20 @@ def test_self_critical_training_raises_the_reward_of_what_is_sampled(
     assert np.mean(rewards[-5:]) > 1.3 * rewards[6]
 
 
+def test_baseline_of_hard_attention_is_the_papers_moving_average(
+    make_trainer: Callable[..., Trainer], tmp_path: Path
+) -> None:
+    recipe = shorter(1)
+    trainer = make_trainer(tmp_path, replace(recipe, decoder=replace(recipe.decoder, attention="hard")))
+    expected = 0.0
+    for number in range(2):
+        parts = list(load_batches(trainer.train, [[(0, 1), (0, 4 + number)]], num_workers=0))
+        values = trainer.learner.step(parts, number)
+        log_likelihood = -values["cross_entropy"] * int(parts[0].lengths.sum()) / 2
+        expected = 0.9 * expected + 0.1 * log_likelihood
+    assert trainer.learner.baseline == pytest.approx(expected, rel=1e-5)
+
+
 def test_samples_are_of_the_pictures_whose_gradient_is_taken(
     make_trainer: Callable[..., Trainer], tmp_path: Path
 ) -> None:
@@ -229,7 +243,11 @@ def test_resuming_with_another_recipe_or_other_data_is_refused_with_the_differen
     with pytest.raises(ResumeError, match="nothing was saved yet"):
         make_trainer(tmp_path / "elsewhere", shorter(1)).resume()
     trainer = make_trainer(tmp_path, shorter(1))
-    trainer.digest = "of other captions"
+    with torch.no_grad():
+        next(trainer.learner.raw_model.encoder.parameters()).add_(1.0)
+    other = data_digest(trainer.train.split, trainer.vocabulary, trainer.learner.raw_model.encoder)
+    assert other != trainer.digest
+    trainer.digest = other
     with pytest.raises(ResumeError, match="other training pictures or captions"):
         trainer.resume()
 
@@ -359,10 +377,14 @@ def script_dev_ciders(monkeypatch: pytest.MonkeyPatch, values: list[float]) -> N
     monkeypatch.setattr("captioner.training.validate", scripted)
 
 
+@pytest.mark.parametrize(
+    ("attention", "changes"), [("soft", {}), ("hard", {}), ("soft", {"self_critical_from_epoch": 1})]
+)
 def test_loss_that_is_not_finite_stops_with_the_step_and_the_pictures(
-    make_trainer: Callable[..., Trainer], tmp_path: Path
+    make_trainer: Callable[..., Trainer], tmp_path: Path, attention: str, changes: dict[str, int]
 ) -> None:
-    trainer = make_trainer(tmp_path)
+    recipe = shorter(2, **changes)
+    trainer = make_trainer(tmp_path, replace(recipe, decoder=replace(recipe.decoder, attention=attention)))
     split = trainer.train.split
     trainer.train.split = replace(split, grids=np.full_like(split.grids, np.nan))
     with pytest.raises(TrainingError, match=r"the loss is nan at step 0 on \S+\d\.png, \S+, \S+, \S+; lower"):
