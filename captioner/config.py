@@ -311,7 +311,7 @@ class Recipe:
             settings["training"]["start_from"] = "/".join(Path(self.training.start_from).parts[-2:])
         return settings
 
-    def changed(self, changes: Mapping[str, Mapping[str, Any]]) -> "Recipe":
+    def changed(self, changes: Mapping[str, Any]) -> "Recipe":
         """The recipe with some settings replaced, named by part: {"training": {"epochs": 3}}.
 
         Raises:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import fields, replace
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any, cast
 
@@ -18,7 +18,7 @@ from captioner.config import Recipe
 from captioner.data import CaptionBatch
 from captioner.decoding import sample_captions
 from captioner.errors import CaptionerError
-from captioner.loss import BatchSize, CaptionLoss, LossTerms, SelfCriticalLoss
+from captioner.loss import BatchSize, CaptionLoss, SelfCriticalLoss
 from captioner.model import CaptioningModel
 from captioner.optimisation import Cycles, OneCycle, make_optimizer, moving_average, set_learning_rates
 from captioner.randomness import derived_seed
@@ -27,6 +27,9 @@ from captioner.reward import Reward, advantages
 
 _BASELINE_DECAY = 0.9  # Xu et al. 2015, section 4.1
 _LONGEST_WAIT = timedelta(hours=12)  # of other processes, while the first computes a cache
+
+
+Rewards = Float[Tensor, "_ captions"]
 
 
 class TrainingError(CaptionerError):
@@ -94,6 +97,7 @@ class Learner:
             reinforce_weight=training.reinforce_weight,
             attention_entropy_weight=training.attention_entropy_weight,
         )
+        self.max_words = recipe.decoding.max_words  # of a sampled caption
         self.baseline = 0.0  # of hard attention: a moving average of log p(y)
         self.self_critical_loss = SelfCriticalLoss(attention_penalty=training.attention_penalty)
         last_step = training.epochs * steps_an_epoch
@@ -153,53 +157,54 @@ class Learner:
         torch.manual_seed(derived_seed(self.training.seed, number, accelerator.process_index))
         set_learning_rates(self.optimizer, list(self.rates.values()), number)
         batches = [part.to(accelerator.device) for part in parts]
-        rewards = None
+        rewards: list[Rewards | None] = [None] * len(batches)
         if number >= self.first_self_critical_step:
             batches, rewards = self._sampled(batches)
-        counts = torch.stack(
-            [torch.stack([batch.lengths.sum(), (batch.lengths > 0).sum()]) for batch in batches]
-        ).sum(dim=0)
-        words, captions = accelerator.reduce(counts, "sum")
-        size = BatchSize(words, captions)
-        losses = torch.zeros(len(fields(LossTerms)), device=accelerator.device)
-        for place, batch in enumerate(batches):
+        size = self._size(batches)
+        sums: dict[str, Tensor] = {}
+        for place, (batch, reward) in enumerate(zip(batches, rewards, strict=True)):
             with nullcontext() if place == len(batches) - 1 else accelerator.no_sync(self.model):
-                output = self.model(batch)
-                if rewards is None:
-                    terms = self.loss(output, batch.tokens, size=size, baseline=self.baseline)
-                else:
-                    terms = self.self_critical_loss(
-                        output, batch.tokens, advantages=advantages(rewards[place]), size=size
-                    )
+                terms = self._terms(batch, reward, size)
                 # Gradients are averaged over the processes, so each counts as many times as there are.
-                accelerator.backward(terms.total * accelerator.num_processes)
-                losses += torch.stack([value.detach() for value in vars(terms).values()])
-        values = dict(zip(vars(terms), accelerator.reduce(losses, "sum").tolist(), strict=True))
-        if rewards is not None:
-            total = torch.stack([reward.sum() for reward in rewards]).sum()
-            values["reward"] = float(accelerator.reduce(total, "sum") / captions)
+                accelerator.backward(terms["total"] * accelerator.num_processes)
+                for name, value in terms.items():
+                    sums[name] = sums.get(name, 0.0) + value.detach()
+        added = accelerator.reduce(torch.stack(list(sums.values())), "sum")
+        values = dict(zip(sums, added.tolist(), strict=True))
         if not math.isfinite(values["total"]):
             pictures = gather_object([file for part in parts for file in part.files])
             raise TrainingError(
                 f"the loss is {values['total']} at step {number} on {', '.join(pictures)}; "
-                "lower --learning-rate, or look at these pictures and captions"
+                "lower the learning rate, or look at these pictures and captions"
             )
         norm = float(accelerator.clip_grad_norm_(self.model.parameters(), self.training.gradient_clip))
         if not (math.isfinite(norm) or accelerator.scaler):  # a scaler passes such steps over itself
-            raise TrainingError(f"the gradient is {norm} at step {number}; lower --learning-rate")
+            raise TrainingError(f"the gradient is {norm} at step {number}; lower the learning rate")
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.averaged.update_parameters(self.raw_model)
-        log_likelihood = -values["cross_entropy"] * float(words / captions)
+        log_likelihood = -values["cross_entropy"] * float(size.words / size.captions)
         self.baseline = _BASELINE_DECAY * self.baseline + (1 - _BASELINE_DECAY) * log_likelihood
-        return {**values, "gradient_norm": norm, "captions": int(captions)}
+        return {**values, "gradient_norm": norm, "captions": int(size.captions)}
 
-    def _sampled(
-        self, batches: Sequence[CaptionBatch]
-    ) -> tuple[list[CaptionBatch], list[Float[Tensor, "_ captions"]]]:
+    def _size(self, batches: Sequence[CaptionBatch]) -> BatchSize:
+        """That of the whole step, over all parts and processes."""
+        counts = [torch.stack([batch.lengths.sum(), (batch.lengths > 0).sum()]) for batch in batches]
+        words, captions = self.accelerator.reduce(torch.stack(counts).sum(dim=0), "sum")
+        return BatchSize(words, captions)
+
+    def _terms(self, batch: CaptionBatch, rewards: "Rewards | None", size: BatchSize) -> dict[str, Tensor]:
+        """The terms of the loss by name, those that the recipe has; with rewards, their mean too."""
+        output = self.model(batch)
+        if rewards is None:
+            return self.loss(output, batch.tokens, size=size, baseline=self.baseline).named()
+        terms = self.self_critical_loss(output, batch.tokens, advantages=advantages(rewards), size=size)
+        return {**terms.named(), "reward": rewards.sum() / size.captions}
+
+    def _sampled(self, batches: Sequence[CaptionBatch]) -> "tuple[list[CaptionBatch], list[Rewards | None]]":
         """The same pictures with captions that the model draws, and what these are worth.
 
-        They are drawn without dropout, from what would caption; the gradient is then taken with it.
+        They are drawn without dropout, as a user's captions are; the gradient is then taken with it.
         """
         if self.reward is None:
             raise ValueError("self-critical training needs a reward")
@@ -213,7 +218,7 @@ class Learner:
                     model.decoder,
                     annotations,
                     num_captions=self.training.self_critical_samples,
-                    max_words=self.training.max_caption_words,
+                    max_words=self.max_words,
                 )
             encoded = batch.encoded(annotations) if is_frozen else batch
             sampled.append(replace(encoded, tokens=tokens, lengths=lengths))

@@ -7,18 +7,23 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from captioner.attention import Choice
 from captioner.decoder import DecoderOutput
 from captioner.decoding import without_banned
 
 
 @dataclass(frozen=True)
 class LossTerms:
-    """The terms of the loss, each a scalar; `total` is what is differentiated."""
+    """The terms of the loss, each a scalar; `total` is what is differentiated. `hard_attention` is there for
+    hard attention alone."""
 
     total: Float[Tensor, ""]
     cross_entropy: Float[Tensor, ""]
     attention_penalty: Float[Tensor, ""]
-    hard_attention: Float[Tensor, ""]
+    hard_attention: Float[Tensor, ""] | None = None
+
+    def named(self) -> dict[str, Tensor]:
+        return {name: value for name, value in vars(self).items() if value is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,26 +67,34 @@ class CaptionLoss:
         )
         negative_log_likelihood = cross_entropy(output.logits.detach(), targets, reduction="none")
         penalty = attention_penalty(output) / size.captions
-        hard_attention = self._hard_attention(output, negative_log_likelihood, baseline) / size.words
+        total = smoothed / size.words + self.attention_penalty * penalty
+        hard_attention = None
+        if output.choice is not None:
+            hard_attention = self._hard_attention(
+                output.choice, output.is_word, negative_log_likelihood, baseline
+            )
+            hard_attention = hard_attention / size.words
+            total = total + hard_attention
         return LossTerms(
-            total=smoothed / size.words + self.attention_penalty * penalty + hard_attention,
+            total=total,
             cross_entropy=negative_log_likelihood.sum() / size.words,
             attention_penalty=penalty,
             hard_attention=hard_attention,
         )
 
     def _hard_attention(
-        self, output: DecoderOutput, negative_log_likelihood: Float[Tensor, " words"], baseline: float
+        self,
+        choice: Choice,
+        is_word: Bool[Tensor, "batch captions steps"],
+        negative_log_likelihood: Float[Tensor, " words"],
+        baseline: float,
     ) -> Float[Tensor, ""]:
-        """The two terms of eq. 12 that teach where to look, summed over captions; zero for soft attention."""
-        if output.choice is None:
-            return output.alphas.new_zeros(())
-        by_step = torch.zeros_like(output.choice.log_prob)
-        by_step[output.is_word] = -negative_log_likelihood
+        """The two terms of eq. 12 that teach where to look, summed over captions."""
+        by_step = torch.zeros_like(choice.log_prob)
+        by_step[is_word] = -negative_log_likelihood
         gain = by_step.sum(dim=2) - baseline
-        reinforced = (gain * output.choice.log_prob.sum(dim=2)).sum()
-        entropy = output.choice.entropy.sum()
-        return -self.reinforce_weight * reinforced - self.attention_entropy_weight * entropy
+        reinforced = (gain * choice.log_prob.sum(dim=2)).sum()
+        return -self.reinforce_weight * reinforced - self.attention_entropy_weight * choice.entropy.sum()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +130,6 @@ class SelfCriticalLoss:
             total=(weights * negative_log_likelihood).sum() / size.words + self.attention_penalty * penalty,
             cross_entropy=negative_log_likelihood.detach().sum() / size.words,
             attention_penalty=penalty,
-            hard_attention=torch.zeros_like(penalty),
         )
 
 

@@ -108,7 +108,7 @@ def test_terms_of_parts_add_up_to_those_of_the_whole(kind: str) -> None:
             whole = terms
         else:
             parts.append(terms)
-    for name, value in vars(whole).items():
+    for name, value in whole.named().items():
         assert float(value) == pytest.approx(sum(float(getattr(part, name)) for part in parts), abs=1e-6), (
             name
         )

@@ -162,6 +162,27 @@ def test_vocabulary_is_of_the_training_captions_alone(run: Run, tmp_path: Path) 
     assert set(vocabulary.words[4:]) == words
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"training": 3}', "training must be an object with settings"),
+        ('{"training": {"start_from": 5}}', "Expected `str | null`, got `int`"),
+        ("[]", "a recipe is an object with parts"),
+        ("{", "recipe.json: "),
+        (
+            '{"decoder": {"attention": "hard"}, "training": {"self_critical_from_epoch": 1}}',
+            "leave self_critical",
+        ),
+    ],
+)
+def test_recipe_that_is_none_is_told_in_one_line(run: Run, tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "recipe.json").write_text(text)
+    error = run("flickr8k")
+    assert isinstance(error, str)
+    assert message in error
+    assert "\n" not in error
+
+
 def test_recipe_that_was_resolved_is_kept_and_makes_the_same_run(run: Run, tmp_path: Path) -> None:
     assert run("flickr8k", "--epochs", "1", "--learning-rate", "0.002") is None
     path = tmp_path / "run" / "recipe.json"
