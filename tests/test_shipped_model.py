@@ -15,8 +15,8 @@ def test_folder_holds_these_files_and_no_other() -> None:
     assert sorted(path.name for path in SHIPPED_MODEL.iterdir()) == sorted([*FILES, CARD.name])
 
 
-def test_weights_are_in_half_precision_and_take_at_most_40_mb() -> None:
-    assert sum(path.stat().st_size for path in SHIPPED_MODEL.iterdir()) <= 40e6
+def test_weights_are_in_half_precision_and_take_at_most_60_mb() -> None:
+    assert sum(path.stat().st_size for path in SHIPPED_MODEL.iterdir()) <= 60e6
     with safe_open(SHIPPED_MODEL / "model.safetensors", framework="np") as weights:
         kinds = {weights.get_slice(name).get_dtype() for name in weights.keys()}  # noqa: SIM118
     assert kinds <= {"F16", "I64"}
@@ -30,6 +30,6 @@ def test_card_and_readme_state_the_scores_that_were_measured() -> None:
         assert row in page.read_text(), page
 
 
-def test_model_scores_above_the_yardstick_of_its_kind() -> None:
-    """54 CIDEr on dev is what a frozen CNN with a plain soft attention decoder reached in a first probe."""
-    assert json.loads((SHIPPED_MODEL / "metrics.json").read_text())["dev"]["cider"] > 54
+def test_model_scores_above_the_best_published_of_its_kind() -> None:
+    """CIDEr 58.9 of adaptive attention on a fine-tuned ResNet-152, though that is of the test split."""
+    assert json.loads((SHIPPED_MODEL / "metrics.json").read_text())["dev"]["cider"] > 58.9
