@@ -172,7 +172,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         _require(
             1 <= self.format_version <= FORMAT_VERSION,
-            f"this captioner reads model folders up to format {FORMAT_VERSION}; update captioner",
+            f"update captioner: this one reads model folders of formats 1 to {FORMAT_VERSION}",
             self.format_version,
         )
         _require(

@@ -122,7 +122,7 @@ def test_folders_that_are_no_sound_model_say_why(checkpoint: Checkpoint, tmp_pat
         load_checkpoint(folder)
 
     change_config(folder, format_version=999)
-    with pytest.raises(CheckpointError, match="reads model folders of format 1"):
+    with pytest.raises(CheckpointError, match="reads model folders of formats 1 to 2, not 999"):
         load_checkpoint(folder)
 
 
