@@ -88,6 +88,21 @@ def test_crash_between_the_two_renames_is_undone(tmp_path: Path) -> None:
     assert (tmp_path / "last" / "state").read_text() == "good"
 
 
+def test_folder_of_the_first_format_is_the_decoder_that_it_was(
+    checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    """Before decoders had parts to choose from."""
+    folder = tmp_path / "model"
+    save_checkpoint(folder, checkpoint)
+    config = json.loads((folder / "config.json").read_text())
+    for name in ("kind", "attention", "score", "gate", "output", "num_heads", "num_layers"):
+        del config["decoder"][name]
+    (folder / "config.json").write_text(json.dumps({**config, "format_version": 1}))
+    decoder = load_checkpoint(folder).config.decoder
+    assert (decoder.kind, decoder.attention, decoder.score) == ("lstm", "soft", "additive")
+    assert (decoder.gate, decoder.output) == ("vector", "deep")
+
+
 def test_weights_that_half_precision_cannot_hold_are_refused(checkpoint: Checkpoint, tmp_path: Path) -> None:
     with torch.no_grad():
         checkpoint.model.decoder.output.bias[0] = 1e6
