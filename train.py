@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, get_args
 import tyro
 
 from captioner.cli_train import ARGUMENTS_FILE, Changes, RunOptions
-from captioner.config import PRESETS
 from captioner.errors import CaptionerError
 from captioner.flags import DATASET_PARSING, one_of
+from captioner.recipe import PRESETS
 from captioner.records import CaptionedImage, RecordReader, SplitName
 from datasets.registry import DATASETS
 

@@ -20,10 +20,11 @@ import tyro
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from captioner.cli_train import RunOptions
-from captioner.config import PRESETS, DecodingConfig, Recipe
+from captioner.config import DecodingConfig
 from captioner.errors import CaptionerError, UsageError, first_of
 from captioner.evaluation import caption_records, evaluate_captions
 from captioner.inference import Captioner
+from captioner.recipe import PRESETS, Recipe
 from captioner.records import CaptionedImage
 from captioner.run import prepare_training
 from datasets.flickr import Flickr8k

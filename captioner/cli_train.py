@@ -5,9 +5,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from captioner.config import Attention, DecoderKind, EncoderConfig, Recipe, ScoreName
+from captioner.config import Attention, DecoderKind, ScoreName
 from captioner.errors import CaptionerError
 from captioner.flags import hint
+from captioner.recipe import EncoderConfig, Recipe
 
 ARGUMENTS_FILE = "arguments.json"
 """In a run's folder: what the command was started with, by which `--resume FOLDER` goes on."""

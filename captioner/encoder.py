@@ -17,8 +17,9 @@ from timm.data import resolve_data_config
 from timm.models import group_parameters
 from torch import Tensor, nn
 
-from captioner.config import EncoderConfig, GridConfig, PreprocessConfig
+from captioner.config import GridConfig, PreprocessConfig
 from captioner.errors import CaptionerError
+from captioner.recipe import EncoderConfig
 
 
 class EncoderError(CaptionerError):

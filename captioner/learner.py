@@ -14,7 +14,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from captioner.config import Recipe
 from captioner.data import CaptionBatch
 from captioner.decoding import sample_captions
 from captioner.errors import CaptionerError
@@ -22,6 +21,7 @@ from captioner.loss import BatchSize, CaptionLoss, SelfCriticalLoss
 from captioner.model import CaptioningModel
 from captioner.optimisation import Cycles, OneCycle, make_optimizer, moving_average, set_learning_rates
 from captioner.randomness import derived_seed
+from captioner.recipe import Recipe
 from captioner.resume import Progress
 from captioner.reward import Reward, advantages
 

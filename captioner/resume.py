@@ -9,11 +9,11 @@ from typing import Any
 import torch
 
 from captioner.checkpoint import replaced_folder
-from captioner.config import Recipe
 from captioner.data import Split
 from captioner.encoder import Encoder
 from captioner.errors import CaptionerError
 from captioner.features import weights_digest
+from captioner.recipe import Recipe
 from captioner.vocabulary import Vocabulary
 
 _STATE_FILE = "training_state.pt"

@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from captioner.augmentation import Augmentation
 from captioner.checkpoint import Checkpoint, save_checkpoint
-from captioner.config import FORMAT_VERSION, GridConfig, ModelConfig, PreprocessConfig, Recipe
+from captioner.config import FORMAT_VERSION, GridConfig, ModelConfig, PreprocessConfig
 from captioner.data import CaptionDataset, Split, load_batches
 from captioner.dealing import Key, epoch_batches
 from captioner.encoder import Encoder
@@ -37,6 +37,7 @@ from captioner.learner import Learner, full_memory_told
 from captioner.loss import LossTerms
 from captioner.metrics import Scores
 from captioner.model import CaptioningModel, make_decoder
+from captioner.recipe import Recipe
 from captioner.resume import Progress, data_digest, load_state, save_state
 from captioner.reward import Reward
 from captioner.run_log import RunLog

@@ -14,4 +14,4 @@ DATASETS: dict[str, type[RecordReader]] = {
     "coco-karpathy": CocoKarpathy,
     "own": Own,
 }
-"""The reader of each; `captioner.config.PRESETS` has a training recipe for each of these names."""
+"""The reader of each; `captioner.recipe.PRESETS` has a training recipe for each of these names."""

@@ -12,7 +12,6 @@ from captioner.config import (
     FORMAT_VERSION,
     DecoderConfig,
     DecodingConfig,
-    EncoderConfig,
     GridConfig,
     ModelConfig,
     PreprocessConfig,
@@ -21,6 +20,7 @@ from captioner.encoder import Encoder
 from captioner.inference import Captioner
 from captioner.lstm import LSTMDecoder
 from captioner.model import AnyDecoder, CaptioningModel, make_decoder
+from captioner.recipe import EncoderConfig
 from captioner.vocabulary import END, SPECIAL_TOKENS, Vocabulary
 
 ROOT = Path(__file__).parent.parent

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from captioner.config import DecoderConfig, DecodingConfig, EncoderConfig, Recipe, TrainingConfig
+from captioner.config import DecoderConfig, DecodingConfig
 from captioner.data import Split
 from captioner.encoder import Encoder
 from captioner.learner import make_accelerator
+from captioner.recipe import EncoderConfig, Recipe, TrainingConfig
 from captioner.records import CaptionedImage
 from captioner.training import Trainer
 from captioner.vocabulary import Vocabulary

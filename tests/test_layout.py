@@ -7,7 +7,7 @@ from importlib.metadata import entry_points
 
 import pytest
 
-from captioner.config import PRESETS
+from captioner.recipe import PRESETS
 from datasets.registry import DATASETS
 from tests.conftest import ROOT
 

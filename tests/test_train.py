@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 
 import train
 from captioner import cli
-from captioner.config import PRESETS
 from captioner.encoder import Encoder
+from captioner.recipe import PRESETS
 from captioner.vocabulary import Vocabulary
 from tests.conftest import ROOT, TINY_CNN, TINY_SIZE_PX, noise_picture
 

@@ -13,11 +13,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.utils.tensorboard import SummaryWriter
 
 from captioner.checkpoint import Checkpoint, CheckpointError, load_checkpoint
-from captioner.config import DecoderConfig, DecodingConfig, EncoderConfig, Recipe, TrainingConfig
+from captioner.config import DecoderConfig, DecodingConfig
 from captioner.data import Split, load_batches
 from captioner.encoder import Encoder
 from captioner.learner import Learner, TrainingError, make_accelerator
 from captioner.metrics import Scores
+from captioner.recipe import EncoderConfig, Recipe, TrainingConfig
 from captioner.records import CaptionedImage
 from captioner.resume import ResumeError, data_digest
 from captioner.run_log import LogError, RunLog
