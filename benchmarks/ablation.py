@@ -124,24 +124,21 @@ def main(
         raise UsageError(f"there is no group {first_of(sorted(unknown))}; see --help")
     dataset = Flickr8k(root=root)
     train, dev = dataset.read(["train"]), dataset.read(["dev"])
+    done: dict[str, dict[str, Any]] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     for row in ROWS:
-        done, recipe = _done(), row.recipe(weights)
+        recipe = row.recipe(weights)
         is_done = row.key in done and done[row.key]["recipe"] == recipe.described()
         if is_done or (only and row.group not in only):
             continue
         _logger.info("=== %s", row.key)
         folder = runs / _folder(recipe, row.seed)
         best, history = _trained(recipe, folder, train, dev, cache_dir)
-        result = _measured(row, recipe, best, history, train, dev)
+        done[row.key] = _measured(row, recipe, best, history, train, dev)
         RESULTS.parent.mkdir(parents=True, exist_ok=True)
         aside = RESULTS.with_suffix(".new")
-        aside.write_text(json.dumps({**done, row.key: result}, indent=1) + "\n")
+        aside.write_text(json.dumps(done, indent=1) + "\n")
         aside.replace(RESULTS)
-        write_table(_done(), PAGE)
-
-
-def _done() -> dict[str, dict[str, Any]]:
-    return json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+        write_table(done, PAGE)
 
 
 def _folder(recipe: Recipe, seed: int) -> str:

@@ -93,7 +93,7 @@ class Decoder(Protocol[State]):
 
 
 def teacher_forced(
-    decoder: Decoder[State],
+    decoder: Decoder[Any],
     annotations: Float[Tensor, "batch cells annotation"],
     tokens: Int[Tensor, "batch captions tokens"],
     lengths: Int[Tensor, "batch captions"],

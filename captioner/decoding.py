@@ -89,6 +89,5 @@ def sample_captions(
 
 def without_banned(logits: Float[Tensor, "*rows vocab"]) -> Float[Tensor, "*rows vocab"]:
     """Logits that leave no probability to the tokens that no caption may hold."""
-    banned = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
-    banned[list(BANNED_TOKENS)] = True
-    return logits.masked_fill(banned, -torch.inf)
+    banned = torch.tensor(BANNED_TOKENS, device=logits.device)
+    return logits.index_fill(-1, banned, -torch.inf)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from captioner.attention import AttentionOutput, attend, attend_hard, make_score
 from captioner.config import DecoderConfig
-from captioner.decoder import DecoderOutput, Memory, StepOutput, teacher_forced
+from captioner.decoder import Memory, StepOutput
 
 
 @dataclass(frozen=True)
@@ -99,11 +99,3 @@ class LSTMDecoder(nn.Module):
 
     def logits(self, readout: Float[Tensor, "*rows readout"]) -> Float[Tensor, "*rows vocab"]:
         return self.output(self.dropout(readout)).float()
-
-    def forward(
-        self,
-        annotations: Float[Tensor, "batch cells annotation"],
-        tokens: Int[Tensor, "batch captions tokens"],
-        lengths: Int[Tensor, "batch captions"],
-    ) -> DecoderOutput:
-        return teacher_forced(self, annotations, tokens, lengths)

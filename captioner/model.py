@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from captioner.config import DecoderConfig, ModelConfig
 from captioner.data import CaptionBatch
-from captioner.decoder import DecoderOutput
+from captioner.decoder import DecoderOutput, teacher_forced
 from captioner.encoder import Encoder
 from captioner.lstm import LSTMDecoder
 from captioner.transformer import TransformerDecoder
@@ -39,7 +39,7 @@ class CaptioningModel(nn.Module):
 
     def forward(self, batch: CaptionBatch) -> DecoderOutput:
         """Teacher forcing: predict each word of the batch's captions from those before it."""
-        return self.decoder(self.annotations(batch), batch.tokens, batch.lengths)
+        return teacher_forced(self.decoder, self.annotations(batch), batch.tokens, batch.lengths)
 
 
 def make_decoder(config: DecoderConfig, *, annotation_dim: int, vocab_size: int) -> AnyDecoder:

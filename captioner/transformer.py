@@ -11,7 +11,7 @@ from torch.nn.functional import gelu, scaled_dot_product_attention
 
 from captioner.attention import MultiheadScore, attend
 from captioner.config import DecoderConfig
-from captioner.decoder import DecoderOutput, Memory, StepOutput, teacher_forced
+from captioner.decoder import Memory, StepOutput
 
 
 @dataclass(frozen=True)
@@ -92,14 +92,6 @@ class TransformerDecoder(nn.Module):
 
     def logits(self, readout: Float[Tensor, "*rows readout"]) -> Float[Tensor, "*rows vocab"]:
         return self.output(readout).float()
-
-    def forward(
-        self,
-        annotations: Float[Tensor, "batch cells annotation"],
-        tokens: Int[Tensor, "batch captions tokens"],
-        lengths: Int[Tensor, "batch captions"],
-    ) -> DecoderOutput:
-        return teacher_forced(self, annotations, tokens, lengths)
 
 
 Hidden = Float[Tensor, "batch captions width"]

@@ -11,6 +11,7 @@ import torch
 from captioner import lstm
 from captioner.attention import AttentionOutput, Choice, Score, attend, attend_hard, make_score
 from captioner.config import DecoderConfig
+from captioner.decoder import teacher_forced
 from captioner.loss import CaptionLoss
 from captioner.lstm import LSTMDecoder
 from captioner.vocabulary import END, START
@@ -149,7 +150,7 @@ class Toy:
         """Loss and log p(y) with the outputs that a function gives, b = -1."""
         monkeypatch.setattr(lstm, "attend_hard", attend_by)
         tokens = torch.tensor([START, 5, END]).expand(1, num_captions, 3)
-        output = self.decoder(self.annotations, tokens, torch.full((1, num_captions), 2))
+        output = teacher_forced(self.decoder, self.annotations, tokens, torch.full((1, num_captions), 2))
         loss = CaptionLoss(label_smoothing=0.0, attention_penalty=0.0, reinforce_weight=1.0)
         log_prob = output.logits.log_softmax(dim=-1).gather(1, tokens[..., 1:][output.is_word][:, None])
         return loss(output, tokens, baseline=-1.0).total, log_prob.sum()

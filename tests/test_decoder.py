@@ -9,7 +9,7 @@ from torch import nn
 from captioner import lstm
 from captioner.attention import AttentionOutput, Choice, attend, attend_hard
 from captioner.config import DecoderConfig
-from captioner.decoder import Memory
+from captioner.decoder import Memory, teacher_forced
 from captioner.loss import CaptionLoss
 from captioner.lstm import LSTMDecoder, LSTMState
 from captioner.model import AnyDecoder, make_decoder
@@ -53,7 +53,7 @@ def test_forward_equals_repeated_step_whatever_the_padding_and_the_batch_mates(
 ) -> None:
     decoder = any_decoder
     annotations, tokens, lengths = ragged_batch()
-    output = decoder(annotations, tokens, lengths)
+    output = teacher_forced(decoder, annotations, tokens, lengths)
     logits = torch.zeros(*output.is_word.shape, output.logits.shape[-1])
     logits[output.is_word] = output.logits
     for picture in range(3):
@@ -71,11 +71,11 @@ def test_forward_equals_repeated_step_whatever_the_padding_and_the_batch_mates(
 def test_gradients_do_not_come_from_padding(any_decoder: AnyDecoder) -> None:
     decoder = any_decoder
     annotations, tokens, lengths = ragged_batch()
-    decoder(annotations, tokens, lengths).logits.sum().backward()
+    teacher_forced(decoder, annotations, tokens, lengths).logits.sum().backward()
     before = decoder.embedding.weight.grad.clone()
     decoder.zero_grad()
     longer = nn.functional.pad(tokens, (0, 4), value=5)
-    decoder(annotations, longer, lengths).logits.sum().backward()
+    teacher_forced(decoder, annotations, longer, lengths).logits.sum().backward()
     torch.testing.assert_close(decoder.embedding.weight.grad, before)
 
 
@@ -122,9 +122,9 @@ def test_dropout_acts_in_training_only() -> None:
     config = DecoderConfig(embedding_dim=8, hidden_dim=8, attention_dim=4, dropout=0.5)
     decoder = LSTMDecoder(config=config, annotation_dim=10, vocab_size=11)
     annotations, tokens, lengths = ragged_batch()
-    noisy = [decoder(annotations, tokens, lengths).logits for _ in range(2)]
+    noisy = [teacher_forced(decoder, annotations, tokens, lengths).logits for _ in range(2)]
     decoder.eval()
-    still = [decoder(annotations, tokens, lengths).logits for _ in range(2)]
+    still = [teacher_forced(decoder, annotations, tokens, lengths).logits for _ in range(2)]
     assert not torch.equal(*noisy)
     assert torch.equal(*still)
 
@@ -175,7 +175,7 @@ def test_every_parameter_of_every_decoder_learns(any_decoder: AnyDecoder, dtype:
     any_decoder.train()
     annotations, tokens, lengths = ragged_batch()
     with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
-        output = any_decoder(annotations, tokens, lengths)
+        output = teacher_forced(any_decoder, annotations, tokens, lengths)
         loss = CaptionLoss(label_smoothing=0.1, attention_penalty=0.1, reinforce_weight=1.0)
         loss(output, tokens).total.backward()
     for name, parameter in any_decoder.named_parameters():
@@ -200,14 +200,15 @@ def test_choices_of_hard_attention_do_not_depend_on_padding_and_batch_mates(
     config = replace(SMALL_DECODER, attention="hard")
     decoder = LSTMDecoder(config=config, annotation_dim=10, vocab_size=11)
     annotations, tokens, lengths = ragged_batch()
-    together = decoder(annotations, tokens, lengths).choice
+    together = teacher_forced(decoder, annotations, tokens, lengths).choice
     for picture, caption in product(range(3), range(3)):
         length = int(lengths[picture, caption])
         for name in ("log_prob", "entropy"):
             values = getattr(together, name)[picture, caption]
             assert values[length:].abs().sum() == 0
             if length:
-                alone = decoder(
+                alone = teacher_forced(
+                    decoder,
                     annotations[picture : picture + 1],
                     tokens[picture, caption, : length + 1][None, None],
                     lengths[picture, caption][None, None],

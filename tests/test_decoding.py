@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from captioner.config import DecodingConfig
+from captioner.decoder import teacher_forced
 from captioner.decoding import search_captions
 from captioner.model import AnyDecoder
 from captioner.vocabulary import START
@@ -26,7 +27,7 @@ def test_what_the_search_gives_is_what_the_decoder_gives_for_that_caption(any_de
         for hypothesis in hypotheses:
             fed = torch.tensor([[[START, *hypothesis.tokens]]])
             length = torch.tensor([[len(hypothesis.tokens)]])
-            output = decoder(annotations[picture : picture + 1], fed, length)
+            output = teacher_forced(decoder, annotations[picture : picture + 1], fed, length)
             log_probs = output.logits.log_softmax(dim=-1)
             expected = sum(float(log_probs[step, token]) for step, token in enumerate(hypothesis.tokens))
             assert hypothesis.log_prob == pytest.approx(expected, abs=1e-4)

@@ -13,7 +13,7 @@ from pycocoevalcap.cider.cider import Cider
 
 from captioner.cider import CiderD
 from captioner.data import CaptionBatch
-from captioner.decoder import DecoderOutput
+from captioner.decoder import DecoderOutput, teacher_forced
 from captioner.decoding import sample_captions
 from captioner.loss import SelfCriticalLoss
 from captioner.lstm import LSTMDecoder
@@ -133,7 +133,9 @@ class Toy:
     def forward(self, captions: Sequence[tuple[int, ...]]) -> tuple[DecoderOutput, torch.Tensor]:
         rows = [[START, *caption] + [PAD] * (self.MAX_WORDS + 1 - len(caption)) for caption in captions]
         tokens = torch.tensor([rows])
-        return self.decoder(self.annotations, tokens, torch.tensor([list(map(len, captions))])), tokens
+        return teacher_forced(
+            self.decoder, self.annotations, tokens, torch.tensor([list(map(len, captions))])
+        ), tokens
 
     def probability(self, caption: tuple[int, ...]) -> torch.Tensor:
         """That of a policy which never says <pad>, <start> or <unk>."""

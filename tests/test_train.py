@@ -71,22 +71,30 @@ def recipe(tmp_path: Path, encoder: Encoder) -> list[str]:
 
 
 @pytest.fixture
-def run(root: Path, tmp_path: Path, recipe: list[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+def run_as_given(monkeypatch: pytest.MonkeyPatch) -> Run:
     monkeypatch.setattr("captioner.run_log.RunLog.overlays", lambda *_: None)
 
     def run(*arguments: str) -> str | int | None:
         """The exit status: none, a number, or the line that goes to standard error."""
-        if arguments[0] == "own-arguments":
-            arguments = arguments[1:]
-        elif arguments[0] == "flickr8k":
-            places = ("--root", str(root), "--out", str(tmp_path / "run"))
-            arguments = ("flickr8k", *places, *recipe, *arguments[1:])
         monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
         try:
             train.main()
         except SystemExit as exit_:
             return exit_.code
         return None
+
+    return run
+
+
+@pytest.fixture
+def run(run_as_given: Run, root: Path, tmp_path: Path, recipe: list[str]) -> Run:
+    """As given, but that a run on Flickr8k gets the places and the recipe of these tests."""
+
+    def run(*arguments: str) -> str | int | None:
+        if arguments[0] == "flickr8k":
+            places = ("--root", str(root), "--out", str(tmp_path / "run"))
+            arguments = ("flickr8k", *places, *recipe, *arguments[1:])
+        return run_as_given(*arguments)
 
     return run
 
@@ -99,13 +107,15 @@ def evaluate(*arguments: str) -> int | str | None:
     return None
 
 
-def test_run_goes_on_from_a_model_to_the_metric(run: Run, root: Path, tmp_path: Path) -> None:
+def test_run_goes_on_from_a_model_to_the_metric(
+    run: Run, run_as_given: Run, root: Path, tmp_path: Path
+) -> None:
     """What it starts from decides the vocabulary and the decoder, whatever the data set's recipe has."""
     assert run("flickr8k", "--score", "dot") is None
     best = tmp_path / "run" / "best"
     places = ("--root", str(root), "--out", str(tmp_path / "second"), "--cache-dir", str(tmp_path / "cache"))
     flags = ("--start-from", str(best), "--self-critical-from-epoch", "1", "--epochs", "2")
-    assert run("own-arguments", "flickr8k", *places, *flags) is None
+    assert run_as_given("flickr8k", *places, *flags) is None
     recipe = json.loads((tmp_path / "second" / "recipe.json").read_text())
     assert recipe["decoder"]["score"] == "dot"
     assert recipe["encoder"]["backbone"] == TINY_CNN
@@ -127,12 +137,12 @@ def test_run_goes_on_from_a_model_to_the_metric(run: Run, root: Path, tmp_path: 
     ],
 )
 def test_start_that_does_not_fit_is_refused_in_one_line(
-    run: Run, root: Path, tmp_path: Path, flags: tuple[str, ...], message: str
+    run: Run, run_as_given: Run, root: Path, tmp_path: Path, flags: tuple[str, ...], message: str
 ) -> None:
     assert run("flickr8k") is None
     best = tmp_path / "run" / "best"
     places = ("--root", str(root), "--out", str(tmp_path / "second"), "--start-from", str(best))
-    error = run("own-arguments", "flickr8k", *places, *flags)
+    error = run_as_given("flickr8k", *places, *flags)
     assert isinstance(error, str)
     assert message in error
     assert "\n" not in error
