@@ -75,6 +75,7 @@ ROWS = (
     Row(group="attention", name="soft", seed=1),
     Row(group="attention", name="none", changes=_decoder(attention="none"), seed=1),
     Row(group="attention", name="hard", changes=_decoder(attention="hard")),
+    Row(group="look", name="after the previous word is read", changes=_decoder(look="after")),
     Row(group="decoding", name="greedy", beam_size=1),
     Row(group="decoding", name="beam 5", beam_size=5),
     Row(group="decoding", name="beam 10", beam_size=10),

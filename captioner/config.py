@@ -79,12 +79,14 @@ class DecoderConfig:
     """What the decoder is made of, and the sizes (Xu et al. 2015, section 3.1.2)."""
 
     kind: DecoderKind = "lstm"
-    """The transformer has soft multi-head attention, at num_heads and num_layers; the next four settings,
+    """The transformer has soft multi-head attention, at num_heads and num_layers; the next five settings,
     embedding_dim and attention_dim are the LSTM's."""
     attention: Attention = "soft"
     """Look at a weighted mean of the cells, at one cell drawn at random, or always at the plain mean."""
     score: ScoreName = "additive"
     """How a cell is compared with the hidden state."""
+    look: Literal["before", "after"] = "before"
+    """When the LSTM looks: before it reads the previous word (the paper), or after (Luong et al. 2015)."""
     gate: Literal["none", "scalar", "vector"] = "vector"
     """What the context is multiplied by: nothing, one number a word (the paper), or one a channel."""
     output: Literal["deep", "plain"] = "deep"
@@ -123,13 +125,25 @@ class DecoderConfig:
         require(fits, "no attention needs no score; leave it out", self.score)
         fits = self.attention != "hard" or not is_multihead
         require(fits, "hard attention has one head; score", self.score)
+        fits = self.look == "before" or self.output == "deep"
+        require(
+            fits,
+            "looking after reading needs the deep output, which reads what was seen; output",
+            self.output,
+        )
         if is_transformer or is_multihead:
             for name in ("hidden_dim", "attention_dim") if is_multihead else ("hidden_dim",):
                 value = getattr(self, name)
                 require(value % self.num_heads == 0, f"{name} must be a multiple of num_heads", value)
 
 
-_LSTM_PARTS = {"attention": "soft", "score": "additive", "gate": "vector", "output": "deep"}
+_LSTM_PARTS = {
+    "attention": "soft",
+    "score": "additive",
+    "look": "before",
+    "gate": "vector",
+    "output": "deep",
+}
 """The defaults of what a transformer does not have."""
 
 

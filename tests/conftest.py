@@ -34,6 +34,7 @@ DECODER_CHANGES: dict[str, dict[str, str]] = {
     "dot": {"score": "dot"},
     "general": {"score": "general"},
     "multihead": {"score": "multihead"},
+    "look after reading": {"look": "after"},
     "no gate": {"gate": "none"},
     "scalar gate": {"gate": "scalar"},
     "plain output": {"output": "plain"},

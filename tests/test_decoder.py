@@ -1,6 +1,6 @@
 from dataclasses import replace
 from itertools import product
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -84,7 +84,7 @@ def test_recurrence_equals_torch_lstm_cell(decoder: LSTMDecoder) -> None:
     """Our gates stand in the order input, forget, output, candidate; torch's have the last two swapped."""
     annotations = torch.randn(2, 9, 10)
     memory = decoder.remember(annotations)
-    state = LSTMState(torch.randn(2, 1, 16), torch.randn(2, 1, 16))
+    state = LSTMState(torch.randn(2, 1, 16), torch.randn(2, 1, 16), torch.zeros(2, 1, 0))
     tokens = torch.tensor([[5], [7]])
     cell = nn.LSTMCell(12 + 10, 16)
     order = torch.cat([torch.arange(32), torch.arange(48, 64), torch.arange(32, 48)])
@@ -115,6 +115,34 @@ def test_first_state_is_a_function_of_the_mean_annotation(decoder: LSTMDecoder) 
 def test_attention_moves_from_word_to_word(decoder: LSTMDecoder) -> None:
     _, alphas = step_by_step(decoder, torch.randn(9, 10) * 3, [START, 4, 5, 7])
     assert (alphas[1:] - alphas[:-1]).abs().max(dim=1).values.min() > 1e-4
+
+
+@pytest.mark.parametrize("look", ["before", "after"])
+@torch.no_grad()
+def test_only_who_looks_after_reading_looks_by_the_previous_word(look: Literal["before", "after"]) -> None:
+    torch.manual_seed(4)
+    config = replace(SMALL_DECODER, look=look)
+    decoder = make_decoder(config, annotation_dim=10, vocab_size=11).eval()
+    annotations = torch.randn(9, 10) * 3
+    _, alphas = step_by_step(decoder, annotations, [START, 4, 5])
+    _, others = step_by_step(decoder, annotations, [START, 4, 6])
+    is_same = torch.isclose(alphas, others).all(dim=1).tolist()
+    assert is_same == [True, True, look == "before"]
+
+
+@torch.no_grad()
+def test_a_word_is_read_from_what_its_own_look_saw() -> None:
+    """Change the annotations after the first step: the second word's logits change with them."""
+    for decoder in (
+        make_decoder(replace(SMALL_DECODER, look=look), annotation_dim=10, vocab_size=11).eval()
+        for look in ("before", "after")
+    ):
+        memory, other = (decoder.remember(torch.randn(1, 9, 10)) for _ in range(2))
+        state = decoder.step(torch.tensor([[START]]), decoder.initial_state(memory, 1), memory).state
+        logits = [
+            decoder.logits(decoder.step(torch.tensor([[4]]), state, seen).readout) for seen in (memory, other)
+        ]
+        assert not torch.isclose(logits[0], logits[1]).all()
 
 
 def test_dropout_acts_in_training_only() -> None:
