@@ -14,7 +14,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -92,8 +92,9 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     except (EncoderError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError(f"the files of {folder} do not fit one another: {reason}") from error
-    if grid != config.grid:
-        raise CheckpointError(f"{folder}/{CONFIG} states {config.grid}, but its backbone gives {grid}")
+    stated = replace(config.grid, field_px=None)  # that is measured on pictures
+    if grid != stated:
+        raise CheckpointError(f"{folder}/{CONFIG} states {stated}, but its backbone gives {grid}")
     return Checkpoint(model, config, vocabulary, metrics)
 
 

@@ -12,12 +12,13 @@ from typing import Literal
 Device = Literal["auto", "cpu", "cuda", "mps"]
 OutputFormat = Literal["text", "jsonl", "csv"]
 OverlayStyle = Literal["smooth", "cells"]
+FigureFormat = Literal["png", "svg", "pdf"]
 DecoderKind = Literal["lstm", "transformer"]
 Attention = Literal["soft", "hard", "none"]
 ScoreName = Literal["additive", "dot", "general", "multihead"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """Version of the checkpoint folder. It grows when an older captioner could not load the folder; folders of
 older versions can be loaded."""
 
@@ -63,15 +64,24 @@ class GridConfig:
     cols: int
     stride_px: float
     offset_px: float
+    field_px: float | None = None
+    """How far around its centre a cell sees: the deviation of its effective receptive field, measured by
+    `Encoder.field_px`. Unknown in folders of formats 1 and 2."""
 
     def __post_init__(self) -> None:
         require(1 <= self.rows <= MAX_IMAGE_SIZE_PX, "rows must be in 1..4096", self.rows)
         require(1 <= self.cols <= MAX_IMAGE_SIZE_PX, "cols must be in 1..4096", self.cols)
         require(self.stride_px > 0, "stride_px must be above 0", self.stride_px)
+        require(self.field_px is None or self.field_px > 0, "field_px must be above 0", self.field_px)
 
     @property
     def num_cells(self) -> int:
         return self.rows * self.cols
+
+    @property
+    def field_or_default_px(self) -> float:
+        """`field_px`, or where it is unknown 1.4 strides, as with EfficientNet-Lite2 at 320 pixels."""
+        return 1.4 * self.stride_px if self.field_px is None else self.field_px
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,6 +176,26 @@ class DecodingConfig:
             f"max words must be in 1..{MAX_WORDS_LIMIT}",
             self.max_words,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FigureStyle:
+    """How attention is drawn."""
+
+    overlay_style: OverlayStyle = "smooth"
+    """Smooth heat, or the raw cells of the grid."""
+    columns: int = 5
+    """Panels in a row. Five are as wide as a page's text, two or three as a column of a paper."""
+    colormap: str = "inferno"
+    """One of matplotlib's. The default is perceptually uniform, and brighter is more in grey print too."""
+    words: tuple[str, ...] = ()
+    """Draw these words only; all if none is named."""
+    dpi: int = 200
+    """Pixels an inch, of pictures; text in svg and pdf stays text."""
+
+    def __post_init__(self) -> None:
+        require(1 <= self.columns <= 100, "columns must be in 1..100", self.columns)
+        require(10 <= self.dpi <= 2400, "dpi must be in 10..2400", self.dpi)
 
 
 @dataclass(frozen=True, kw_only=True)

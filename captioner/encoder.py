@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import timm
 import torch
 from jaxtyping import Float, UInt8
@@ -157,6 +158,36 @@ class Encoder(nn.Module):
             stride_px = size_px / rows
             offset_px = (stride_px - 1) / 2
         return GridConfig(rows=rows, cols=rows, stride_px=stride_px, offset_px=offset_px)
+
+    def field_px(self, images: Float[Tensor, "batch 3 size size"], grid: GridConfig) -> float | None:
+        """How far around its centre the middle cell sees, on these pictures, in pixels of the input.
+
+        The effective receptive field (Luo et al. 2016) is what the annotation's gradient by the input
+        spans. This is half the width that holds the central 68 % of the gradient's energy, which would be
+        the deviation of a Gaussian; the mean of both axes. None where the cell sees nothing at all.
+        """
+        images = images.detach().requires_grad_()
+        middle = (grid.rows // 2) * grid.cols + grid.cols // 2
+        annotations = self(images)[:, middle]
+        generator = torch.Generator().manual_seed(0)
+        direction = torch.randn(annotations.shape, generator=generator).to(annotations.device)
+        (gradient,) = torch.autograd.grad((annotations * direction).sum(), images)
+        energy = gradient.double().square().sum(dim=(0, 1))
+        if not 0 < float(energy.sum()) < math.inf:
+            return None
+        widths = [_central_width(energy.sum(dim=axis)) for axis in (0, 1)]
+        return sum(widths) / 4
+
+
+_ONE_DEVIATION = 0.6827  # the share of a Gaussian within one deviation of its centre
+
+
+def _central_width(energy: Float[Tensor, " pixels"]) -> float:
+    """The width of the middle part of a profile that holds `_ONE_DEVIATION` of it, between pixels too."""
+    below = torch.cat([energy.new_zeros(1), energy.cumsum(0) / energy.sum()]).cpu().numpy()
+    tail = (1 - _ONE_DEVIATION) / 2
+    first, last = np.interp([tail, 1 - tail], below, np.arange(len(below)))
+    return float(last - first)
 
 
 class _StridedLayer:

@@ -223,26 +223,30 @@ def heatmap(
 ) -> Float[np.ndarray, "height width"]:
     """Project one word's attention onto the original picture, at the picture's own size.
 
-    `image_size` is (width, height) in pixels. Each pixel gets the attention of the cells whose centres
-    are near it, in units of attention per cell: with `is_smooth`, their average under a Gaussian of
-    half a cell's deviation, else that of the nearest cell alone.
+    `image_size` is (width, height) in pixels. With `is_smooth` a cell's attention is spread over what the
+    cell sees: a Gaussian around its centre, of the deviation that `grid` has, within the picture. Else
+    each pixel has the attention of the cell whose centre is the nearest. Both are in attention per cell:
+    the mean over the picture, smooth, is the mean of `alpha`.
     """
     width, height = image_size
-    vertical = _cells_to_pixels(grid.rows, grid, preprocess.size_px, height, is_smooth)
-    horizontal = _cells_to_pixels(grid.cols, grid, preprocess.size_px, width, is_smooth)
+    vertical = cells_to_pixels(grid.rows, grid, preprocess.size_px, height, is_smooth)
+    horizontal = cells_to_pixels(grid.cols, grid, preprocess.size_px, width, is_smooth)
     return vertical @ alpha @ horizontal.T
 
 
-def _cells_to_pixels(
+def cells_to_pixels(
     num_cells: int, grid: GridConfig, input_px: int, image_px: int, is_smooth: bool
 ) -> Float[np.ndarray, "pixels cells"]:
-    """Weight of each cell for each pixel along one axis; a pixel's weights sum to one."""
+    """Weight of each cell for each pixel along one axis.
+
+    Smooth, a cell's weights have the same sum for every cell, wherever it lies; else a pixel's sum to 1.
+    """
     pixels = np.arange(image_px) + 0.5
     if not is_smooth:
         inner = _borders_px(num_cells, grid, input_px, image_px)[1:-1]
         return np.eye(num_cells)[np.searchsorted(inner, pixels, side="right")]
     centres = _centres_px(num_cells, grid, input_px, image_px)
-    deviation = 0.5 * grid.stride_px * image_px / input_px
+    deviation = grid.field_or_default_px * image_px / input_px
     exponent = -0.5 * ((pixels[:, None] - centres[None, :]) / deviation) ** 2
-    weights = np.exp(exponent - exponent.max(axis=1, keepdims=True))
-    return weights / weights.sum(axis=1, keepdims=True)
+    weights = np.exp(exponent - exponent.max(axis=0))
+    return weights / weights.sum(axis=0) * (image_px / num_cells)

@@ -15,7 +15,7 @@ from captioner.checkpoint import (
     replaced_folder,
     save_checkpoint,
 )
-from captioner.config import ModelConfig
+from captioner.config import FORMAT_VERSION, ModelConfig
 from captioner.model import CaptioningModel
 from captioner.vocabulary import Vocabulary
 
@@ -137,7 +137,9 @@ def test_folders_that_are_no_sound_model_say_why(checkpoint: Checkpoint, tmp_pat
         load_checkpoint(folder)
 
     change_config(folder, format_version=999)
-    with pytest.raises(CheckpointError, match="reads model folders of formats 1 to 2, not 999"):
+    with pytest.raises(
+        CheckpointError, match=f"reads model folders of formats 1 to {FORMAT_VERSION}, not 999"
+    ):
         load_checkpoint(folder)
 
 

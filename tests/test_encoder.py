@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 
+from captioner.config import GridConfig
 from captioner.decoder import teacher_forced
 from captioner.encoder import Encoder, EncoderError
 from captioner.model import CaptioningModel
@@ -142,3 +143,32 @@ def test_last_stages_are_parameters_that_the_grid_depends_on_counted_from_its_en
 def test_more_stages_than_there_are_is_refused() -> None:
     with pytest.raises(EncoderError, match="the backbone has 6 stages, not 7; lower --finetune-stages"):
         Encoder(backbone="test_efficientnet").last_stages(7, size_px=64)
+
+
+class OneWindow(nn.Module):
+    """A CNN of one convolution that weighs the pixels of each 9 x 9 window alike."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.window = nn.Conv2d(3, 4, kernel_size=9, stride=8, padding=4, bias=False)
+        nn.init.ones_(self.window.weight)
+
+    def forward_features(self, images: torch.Tensor) -> torch.Tensor:
+        return self.window(images)
+
+
+def test_field_of_view_is_that_of_a_known_window() -> None:
+    """Each of nine pixels has a ninth of the energy; 68.27 % of nine pixels, halved."""
+    encoder = Encoder(backbone="test_efficientnet")
+    encoder.cnn, encoder.annotation_dim = OneWindow(), 4
+    grid = GridConfig(rows=8, cols=8, stride_px=8, offset_px=0)
+    assert encoder.field_px(torch.randn(2, 3, 64, 64), grid) == pytest.approx(9 * 0.6827 / 2)
+
+
+def test_cell_that_sees_nothing_has_no_field_of_view() -> None:
+    encoder = Encoder(backbone="test_efficientnet")
+    blind = OneWindow()
+    nn.init.zeros_(blind.window.weight)
+    encoder.cnn, encoder.annotation_dim = blind, 4
+    grid = GridConfig(rows=8, cols=8, stride_px=8, offset_px=0)
+    assert encoder.field_px(torch.randn(2, 3, 64, 64), grid) is None

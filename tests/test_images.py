@@ -1,5 +1,6 @@
 import io
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -214,18 +215,36 @@ def test_cells_are_centred_where_the_encoder_looks(
     assert boxes[1][2] - boxes[1][0] == pytest.approx(320)
 
 
-@pytest.mark.parametrize("is_smooth", [True, False])
-def test_uniform_attention_is_uniform_heat(
-    is_smooth: bool, even_grid: GridConfig, preprocess_config: PreprocessConfig
+def heat_of(alpha: np.ndarray, grid: GridConfig, preprocess: PreprocessConfig) -> np.ndarray:
+    return heatmap(alpha, grid=grid, preprocess=preprocess, image_size=(960, 480))
+
+
+def test_smooth_heat_is_spread_not_lost(even_grid: GridConfig, preprocess_config: PreprocessConfig) -> None:
+    """The mean over the picture is the mean over the cells, whichever cells are hot."""
+    for field_px in (4.0, 30.0, 200.0):
+        for alpha in np.random.default_rng(0).dirichlet(np.full(9, 0.2), size=5).reshape(-1, 3, 3):
+            heat = heat_of(alpha, replace(even_grid, field_px=field_px), preprocess_config)
+            assert heat.mean() == pytest.approx(1 / 9)
+
+
+def test_a_cell_s_heat_reaches_as_far_as_the_cell_sees(
+    even_grid: GridConfig, preprocess_config: PreprocessConfig
 ) -> None:
-    heat = heatmap(
-        np.full((3, 3), 1 / 9),
-        grid=even_grid,
-        preprocess=preprocess_config,
-        image_size=(50, 70),
-        is_smooth=is_smooth,
-    )
-    np.testing.assert_allclose(heat, 1 / 9)
+    """One deviation from its centre the heat is exp(-1/2) of what it is there, along both axes."""
+    alpha = np.zeros((3, 3))
+    alpha[1, 1] = 1.0
+    heat = heat_of(alpha, replace(even_grid, field_px=9.6), preprocess_config)  # 96 by 48 pixels
+    centre, right, below = heat[240, 480], heat[240, 480 + 96], heat[240 + 48, 480]
+    assert right / centre == pytest.approx(np.exp(-0.5), rel=0.02)
+    assert below / centre == pytest.approx(np.exp(-0.5), rel=0.02)
+
+
+def test_uniform_attention_is_uniform_heat_where_the_border_is_far(
+    preprocess_config: PreprocessConfig,
+) -> None:
+    grid = GridConfig(rows=12, cols=12, stride_px=8, offset_px=3.5, field_px=8.0)
+    heat = heat_of(np.full((12, 12), 1 / 144), grid, preprocess_config)
+    np.testing.assert_allclose(heat[200:280, 400:560], 1 / 144, rtol=1e-3)
 
 
 def test_raw_cells_have_exactly_their_alpha(
