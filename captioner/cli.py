@@ -1,11 +1,12 @@
 """The command line: `captioner caption PATH...`, the same as `python caption.py PATH...`."""
 
+import contextlib
 import logging
 import os
 import sys
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,7 +15,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from captioner import __version__
-from captioner.config import DecodingConfig, Device, OutputFormat, OverlayStyle
+from captioner.cli_figures import FigureOptions, FigureWriter
+from captioner.config import DecodingConfig, Device, OutputFormat
 from captioner.errors import CaptionerError, UsageError
 from captioner.flags import DATASET_PARSING, PARSING, hint
 from captioner.images import ImageError
@@ -22,7 +24,8 @@ from captioner.paths import Failures, has_picture_suffix, named_pictures
 
 if TYPE_CHECKING:
     from captioner.cli_evaluate import EvaluateCommand
-    from captioner.inference import Captioner
+    from captioner.cli_ground import GroundCommand
+    from captioner.inference import Caption, Captioner
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
 
@@ -47,10 +50,6 @@ class CaptionCommand:
     """Write the captions to this file."""
     with_attention: bool = False
     """With --format jsonl: add each word's attention over the grid."""
-    overlay: Annotated[Path | None, hint("DIR", "no figures")] = None
-    """Write a figure a picture into this folder: each word with what it looked at."""
-    overlay_style: OverlayStyle = "smooth"
-    """Smooth heat, or the raw cells of the grid."""
     model: Annotated[Path | None, hint("FOLDER", "the model that ships with captioner")] = None
     """Folder of the model."""
     beam_size: Annotated[int | None, hint("INT", "what scored best on the model's dev split")] = None
@@ -65,6 +64,7 @@ class CaptionCommand:
     """Where to run; auto takes a GPU if there is one."""
     threads: Annotated[int | None, hint("INT", "one a core")] = None
     """CPU threads."""
+    figures: FigureOptions = field(default_factory=FigureOptions)
 
 
 @dataclass(frozen=True)
@@ -75,10 +75,12 @@ class VersionCommand:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the command `captioner`."""
     from captioner.cli_evaluate import EvaluateCommand  # caption.py need not look for data sets
+    from captioner.cli_ground import GroundCommand
 
     command = tyro.cli(
         Annotated[CaptionCommand, tyro.conf.subcommand("caption")]
         | Annotated[EvaluateCommand, tyro.conf.subcommand("evaluate")]
+        | Annotated[GroundCommand, tyro.conf.subcommand("ground")]
         | Annotated[VersionCommand, tyro.conf.subcommand("version")],
         args=arguments,
         prog="captioner",
@@ -90,22 +92,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def caption_main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of caption.py."""
-    _exit_with(tyro.cli(CaptionCommand, args=arguments, prog="caption.py", config=PARSING))
+    _exit_with(
+        tyro.cli(
+            CaptionCommand, args=arguments, prog="caption.py", config=(*PARSING, tyro.conf.OmitArgPrefixes)
+        )
+    )
 
 
-def _run(command: "CaptionCommand | EvaluateCommand | VersionCommand") -> int:
+def _run(command: "CaptionCommand | EvaluateCommand | GroundCommand | VersionCommand") -> int:
     if isinstance(command, CaptionCommand):
         return run_caption(command)
     if isinstance(command, VersionCommand):
         sys.stdout.write(f"captioner {__version__}\n")
-    else:
-        from captioner.cli_evaluate import run_evaluate
+        return 0
+    from captioner.cli_evaluate import EvaluateCommand, run_evaluate
+    from captioner.cli_ground import run_ground
 
+    if isinstance(command, EvaluateCommand):
         run_evaluate(command)
+    else:
+        run_ground(command)
     return 0
 
 
-def _exit_with(command: "CaptionCommand | EvaluateCommand | VersionCommand") -> None:
+def _exit_with(command: "CaptionCommand | EvaluateCommand | GroundCommand | VersionCommand") -> None:
     try:
         status = _run(command)
     except CaptionerError as error:
@@ -129,33 +139,39 @@ def run_caption(command: CaptionCommand) -> int:
     captioner = _load(command)
     from captioner.output import CaptionWriter
 
-    if command.overlay:
-        from captioner.overlay import OverlayWriter
-
-        overlays = OverlayWriter(command.overlay, command.overlay_style)
     failures = Failures()
+    decoding = replace(captioner.config.decoding, **given)
     sources = named_pictures(command.paths, is_recursive=command.recursive, failures=failures)
     results = captioner.caption_files(
-        sources, batch_size=command.batch_size, decoding=replace(captioner.config.decoding, **given)
+        sources,
+        batch_size=command.batch_size,
+        decoding=decoding,
+        num_captions=decoding.beam_size if command.figures.gallery else 1,
     )
     with (
+        contextlib.ExitStack() as stack,
         CaptionWriter(command.output, command.format, with_attention=command.with_attention) as captions,
         _progress(command) as progress,
     ):
+        figures = command.figures.writers(stack)
         for batch in results:
             for result in batch:
                 if isinstance(result, ImageError):
                     failures.tell(str(result))
                     continue
                 captions.write(result)
-                if command.overlay:
-                    try:
-                        overlays.write(result)
-                    except ImageError as error:
-                        failures.tell(str(error))
+                for writer in figures:
+                    _draw(writer, result, failures)
             captions.flush()
             progress.update(len(batch))
     return FAILED if failures.count else 0
+
+
+def _draw(writer: FigureWriter, caption: "Caption", failures: Failures) -> None:
+    try:
+        writer.write(caption)
+    except ImageError as error:
+        failures.tell(str(error))
 
 
 def _check_usage(command: CaptionCommand) -> dict[str, Any]:
@@ -170,6 +186,7 @@ def _check_usage(command: CaptionCommand) -> dict[str, Any]:
         raise UsageError(f"--with-attention needs --format jsonl, not {command.format}")
     if command.output is not None and has_picture_suffix(command.output.name):
         raise UsageError(f"--output {command.output} would write captions over a picture; name a text file")
+    command.figures.check()
     names = ("beam_size", "length_penalty", "max_words")
     given = {name: value for name in names if (value := getattr(command, name)) is not None}
     try:

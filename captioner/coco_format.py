@@ -7,12 +7,17 @@ jsonl` writes them.
 import contextlib
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from captioner.errors import CaptionerError
+
+if TYPE_CHECKING:
+    from pycocotools.coco import COCO
+
+_MALFORMED = (*(OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError, RecursionError),)
 
 
 class CocoFormatError(CaptionerError):
@@ -28,36 +33,40 @@ class CocoImage:
     captions: tuple[str, ...]
 
 
+@contextlib.contextmanager
+def reading(path: Path, content: str) -> Iterator[None]:
+    """Within it, whatever shows that a file is not in COCO's format is raised as a `CocoFormatError`."""
+    try:
+        yield
+    except _MALFORMED as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise CocoFormatError(f"{path} is no COCO file with {content} ({reason})") from None
+
+
+def open_coco(path: Path, content: str) -> "COCO":
+    """An annotation file, by pycocotools. Raises: CocoFormatError."""
+    from pycocotools.coco import COCO
+
+    if not path.is_file():
+        raise CocoFormatError(f"{path} is missing; name an annotation file with {content}")
+    with reading(path, content), contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
+        return COCO(path)
+
+
 def read_coco_captions(path: Path) -> list[CocoImage]:
-    """The images of an annotation file in their order, by pycocotools.
+    """The images of an annotation file in their order.
 
     Raises:
         CocoFormatError: the file is missing or not in COCO's format.
     """
-    from pycocotools.coco import COCO
-
-    if not path.is_file():
-        raise CocoFormatError(f"{path} is missing; name an annotation file with captions")
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
-            coco = COCO(path)
+    coco = open_coco(path, "captions")
+    with reading(path, "captions"):
         images, num_listed = coco.imgs, len(coco.dataset["images"])
         names = {image_id: image["file_name"] for image_id, image in images.items()}
         captions_of = {
             image_id: tuple(annotation["caption"] for annotation in annotations)
             for image_id, annotations in coco.imgToAnns.items()
         }
-    except (
-        OSError,
-        ValueError,
-        LookupError,
-        TypeError,
-        AttributeError,
-        AssertionError,
-        RecursionError,
-    ) as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise CocoFormatError(f"{path} is no COCO file with captions ({reason})") from None
     strange = captions_of.keys() - images.keys()
     if strange:
         raise CocoFormatError(

@@ -1,14 +1,17 @@
 """The torch decoder as a step of the search, which is plain arrays; and captions sampled from the decoder."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.functional import cross_entropy
+from torch.nn.utils.rnn import pad_sequence
 
 from captioner.config import DecodingConfig
-from captioner.decoder import Decoder, DecoderState, Memory
+from captioner.decoder import Decoder, DecoderState, Memory, teacher_forced
 from captioner.search import BANNED_TOKENS, Hypothesis, beam_search
 from captioner.vocabulary import END, PAD, START
 
@@ -48,6 +51,35 @@ def search_captions(
         return log_probs.cpu().numpy(), output.alphas.cpu().numpy(), next_state
 
     return beam_search(step, start, num_pictures=len(annotations), config=config)
+
+
+def padded(
+    captions: Sequence[Sequence[Sequence[int]]],
+) -> tuple[Int[Tensor, "batch captions tokens"], Int[Tensor, "batch captions"]]:
+    """Token ids, <start> and <end> included, and the number to predict, as `teacher_forced` takes them.
+
+    Each picture has as many captions.
+    """
+    flat = [torch.tensor(ids) for group in captions for ids in group]
+    tokens = pad_sequence(flat, batch_first=True, padding_value=PAD)
+    lengths = torch.tensor([[len(ids) - 1 for ids in group] for group in captions])
+    return tokens.view(*lengths.shape, -1), lengths
+
+
+@torch.inference_mode()
+def read_captions(
+    decoder: Decoder,
+    annotations: Float[Tensor, "batch cells annotation"],
+    tokens: Int[Tensor, "batch captions tokens"],
+    lengths: Int[Tensor, "batch captions"],
+) -> tuple[Float[np.ndarray, "batch captions steps"], Float[np.ndarray, "batch captions steps cells"]]:
+    """The log-probability of each word of captions that are given, and its attention; 0 for padding."""
+    tokens, lengths = tokens.to(annotations.device), lengths.to(annotations.device)
+    output = teacher_forced(decoder, annotations, tokens, lengths)
+    targets = tokens[..., 1:][output.is_word]
+    log_probs = torch.zeros(output.is_word.shape, device=annotations.device)
+    log_probs[output.is_word] = -cross_entropy(output.logits, targets, reduction="none")
+    return log_probs.cpu().numpy(), output.alphas.cpu().numpy()
 
 
 @torch.no_grad()

@@ -1,9 +1,10 @@
 """From pictures to captions: load a model folder and caption files with it."""
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -11,14 +12,17 @@ from jaxtyping import Float
 from PIL import Image
 
 from captioner.checkpoint import load_checkpoint
-from captioner.config import DecodingConfig, Device, GridConfig, ModelConfig, PreprocessConfig
-from captioner.decoding import search_captions
+from captioner.config import DecodingConfig, Device, FigureStyle, GridConfig, ModelConfig, PreprocessConfig
+from captioner.decoding import padded, read_captions, search_captions
 from captioner.errors import CaptionerError
-from captioner.images import ImageError, ImageSource, Preprocess, heatmap, upright_rgb
+from captioner.images import ImageError, ImageSource, Preprocess, heatmap, load_image, upright_rgb
 from captioner.loading import loaded_batches
 from captioner.model import CaptioningModel
 from captioner.search import Hypothesis
-from captioner.vocabulary import UNK, Vocabulary
+from captioner.vocabulary import Vocabulary, tokenize
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SHIPPED_MODEL = Path(__file__).parent / "models" / "flickr8k"
 
@@ -31,35 +35,76 @@ class DeviceError(CaptionerError):
 class Caption:
     """A caption and what each of its words looked at.
 
-    `alphas[t, row, col]` is the attention on a cell of the grid when `tokens[t]` was chosen; each
-    word's sum to one. They are the mean of `head_alphas`, which has each head's. `log_prob` is
-    the natural logarithm of the caption's probability, its end included. `grid` and `preprocess` say
-    where the cells lie on the picture.
+    `picture` is what was captioned. `alphas[t, row, col]` is the attention on a cell of the grid when
+    `tokens[t]` was chosen; each word's sum to one. They are the mean of `head_alphas`, which has each
+    head's. `log_prob` is the natural logarithm of the caption's probability, its end included. `grid` and
+    `preprocess` say where the cells lie on the picture. `alternatives` are the next best captions, best
+    first, where more than one was asked for.
     """
 
-    file: str
+    picture: ImageSource | Image.Image
     text: str
     tokens: tuple[str, ...]
     log_prob: float
     head_alphas: Float[np.ndarray, "tokens heads rows cols"]
     grid: GridConfig
     preprocess: PreprocessConfig
+    alternatives: tuple["Caption", ...] = ()
+
+    @property
+    def file(self) -> str:
+        """The picture's path as given; nothing for one that was no file."""
+        return "" if isinstance(self.picture, Image.Image) else str(self.picture)
 
     @cached_property
     def alphas(self) -> Float[np.ndarray, "tokens rows cols"]:
         return self.head_alphas.mean(axis=1)
 
+    def image(self) -> Image.Image:
+        """The picture, RGB and upright. Raises: ImageError, where its file has gone since."""
+        if isinstance(self.picture, Image.Image):
+            return upright_rgb(self.picture)
+        return load_image(self.picture)
+
     def heatmap(
-        self, index: int, image_size: tuple[int, int], *, is_smooth: bool = True
+        self, word: int | str, image_size: tuple[int, int], *, is_smooth: bool = True
     ) -> Float[np.ndarray, "height width"]:
-        """The attention of the word `tokens[index]` on a picture of (width, height) pixels."""
+        """The attention of a word on a picture of (width, height) pixels, in attention per cell.
+
+        `word` is a place in `tokens`, or the word itself, of which the first one counts.
+
+        Raises:
+            ValueError: the caption has no such word.
+        """
+        if isinstance(word, str):
+            if word not in self.tokens:
+                raise ValueError(f"the caption has no word {word!r}; it has: {', '.join(self.tokens)}")
+            word = self.tokens.index(word)
         return heatmap(
-            self.alphas[index],
+            self.alphas[word],
             grid=self.grid,
             preprocess=self.preprocess,
             image_size=image_size,
             is_smooth=is_smooth,
         )
+
+    def plot(self, style: FigureStyle | None = None) -> "Figure":
+        """The matplotlib figure of `captioner.overlay.draw_overlay`. Raises: ImageError."""
+        from captioner.overlay import draw_overlay
+
+        return draw_overlay(self, self.image(), style=style or FigureStyle())
+
+    def plot_matrix(self, *others: "Caption", style: FigureStyle | None = None) -> "Figure":
+        """Words by cells, beside those of other captions of the same picture (`captioner.matrix`)."""
+        from captioner.matrix import draw_matrices
+
+        return draw_matrices([self, *others], style=style or FigureStyle())
+
+    def _repr_html_(self) -> str:
+        """How a notebook shows a caption: its figure, with the caption as the text in its place."""
+        from captioner.figures import figure_as_html
+
+        return figure_as_html(self.plot(), alternative=self.text)
 
 
 class Captioner:
@@ -91,19 +136,47 @@ class Captioner:
         )
 
     def caption(
-        self, picture: Path | str | Image.Image, *, decoding: DecodingConfig | None = None
+        self,
+        picture: ImageSource | str | Image.Image,
+        *,
+        decoding: DecodingConfig | None = None,
+        num_captions: int = 1,
     ) -> Caption:
         """Caption one picture, given as a file or as a Pillow image.
+
+        With `num_captions` the best of the search have as many more as `alternatives`, as far as the
+        beam is wide.
 
         Raises:
             ImageError: the file cannot be read as a picture.
         """
-        if isinstance(picture, Image.Image):
-            file, pixels = "", self.preprocess(upright_rgb(picture))
-        else:
-            file, pixels = str(picture), self.preprocess.load(Path(picture))
-        (caption,) = self._caption_batch(pixels[None], [file], decoding)
+        picture = Path(picture) if isinstance(picture, str) else picture
+        (caption,) = self._caption_batch(self._pixels(picture)[None], [picture], decoding, num_captions)
         return caption
+
+    @torch.inference_mode()
+    def annotations(self, picture: ImageSource | Image.Image) -> Float[torch.Tensor, "1 cells annotation"]:
+        """The annotation vectors of a picture. Raises: ImageError."""
+        return self._encode(self._pixels(picture)[None])
+
+    def attend(self, picture: ImageSource | str | Image.Image, captions: Sequence[str]) -> list[Caption]:
+        """What the model looks at as it reads captions that are given (teacher forcing).
+
+        A word that the model does not know keeps its place and is read as <unk>. `head_alphas` has the
+        mean of all heads alone.
+
+        Raises:
+            ImageError: the file cannot be read as a picture.
+        """
+        picture = Path(picture) if isinstance(picture, str) else picture
+        if not captions:
+            return []
+        tokens, lengths = padded([[self.vocabulary.encode(text) for text in captions]])
+        log_probs, alphas = read_captions(self.model.decoder, self.annotations(picture), tokens, lengths)
+        return [
+            self._to_caption(picture, text, tokenize(text), float(log_prob.sum()), alpha[:, None])
+            for text, log_prob, alpha in zip(captions, log_probs[0], alphas[0], strict=True)
+        ]
 
     def caption_files(
         self,
@@ -111,11 +184,13 @@ class Captioner:
         *,
         batch_size: int = 8,
         decoding: DecodingConfig | None = None,
+        num_captions: int = 1,
     ) -> Iterator[list[Caption | ImageError]]:
         """Caption many pictures in order; gives a list for each batch as it is done.
 
         `sources` are paths, or `captioner.images.ZipMember`s. A picture that cannot be read gives its
         `ImageError` in its place. `decoding` is by default what scored best on the model's dev split.
+        `num_captions` is as in `caption`.
         """
         paths = (Path(source) if isinstance(source, str) else source for source in sources)
         for batch in loaded_batches(paths, self.preprocess.load, batch_size=batch_size):
@@ -123,38 +198,70 @@ class Captioner:
             captions = iter(
                 self._caption_batch(
                     np.stack([pixels for _, pixels in readable]),
-                    [str(source) for source, _ in readable],
+                    [source for source, _ in readable],
                     decoding,
+                    num_captions,
                 )
                 if readable
                 else []
             )
             yield [pixels if isinstance(pixels, ImageError) else next(captions) for _, pixels in batch]
 
+    def _pixels(self, picture: ImageSource | Image.Image) -> Float[np.ndarray, "3 size size"]:
+        if isinstance(picture, Image.Image):
+            return self.preprocess(upright_rgb(picture))
+        return self.preprocess.load(picture)
+
+    def _encode(
+        self, pixels: Float[np.ndarray, "batch 3 size size"]
+    ) -> Float[torch.Tensor, "batch cells annotation"]:
+        return self.model.encoder(torch.from_numpy(pixels).to(self.device))
+
     @torch.inference_mode()
     def _caption_batch(
         self,
         pixels: Float[np.ndarray, "batch 3 size size"],
-        files: list[str],
+        pictures: Sequence[ImageSource | Image.Image],
         decoding: DecodingConfig | None,
+        num_captions: int,
     ) -> list[Caption]:
-        annotations = self.model.encoder(torch.from_numpy(pixels).to(self.device))
+        annotations = self._encode(pixels)
         found = search_captions(self.model.decoder, annotations, decoding or self.config.decoding)
-        return [self._to_caption(file, hypotheses) for file, hypotheses in zip(files, found, strict=True)]
+        return [
+            self._best_of(picture, hypotheses[:num_captions])
+            for picture, hypotheses in zip(pictures, found, strict=True)
+        ]
 
-    def _to_caption(self, file: str, hypotheses: list[Hypothesis]) -> Caption:
-        """The best hypothesis as a caption, without the special tokens."""
-        best = hypotheses[0]
-        is_word = np.array([token > UNK for token in best.tokens])
+    def _best_of(self, picture: ImageSource | Image.Image, hypotheses: Sequence[Hypothesis]) -> Caption:
+        """The first hypothesis as a caption, the others as its alternatives, without the special tokens."""
+        best, *others = (
+            self._to_caption(
+                picture,
+                self.vocabulary.caption(found.tokens),
+                self.vocabulary.decode(found.tokens),
+                found.log_prob,
+                found.alphas,
+            )
+            for found in hypotheses
+        )
+        return replace(best, alternatives=tuple(others))
+
+    def _to_caption(
+        self,
+        picture: ImageSource | Image.Image,
+        text: str,
+        words: Sequence[str],
+        log_prob: float,
+        alphas: Float[np.ndarray, "tokens heads cells"],
+    ) -> Caption:
+        """`alphas` may go on after the words: with that of <end>, and with padding."""
         grid = self.config.grid
         return Caption(
-            file=file,
-            text=self.vocabulary.caption(best.tokens),
-            tokens=tuple(self.vocabulary.decode(best.tokens)),
-            log_prob=best.log_prob,
-            head_alphas=best.alphas[is_word].reshape(
-                int(is_word.sum()), best.alphas.shape[1], grid.rows, grid.cols
-            ),
+            picture=picture,
+            text=text,
+            tokens=tuple(words),
+            log_prob=log_prob,
+            head_alphas=alphas[: len(words)].reshape(len(words), alphas.shape[1], grid.rows, grid.cols),
             grid=grid,
             preprocess=self.config.preprocess,
         )

@@ -1,127 +1,83 @@
 """One figure a picture: what each word of its caption looked at."""
 
-import errno
 import math
-from pathlib import Path
 
 import numpy as np
-from jaxtyping import UInt8
-from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
+from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure
 from PIL import Image
 
-from captioner.config import OverlayStyle
-from captioner.images import ImageError, load_image
+from captioner.config import FigureStyle
+from captioner.figures import colormap_of, heat_over
 from captioner.inference import Caption
-from captioner.output import OutputError
-from captioner.paths import OVERLAY_SUFFIX
 
-COLORMAP = "inferno"
-_HEAT_SHARE = 0.6  # of a panel's colour; the rest is the picture
-_PANEL_IN = 2.0  # the longer side of a panel
-_TITLE_IN = 0.28  # above each panel, for its word
-_MARGIN_IN = 0.08
-_CAPTION_IN = 0.42  # above all panels, for the whole caption
-_BAR_IN = 0.62  # below all panels, for the colour scale
+# Inches. Five panels are as wide as the text of a page (6.9), three fit a wide column and two a narrow one;
+# the words are then as large as a figure's caption is.
+_PANEL_IN = 1.31  # the longer side of a panel
+_GAP_IN = 0.06
+_TITLE_IN = 0.19  # above each panel, for its word
+_CAPTION_IN = 0.26  # above all panels, for the whole caption
+_BAR_IN = 0.45  # below all panels, for the colour scale
+_WORD_PT, _CAPTION_PT, _SCALE_PT = 8.5, 9.0, 7.0
 _MIN_ASPECT = 0.25  # of a panel, for very long or tall pictures
-_DPI = 120
-_MAX_COLUMNS = 5
 
 
-def draw_overlay(caption: Caption, image: Image.Image, *, style: OverlayStyle = "smooth") -> Figure:
+def draw_overlay(caption: Caption, image: Image.Image, *, style: FigureStyle | None = None) -> Figure:
     """Draw the picture and then one panel a word, with the word's attention over the picture.
 
-    `image` is RGB and upright, as `captioner.images.load_image` gives it.
+    `image` is RGB and upright, as `Caption.image` gives it.
 
-    All panels share one colour scale, from zero to the largest heat of any word, which the bar below
-    states in attention per cell (a word's attention sums to one over the grid's cells). The heat of a
-    cell lies on the pixels around the centre of what that cell saw.
+    All panels share one colour scale, from zero to the largest heat of any word of the caption, which
+    the bar below states in attention per cell (a word's attention sums to one over the grid's cells). The
+    heat of a cell lies on the pixels around the centre of what that cell saw. The picture below the heat is
+    grey, so that all colour is heat.
+
+    Raises:
+        captioner.errors.UsageError: there is no such colour map.
     """
-    panel_px = int(_PANEL_IN * _DPI)
+    style = style or FigureStyle()
+    colormap = colormap_of(style)
+    panel_px = round(_PANEL_IN * style.dpi)
     shown = image.copy()
     shown.thumbnail((panel_px, panel_px))
     heats = [
-        caption.heatmap(index, shown.size, is_smooth=style == "smooth")
-        for index in range(len(caption.tokens))
+        caption.heatmap(place, shown.size, is_smooth=style.overlay_style == "smooth")
+        for place in range(len(caption.tokens))
     ]
     scale = Normalize(vmin=0.0, vmax=max((float(heat.max()) for heat in heats), default=1.0))
-    figure, axes = _panels(len(caption.tokens) + 1, shown.size)
-
-    pixels = np.asarray(shown, dtype=np.float64) / 255
+    drawn = [
+        (word, heat)
+        for word, heat in zip(caption.tokens, heats, strict=True)
+        if not style.words or word in style.words
+    ]
+    figure, axes = _panels(len(drawn) + 1, shown.size, style.columns)
+    pixels = np.asarray(shown)
     _show(axes[0], pixels, "")
-    for axis, word, heat in zip(axes[1:], caption.tokens, heats, strict=True):
-        colours = colormaps[COLORMAP](scale(heat))[..., :3]
-        _show(axis, (1 - _HEAT_SHARE) * pixels + _HEAT_SHARE * colours, word)
+    for axis, (word, heat) in zip(axes[1:], drawn, strict=True):
+        _show(axis, heat_over(pixels, heat, scale=scale, colormap=colormap), word)
     _write_caption(figure, caption.text)
-    _draw_scale(figure, scale)
+    _draw_scale(figure, scale, colormap)
     return figure
 
 
-def save_overlay(figure: Figure, path: Path | str) -> None:
-    """Save as PNG; the same figure gives the same bytes."""
-    figure.savefig(path, dpi=_DPI, format="png", metadata={"Software": None})
-
-
-def rendered(figure: Figure) -> UInt8[np.ndarray, "height width 3"]:
-    """The pixels of a figure, RGB."""
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
-
-
-class OverlayWriter:
-    """Writes one figure a picture; two pictures of the same name do not overwrite each other.
-
-    Raises:
-        captioner.output.OutputError: the folder cannot be made or written to.
-        captioner.images.ImageError: one picture has gone since, or its name is too long for a figure's.
-    """
-
-    def __init__(self, folder: Path, style: OverlayStyle) -> None:
-        self.folder, self.style = folder, style
-        self._taken: set[str] = set()
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(f"cannot make the folder {folder}: {error.strerror}") from error
-
-    def write(self, caption: Caption) -> None:
-        """Draw a caption of a file, and save it as NAME.attention.png."""
-        stem = name = Path(caption.file).stem
-        number = 1
-        while name in self._taken:
-            number += 1
-            name = f"{stem}-{number}"
-        self._taken.add(name)
-        path = self.folder / f"{name}{OVERLAY_SUFFIX}"
-        figure = draw_overlay(caption, load_image(Path(caption.file)), style=self.style)
-        try:
-            save_overlay(figure, path)
-        except OSError as error:
-            if error.errno == errno.ENAMETOOLONG:
-                raise ImageError(caption.file, "its name is too long for a figure's") from error
-            raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
-
-
-def _panels(count: int, image_size: tuple[int, int]) -> tuple[Figure, list[Axes]]:
+def _panels(count: int, image_size: tuple[int, int], max_columns: int) -> tuple[Figure, list[Axes]]:
     """A figure with `count` panels of the picture's aspect ratio, in rows."""
-    columns = min(count, _MAX_COLUMNS)
+    columns = min(count, max_columns)
     rows = math.ceil(count / columns)
     width_px, height_px = image_size
     width = _PANEL_IN * max(min(1.0, width_px / height_px), _MIN_ASPECT)
     height = _PANEL_IN * max(min(1.0, height_px / width_px), _MIN_ASPECT)
-    figure_width = columns * (width + _MARGIN_IN) + _MARGIN_IN
+    figure_width = columns * (width + _GAP_IN) + _GAP_IN
     figure_height = _CAPTION_IN + rows * (height + _TITLE_IN) + _BAR_IN
     figure = Figure(figsize=(figure_width, figure_height), facecolor="white")
     FigureCanvasAgg(figure)
     axes = []
     for index in range(count):
         row, column = divmod(index, columns)
-        left = _MARGIN_IN + column * (width + _MARGIN_IN)
+        left = _GAP_IN + column * (width + _GAP_IN)
         bottom = figure_height - _CAPTION_IN - (row + 1) * (height + _TITLE_IN)
         axes.append(
             figure.add_axes(
@@ -133,15 +89,15 @@ def _panels(count: int, image_size: tuple[int, int]) -> tuple[Figure, list[Axes]
 
 def _show(axis: Axes, pixels: np.ndarray, word: str) -> None:
     axis.imshow(pixels, interpolation="nearest")
-    axis.set_title(word, fontsize=11, pad=3, parse_math=False)
+    axis.set_title(word, fontsize=_WORD_PT, pad=2, parse_math=False)
     axis.set_axis_off()
 
 
 def _write_caption(figure: Figure, text: str) -> None:
     width, height = figure.get_size_inches()
-    fontsize = min(13.0, 72 * (width - 2 * _MARGIN_IN) / (0.55 * max(len(text), 1)))
+    fontsize = min(_CAPTION_PT, 72 * (width - 2 * _GAP_IN) / (0.55 * max(len(text), 1)))
     figure.text(
-        _MARGIN_IN / width,
+        _GAP_IN / width,
         1 - 0.5 * _CAPTION_IN / height,
         text,
         fontsize=fontsize,
@@ -151,12 +107,14 @@ def _write_caption(figure: Figure, text: str) -> None:
     )
 
 
-def _draw_scale(figure: Figure, scale: Normalize) -> None:
+def _draw_scale(figure: Figure, scale: Normalize, colormap: Colormap) -> None:
     width, height = figure.get_size_inches()
-    bar_width = min(3.0, width - 4 * _MARGIN_IN)
-    axis = figure.add_axes(((width - bar_width) / 2 / width, 0.42 / height, bar_width / width, 0.09 / height))
-    bar = figure.colorbar(ScalarMappable(scale, COLORMAP), cax=axis, orientation="horizontal")
-    bar.set_ticks([0.0, (scale.vmax or 1.0) / 2, scale.vmax or 1.0])
+    bar_width = min(2.0, width - 4 * _GAP_IN)
+    axis = figure.add_axes(((width - bar_width) / 2 / width, 0.31 / height, bar_width / width, 0.06 / height))
+    bar = figure.colorbar(ScalarMappable(scale, colormap), cax=axis, orientation="horizontal")
+    highest = float(scale.vmax or 1.0)
+    bar.set_ticks([0.0, highest / 2, highest])
     bar.ax.xaxis.set_major_formatter("{x:.2g}")
-    bar.ax.tick_params(labelsize=8, length=2, pad=2)
-    bar.set_label("attention per cell", fontsize=8, labelpad=1)
+    bar.ax.tick_params(labelsize=_SCALE_PT, length=2, pad=1)
+    bar.outline.set_linewidth(0.4)
+    bar.set_label("attention per cell", fontsize=_SCALE_PT, labelpad=1)

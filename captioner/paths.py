@@ -13,8 +13,8 @@ PICTURE_SUFFIXES = (
 )
 """What counts as a picture when a folder is walked; a file that is named is tried whatever its name."""
 
-OVERLAY_SUFFIX = ".attention.png"
-"""Ending of our own figures, which are passed over when a folder is walked."""
+OVERLAY_STEM, MATRIX_STEM = ".attention", ".matrix"
+"""Endings of the names of our own figures, which are passed over when a folder is walked."""
 
 
 # A name with one of these in it would break a line or a column of text.
@@ -72,12 +72,16 @@ def _walk(folder: str, is_recursive: bool, failures: Failures) -> Iterator[Path]
     for top, subfolders, names in os.walk(folder, onerror=tell):
         subfolders[:] = sorted(filter(_is_visible, subfolders)) if is_recursive else []
         for name in sorted(filter(_is_visible, names)):
-            if has_picture_suffix(name) and not name.endswith(OVERLAY_SUFFIX):
+            if has_picture_suffix(name) and not _is_our_figure(name):
                 yield Path(top) / name
 
 
 def _is_visible(name: str) -> bool:
     return not name.startswith(".")
+
+
+def _is_our_figure(name: str) -> bool:
+    return name.endswith((f"{OVERLAY_STEM}.png", f"{MATRIX_STEM}.png"))
 
 
 def has_picture_suffix(name: str) -> bool:

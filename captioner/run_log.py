@@ -10,9 +10,10 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 
 from captioner.errors import CaptionerError
-from captioner.images import ImageError, ImageSource, load_image
+from captioner.figures import rendered
+from captioner.images import ImageError, ImageSource
 from captioner.inference import Captioner
-from captioner.overlay import draw_overlay, rendered
+from captioner.overlay import draw_overlay
 
 _logger = logging.getLogger(__name__)
 
@@ -48,9 +49,9 @@ class RunLog:
         if self.writer is None:
             return
         results = (result for batch in captioner.caption_files(pictures) for result in batch)
-        for number, (source, caption) in enumerate(zip(pictures, results, strict=True)):
+        for number, caption in enumerate(results):
             if not isinstance(caption, ImageError):
-                figure = draw_overlay(caption, load_image(source))
+                figure = draw_overlay(caption, caption.image())
                 with self._refusal_told():
                     self.writer.add_image(f"dev_pictures/{number}", rendered(figure), step, dataformats="HWC")
 

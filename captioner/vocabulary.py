@@ -75,7 +75,11 @@ class Vocabulary:
 
     def encode(self, caption: str) -> list[int]:
         """Ids of a caption's words between <start> and <end>; an unknown word becomes <unk>."""
-        return [START, *(self._id_of.get(word, UNK) for word in tokenize(caption)), END]
+        return self.ids(tokenize(caption))
+
+    def ids(self, words: Iterable[str]) -> list[int]:
+        """Ids of words between <start> and <end>; an unknown word becomes <unk>."""
+        return [START, *(self._id_of.get(word, UNK) for word in words), END]
 
     def decode(self, tokens: Iterable[int]) -> list[str]:
         """Words of the ids, special tokens left out."""

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from captioner.checkpoint import Checkpoint, save_checkpoint
 from captioner.config import (
     FORMAT_VERSION,
     DecoderConfig,
@@ -17,7 +18,7 @@ from captioner.config import (
     PreprocessConfig,
 )
 from captioner.encoder import Encoder
-from captioner.inference import Captioner
+from captioner.inference import Caption, Captioner
 from captioner.lstm import LSTMDecoder
 from captioner.model import AnyDecoder, CaptioningModel, make_decoder
 from captioner.recipe import EncoderConfig
@@ -97,6 +98,13 @@ def captioner(model: CaptioningModel, model_config: ModelConfig, vocabulary: Voc
 
 
 @pytest.fixture
+def model_folder(captioner: Captioner, tmp_path: Path) -> Path:
+    folder = tmp_path / "model"
+    save_checkpoint(folder, Checkpoint(captioner.model, captioner.config, captioner.vocabulary, {}))
+    return folder
+
+
+@pytest.fixture
 def encoder_config() -> EncoderConfig:
     return EncoderConfig(backbone=TINY_CNN, image_size=TINY_SIZE_PX)
 
@@ -115,3 +123,19 @@ def even_grid() -> GridConfig:
 def noise_picture(seed: int, width: int = 50, height: int = 40) -> Image.Image:
     pixels = np.random.default_rng(seed).integers(0, 256, (height // 10, width // 10, 3), dtype=np.uint8)
     return Image.fromarray(pixels).resize((width, height), Image.Resampling.NEAREST)
+
+
+def make_caption(
+    tokens: tuple[str, ...], grid: GridConfig, preprocess: PreprocessConfig, alphas: np.ndarray | None = None
+) -> Caption:
+    if alphas is None:
+        alphas = np.random.default_rng(0).dirichlet(np.ones(9), size=len(tokens)).reshape(-1, 3, 3)
+    return Caption(
+        picture=Path("x.png"),
+        text=" ".join(tokens),
+        tokens=tokens,
+        log_prob=-1.0,
+        head_alphas=alphas[:, None],
+        grid=grid,
+        preprocess=preprocess,
+    )

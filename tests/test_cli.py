@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from captioner.checkpoint import Checkpoint, save_checkpoint
 from captioner.cli import caption_main, main
 from captioner.inference import Captioner
 from captioner.output import format_caption
@@ -26,13 +25,6 @@ class Result(NamedTuple):
 
 
 Run = Callable[..., Result]
-
-
-@pytest.fixture
-def model_folder(captioner: Captioner, tmp_path: Path) -> Path:
-    folder = tmp_path / "model"
-    save_checkpoint(folder, Checkpoint(captioner.model, captioner.config, captioner.vocabulary, {}))
-    return folder
 
 
 @pytest.fixture

@@ -4,26 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from captioner.config import GridConfig, PreprocessConfig
-from captioner.inference import Caption
-from captioner.overlay import draw_overlay, save_overlay
-from tests.conftest import noise_picture
-
-
-def make_caption(
-    tokens: tuple[str, ...], grid: GridConfig, preprocess: PreprocessConfig, alphas: np.ndarray | None = None
-) -> Caption:
-    if alphas is None:
-        alphas = np.random.default_rng(0).dirichlet(np.ones(9), size=len(tokens)).reshape(-1, 3, 3)
-    return Caption(
-        file="x.png",
-        text=" ".join(tokens),
-        tokens=tokens,
-        log_prob=-1.0,
-        head_alphas=alphas[:, None],
-        grid=grid,
-        preprocess=preprocess,
-    )
+from captioner.config import FigureStyle, GridConfig, PreprocessConfig
+from captioner.figures import save_figure
+from captioner.overlay import draw_overlay
+from tests.conftest import make_caption, noise_picture
 
 
 def test_one_panel_a_word_with_the_word_as_title(
@@ -40,7 +24,7 @@ def test_panels_keep_the_picture_s_aspect_ratio(
     size: tuple[int, int], even_grid: GridConfig, preprocess_config: PreprocessConfig, tmp_path: Path
 ) -> None:
     figure = draw_overlay(make_caption(("a", "dog"), even_grid, preprocess_config), Image.new("RGB", size))
-    save_overlay(figure, tmp_path / "figure.png")
+    save_figure(figure, tmp_path / "figure.png", FigureStyle(), "png")
     for axis in figure.axes[:3]:
         assert axis.get_aspect() == 1.0
         height, width = axis.images[0].get_array().shape[:2]
@@ -56,7 +40,7 @@ def test_hot_cell_is_bright_in_its_own_panel_and_place_only(
     alphas = np.zeros((2, 3, 3))
     alphas[0, 0, 2] = alphas[1, 2, 0] = 1.0
     caption = make_caption(("one", "two"), even_grid, preprocess_config, alphas)
-    figure = draw_overlay(caption, Image.new("RGB", (120, 60)), style="cells")
+    figure = draw_overlay(caption, Image.new("RGB", (120, 60)), style=FigureStyle(overlay_style="cells"))
     one, two = (axis.images[0].get_array().sum(axis=2) for axis in figure.axes[1:3])
     assert np.argwhere(one > one.min()).min(axis=0).tolist() == [0, 80]
     assert np.argwhere(one > one.min()).max(axis=0).tolist() == [19, 119]
@@ -70,7 +54,7 @@ def test_all_panels_share_the_stated_scale(
     alphas = np.zeros((2, 3, 3))
     alphas[0, 1, 1], alphas[1, 1, 1], alphas[1, 0, 0] = 1.0, 0.5, 0.5
     caption = make_caption(("sharp", "soft"), even_grid, preprocess_config, alphas)
-    figure = draw_overlay(caption, Image.new("RGB", (60, 60)), style="cells")
+    figure = draw_overlay(caption, Image.new("RGB", (60, 60)), style=FigureStyle(overlay_style="cells"))
     sharp, soft = (axis.images[0].get_array()[30, 30].sum() for axis in figure.axes[1:3])
     assert sharp > soft
     bar = figure.axes[-1]
@@ -83,7 +67,7 @@ def test_same_caption_gives_the_same_bytes(
 ) -> None:
     caption = make_caption(("a", "dog", "runs"), even_grid, preprocess_config)
     for name in ("one.png", "two.png"):
-        save_overlay(draw_overlay(caption, noise_picture(4)), tmp_path / name)
+        save_figure(draw_overlay(caption, noise_picture(4)), tmp_path / name, FigureStyle(), "png")
     assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
 
 

@@ -1,0 +1,112 @@
+"""A caption being written, word by word, over the picture: an animated GIF."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from matplotlib import font_manager
+from matplotlib.colors import Normalize
+from PIL import Image, ImageDraw, ImageFont
+
+from captioner.config import FigureStyle
+from captioner.figures import colormap_of, heat_over
+from captioner.inference import Caption
+from captioner.output import OutputError
+
+_SIDE_PX = 480  # the longer side of the picture
+_MIN_WIDTH_PX = 240  # of a frame, so that words have room
+_FONT_PX, _LINE_PX, _EDGE_PX = 19, 26, 12
+_FIRST_S, _WORD_S, _LAST_S = 1.0, 0.7, 2.5
+_PAPER, _INK, _ACCENT = "white", "black", "#b4261c"
+
+
+def draw_frames(
+    caption: Caption, image: Image.Image, *, style: FigureStyle | None = None
+) -> Iterator[tuple[Image.Image, float]]:
+    """The frames of the animation with the seconds that each is shown.
+
+    The picture alone, then a frame a word with the word's attention over the picture and the caption so
+    far below it, its last word in red, and the picture with the whole caption. All heat is on one scale,
+    as in `captioner.overlay.draw_overlay`. `image` is RGB and upright.
+
+    Raises:
+        captioner.errors.UsageError: there is no such colour map.
+    """
+    style = style or FigureStyle()
+    colormap = colormap_of(style)
+    shown = image.copy()
+    shown.thumbnail((_SIDE_PX, _SIDE_PX))
+    pixels = np.asarray(shown)
+    heats = [
+        caption.heatmap(place, shown.size, is_smooth=style.overlay_style == "smooth")
+        for place in range(len(caption.tokens))
+    ]
+    scale = Normalize(0.0, max((float(heat.max()) for heat in heats), default=1.0))
+    page = _Page(caption.tokens, shown.size)
+    yield page.frame(shown, 0), _FIRST_S
+    for count, heat in enumerate(heats, start=1):
+        colours = np.round(255 * heat_over(pixels, heat, scale=scale, colormap=colormap)).astype(np.uint8)
+        yield page.frame(Image.fromarray(colours), count), _WORD_S
+    yield page.frame(shown, len(heats), is_done=True), _LAST_S
+
+
+class _Page:
+    """Where the picture and each word stand; the same for all frames."""
+
+    def __init__(self, words: tuple[str, ...], picture_size: tuple[int, int]) -> None:
+        font_file = font_manager.findfont("DejaVu Sans")  # comes with matplotlib, and has most alphabets
+        self.font = ImageFont.truetype(font_file, _FONT_PX)
+        self.words = words
+        self.width = max(picture_size[0], _MIN_WIDTH_PX)
+        self.text_top = picture_size[1] + _EDGE_PX // 2
+        self.places: list[tuple[float, float]] = []
+        x, y = float(_EDGE_PX), float(self.text_top)
+        for word in words:
+            length = self.font.getlength(word)
+            if x > _EDGE_PX and x + length > self.width - _EDGE_PX:
+                x, y = float(_EDGE_PX), y + _LINE_PX
+            self.places.append((x, y))
+            x += length + self.font.getlength(" ")
+        self.height = int(y) + _LINE_PX + _EDGE_PX // 2
+
+    def frame(self, picture: Image.Image, num_words: int, *, is_done: bool = False) -> Image.Image:
+        """The picture above the first `num_words` words."""
+        frame = Image.new("RGB", (self.width, self.height), _PAPER)
+        frame.paste(picture, ((self.width - picture.width) // 2, 0))
+        draw = ImageDraw.Draw(frame)
+        for count, (word, place) in enumerate(
+            zip(self.words[:num_words], self.places, strict=False), start=1
+        ):
+            is_last = count == num_words and not is_done
+            draw.text(place, word, font=self.font, fill=_ACCENT if is_last else _INK)
+        return frame
+
+
+class AnimationWriter:
+    """Writes a GIF a caption: FILE.gif, and where there are more FILE-2.gif, FILE-3.gif, ...
+
+    Raises:
+        captioner.errors.UsageError: there is no such colour map.
+        captioner.output.OutputError: the file cannot be written.
+        captioner.images.ImageError: the picture has gone since.
+    """
+
+    def __init__(self, path: Path, style: FigureStyle) -> None:
+        self.path, self.style, self.count = path, style, 0
+        colormap_of(style)
+
+    def write(self, caption: Caption) -> None:
+        self.count += 1
+        path = self.path if self.count == 1 else self.path.with_stem(f"{self.path.stem}-{self.count}")
+        frames, seconds = zip(*draw_frames(caption, caption.image(), style=self.style), strict=True)
+        try:
+            frames[0].save(
+                path,
+                format="GIF",
+                save_all=True,
+                append_images=frames[1:],
+                duration=[round(1000 * time) for time in seconds],
+                loop=0,
+            )
+        except OSError as error:
+            raise OutputError(f"cannot write {path}: {error.strerror or error}") from error

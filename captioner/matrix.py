@@ -1,0 +1,177 @@
+"""The attention matrix: words by places, as a heat map with its margins.
+
+For a caption the places are the cells of the grid, in reading order; in translation they would be the
+words of the source (Bahdanau et al. 2015, figure 3).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Colormap, Normalize
+from matplotlib.figure import Figure
+
+from captioner.config import FigureStyle
+from captioner.figures import colormap_of
+from captioner.inference import Caption
+
+_ROW_IN, _MARGIN_IN = 0.17, 0.42
+_LETTER_IN, _WORDS_IN = 0.066, 0.40  # of the column of words: a letter, and the least
+_MATRIX_IN = 2.4  # the width of the heat map
+_TOP_IN, _BOTTOM_IN = 0.30, 0.78
+_WORD_PT, _SMALL_PT = 8.0, 6.5
+_BAR_COLOUR = "0.45"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionMatrix:
+    """What each of `rows` gave to each place; a row's weights sum to one.
+
+    `groups` names runs of places, each with the number of its places, such as the rows of a grid.
+    """
+
+    title: str
+    rows: tuple[str, ...]
+    weights: Float[np.ndarray, "rows places"]
+    groups: tuple[tuple[str, int], ...]
+    places: str
+
+    @classmethod
+    def of(cls, caption: Caption) -> "AttentionMatrix":
+        """Of a caption, whose places are the grid's cells, row by row from the top left."""
+        rows, cols = caption.grid.rows, caption.grid.cols
+        return cls(
+            title=caption.text,
+            rows=caption.tokens,
+            weights=caption.alphas.reshape(len(caption.tokens), -1),
+            groups=tuple((str(row + 1), cols) for row in range(rows)),
+            places="cells, by the rows of the grid",
+        )
+
+    def choose(self, words: Sequence[str]) -> "AttentionMatrix":
+        """The same matrix with the rows of these words only; all if none is named."""
+        kept = [place for place, word in enumerate(self.rows) if not words or word in words]
+        return AttentionMatrix(
+            title=self.title,
+            rows=tuple(self.rows[place] for place in kept),
+            weights=self.weights[kept],
+            groups=self.groups,
+            places=self.places,
+        )
+
+
+def spread(weights: Float[np.ndarray, "rows places"]) -> Float[np.ndarray, " rows"]:
+    """How many places each row is spread over: exp of its entropy, 1 for one place, n for n alike."""
+    logarithms = np.log(weights, out=np.zeros_like(weights), where=weights > 0)
+    return np.exp(-(weights * logarithms).sum(axis=1))
+
+
+def draw_matrices(
+    captions: Sequence[Caption | AttentionMatrix], *, style: FigureStyle | None = None
+) -> Figure:
+    """Draw words by places, side by side on one colour scale.
+
+    Above each heat map is the sum of every place's attention over the words that are drawn, and to its
+    right how many places each word's attention is spread over (the exponential of its entropy).
+
+    Raises:
+        captioner.errors.UsageError: there is no such colour map.
+    """
+    style = style or FigureStyle()
+    matrices = [
+        (AttentionMatrix.of(given) if isinstance(given, Caption) else given).choose(style.words)
+        for given in captions
+    ]
+    highest = max((float(matrix.weights.max(initial=0.0)) for matrix in matrices), default=0.0)
+    scale, colormap = Normalize(0.0, highest or 1.0), colormap_of(style)
+    most_rows = max(len(matrix.rows) for matrix in matrices)
+    heat_height = _ROW_IN * max(most_rows, 1)
+    longest = max((len(word) for matrix in matrices for word in matrix.rows), default=0)
+    words_width = max(_LETTER_IN * longest + 0.1, _WORDS_IN)
+    width = len(matrices) * (words_width + _MATRIX_IN + _MARGIN_IN + 0.15)
+    height = _TOP_IN + _MARGIN_IN + heat_height + _BOTTOM_IN
+    figure = Figure(figsize=(width, height), facecolor="white")
+    FigureCanvasAgg(figure)
+    for number, matrix in enumerate(matrices):
+        left = number * width / len(matrices) + words_width
+        rows_height = _ROW_IN * max(len(matrix.rows), 1)
+        bottom = height - _TOP_IN - _MARGIN_IN - rows_height
+
+        def axes_at(x: float, y: float, wide: float, high: float) -> Axes:
+            return figure.add_axes((x / width, y / height, wide / width, high / height))
+
+        centre = axes_at(left, bottom, _MATRIX_IN, rows_height)
+        _draw_heat(centre, matrix, scale, colormap)
+        _draw_sums(axes_at(left, bottom + rows_height + 0.03, _MATRIX_IN, _MARGIN_IN - 0.06), matrix)
+        _draw_spread(axes_at(left + _MATRIX_IN + 0.03, bottom, _MARGIN_IN - 0.06, rows_height), matrix)
+        figure.text(
+            (left - words_width + 0.06) / width,
+            1 - 0.4 * _TOP_IN / height,
+            matrix.title,
+            fontsize=min(_WORD_PT, 72 * (width / len(matrices) - 0.1) / (0.55 * max(len(matrix.title), 1))),
+            fontweight="bold",
+            va="center",
+            parse_math=False,
+        )
+    _draw_scale(figure, words_width, scale, colormap)
+    return figure
+
+
+def _draw_heat(axes: Axes, matrix: AttentionMatrix, scale: Normalize, colormap: Colormap) -> None:
+    num_rows, num_places = matrix.weights.shape
+    if num_rows:
+        axes.imshow(
+            matrix.weights,
+            aspect="auto",
+            interpolation="nearest",
+            norm=scale,
+            cmap=colormap,
+            extent=(0, num_places, num_rows, 0),
+        )
+    axes.set_yticks(np.arange(num_rows) + 0.5)
+    axes.set_yticklabels(matrix.rows, fontsize=_WORD_PT, parse_math=False)
+    ends = np.cumsum([0, *(count for _, count in matrix.groups)])
+    axes.set_xticks((ends[:-1] + ends[1:]) / 2)
+    axes.set_xticklabels([name for name, _ in matrix.groups], fontsize=_SMALL_PT, parse_math=False)
+    for end in ends[1:-1]:
+        axes.axvline(end, color="white", linewidth=0.3, alpha=0.6)
+    axes.set_xlabel(matrix.places, fontsize=_SMALL_PT, labelpad=2)
+    axes.tick_params(length=0, pad=3)
+    axes.spines[:].set_visible(False)
+
+
+def _draw_sums(axes: Axes, matrix: AttentionMatrix) -> None:
+    num_places = matrix.weights.shape[1]
+    axes.bar(np.arange(num_places) + 0.5, matrix.weights.sum(axis=0), width=1.0, color=_BAR_COLOUR)
+    axes.set_xlim(0, num_places)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.set_ylabel("sum", fontsize=_SMALL_PT, rotation=0, ha="right", va="center")
+    axes.spines[:].set_visible(False)
+
+
+def _draw_spread(axes: Axes, matrix: AttentionMatrix) -> None:
+    spreads = spread(matrix.weights)
+    axes.barh(np.arange(len(spreads)) + 0.5, spreads, height=0.7, color=_BAR_COLOUR)
+    axes.set_xlim(0, matrix.weights.shape[1])
+    axes.set_ylim(max(len(spreads), 1), 0)
+    axes.set_yticks([])
+    axes.set_xticks([0, matrix.weights.shape[1]])
+    axes.tick_params(labelsize=_SMALL_PT, length=2, pad=1)
+    axes.set_title("spread", fontsize=_SMALL_PT, pad=3)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+
+
+def _draw_scale(figure: Figure, left: float, scale: Normalize, colormap: Colormap) -> None:
+    width, height = figure.get_size_inches()
+    axes = figure.add_axes((left / width, 0.28 / height, 1.2 / width, 0.06 / height))
+    bar = figure.colorbar(ScalarMappable(scale, colormap), cax=axes, orientation="horizontal")
+    bar.set_ticks([0.0, float(scale.vmax or 1.0)])
+    bar.ax.xaxis.set_major_formatter("{x:.2g}")
+    bar.ax.tick_params(labelsize=_SMALL_PT, length=2, pad=1)
+    bar.outline.set_linewidth(0.4)
+    bar.set_label("attention", fontsize=_SMALL_PT, labelpad=-5)
