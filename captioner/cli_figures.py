@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Protocol, runtime_checkable
 from captioner.config import FigureFormat, FigureStyle
 from captioner.errors import UsageError
 from captioner.flags import hint
-from captioner.paths import MATRIX_STEM, OVERLAY_STEM
+from captioner.paths import MATRIX_STEM, OVERLAY_STEM, has_picture_suffix
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -53,7 +53,7 @@ class FigureOptions:
         if self.references and not self.gallery:
             raise UsageError("--references need --gallery FILE.html; captioner evaluate scores without it")
         for word in self.style.words:
-            if os.path.exists(word):
+            if has_picture_suffix(word) or os.sep in word:
                 raise UsageError(f"--words took {word} for a word; name the pictures before --words")
 
     def writers(self, stack: ExitStack) -> list[FigureWriter]:

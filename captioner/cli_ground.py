@@ -99,15 +99,12 @@ def _grounding(
 def _faithfulness(
     command: GroundCommand, captioner: "Captioner", records: Sequence[CaptionedImage]
 ) -> "Faithfulness":
-    import numpy as np
-
     from captioner.faithfulness import Faithfulness, erased_words
 
-    rng = np.random.default_rng(0)
     return Faithfulness.of(
         [
-            [word for caption in captions for word in erased_words(captioner, caption, rng)]
-            for _, captions in _captions(command, captioner, records)
+            [word for caption in captions for word in erased_words(captioner, caption, seed=number)]
+            for number, (_, captions) in enumerate(_captions(command, captioner, records))
         ]
     )
 

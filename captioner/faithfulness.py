@@ -27,14 +27,15 @@ class ErasedWord:
     random: float
 
 
-def erased_words(captioner: Captioner, caption: Caption, rng: np.random.Generator) -> list[ErasedWord]:
+def erased_words(captioner: Captioner, caption: Caption, *, seed: int = 0) -> list[ErasedWord]:
     """All words of a caption of the model's own, or of one that it was given.
 
     The cells are taken out of the grid, so that neither an earlier word nor the first state can tell of
-    them; a decoder takes a grid of any number of cells. Raises: ImageError.
+    them; a decoder takes a grid of any number of cells. `seed` draws the random ones. Raises: ImageError.
     """
     if not caption.tokens:
         return []
+    rng = np.random.default_rng(seed)
     annotations = captioner.annotations(caption.picture)
     alphas = caption.alphas.reshape(len(caption.tokens), -1)
     num_cells = alphas.shape[1]

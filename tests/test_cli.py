@@ -275,3 +275,65 @@ def test_reader_that_closes_the_pipe_ends_it_quietly(pictures: Path, model_folde
     result = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True, check=True)
     assert len(result.stdout.splitlines()) == 1
     assert result.stderr == ""
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_figures_of_every_kind_in_one_run(run: Run, pictures: Path, tmp_path: Path) -> None:
+    result = run(
+        *(pictures, "--overlay", tmp_path / "o", "--matrix", tmp_path / "m", "--figure-format", "svg"),
+        *("--animate", tmp_path / "a.gif", "--gallery", tmp_path / "all.html"),
+    )
+    assert (result.status, result.err) == (0, "")
+    assert sorted(path.name for path in (tmp_path / "o").iterdir()) == [
+        f"{name}.attention.svg" for name in "abc"
+    ]
+    assert sorted(path.name for path in (tmp_path / "m").iterdir()) == [
+        f"{name}.matrix.svg" for name in "abc"
+    ]
+    assert sorted(path.name for path in tmp_path.glob("*.gif")) == ["a-2.gif", "a-3.gif", "a.gif"]
+    assert (tmp_path / "all.html").read_text().count("<article") == 3
+
+
+def test_own_figures_are_not_captioned_when_a_folder_is_walked(run: Run, pictures: Path) -> None:
+    before = run(pictures).out
+    run(pictures, "--overlay", pictures, "--matrix", pictures)
+    assert run(pictures).out == before
+
+
+def test_words_are_picked_with_commas_or_spaces(run: Run, pictures: Path, tmp_path: Path) -> None:
+    words = run(pictures / "b.png").out.split("\t")[1].split()
+    chosen, other = words[0], next(word for word in words if word != words[0])
+    for number, given in enumerate([[chosen, other], [f"{chosen},{other}"]]):
+        folder = tmp_path / str(number)
+        result = run(pictures / "b.png", "--overlay", folder, "--figure-format", "svg", "--words", *given)
+        assert result.err == ""
+    texts = [(tmp_path / str(number) / "b.attention.svg").read_text() for number in range(2)]
+    assert texts[0] == texts[1]
+    assert texts[0].count(f">{chosen}</text>") == words.count(chosen)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--animate", "a.mp4"], "--animate a.mp4 should end in .gif"),
+        (["--gallery", "a.txt"], "--gallery a.txt should end in .html"),
+        (["--references", "a.json"], "--references need --gallery"),
+        (["--words", "dog", "b.png"], "--words took b.png for a word; name the pictures before"),
+        (["--words", "dog", "photos/"], "--words took photos/ for a word; name the pictures before"),
+        (["--overlay", "o", "--colormap", "hot pink"], "no colour map 'hot pink'"),
+        (["--columns", "0"], "columns must be in 1..100, not 0"),
+        (["--dpi", "9"], "dpi must be in 10..2400, not 9"),
+    ],
+)
+def test_figures_that_cannot_be_are_refused_before_any_work(
+    run: Run, arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = run("a.png", *arguments)
+    assert result.status == 2
+    assert message in " ".join(result.err.replace("│", " ").split())
+    assert result.out == ""
+    assert [path.name for path in tmp_path.iterdir() if path.name != "model"] == []

@@ -218,7 +218,7 @@ def test_given_captions_are_read_alone_or_together(captioner: Captioner) -> None
 def test_fall_without_attended_cells_is_that_of_a_grid_that_lacks_them(captioner: Captioner) -> None:
     """One word by hand: log p(word) with all cells, less that with the cells it attended to taken out."""
     caption = captioner.caption(noise_picture(6))
-    words = erased_words(captioner, caption, np.random.default_rng(0))
+    words = erased_words(captioner, caption)
     assert len(words) == len(caption.tokens)
     annotations = captioner.annotations(caption.picture)
     decoder, place = captioner.model.decoder, len(caption.tokens) - 1
