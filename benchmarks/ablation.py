@@ -195,6 +195,7 @@ def _measured(
         "seed": row.seed,
         "epochs": len(history),
         "minutes": sum(entry["train_s"] for entry in history) / 60,
+        "fastest_epoch_s": min(entry["train_s"] for entry in history),
         "decoder_parameters": parameters,
         "beam_size": row.beam_size,
         "scores": asdict(evaluation.scores),
@@ -217,10 +218,10 @@ def write_table(results: Mapping[str, Mapping[str, Any]], page: Path) -> None:
 def table(results: Mapping[str, Mapping[str, Any]]) -> str:
     """The rows in their order, as Markdown."""
     head = (
-        "| | | seed | epochs | minutes | decoder, million | B1 | B2 | B3 | B4 | METEOR | ROUGE-L | CIDEr "
-        "| distinct | broken off | repetitive |"
+        "| | | seed | epochs | minutes | fastest epoch, s | decoder, million | B1 | B2 | B3 | B4 | METEOR "
+        "| ROUGE-L | CIDEr | distinct | broken off | repetitive |"
     )
-    lines = [head, "|---|---|" + "---:|" * 14]
+    lines = [head, "|---|---|" + "---:|" * 15]
     for row in ROWS:
         if row.key not in results:
             continue
@@ -233,6 +234,7 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
             str(row.seed),
             str(found["epochs"]),
             f"{found['minutes']:.0f}",
+            f"{found['fastest_epoch_s']:.0f}",
             f"{found['decoder_parameters'] / 1e6:.1f}",
             *("-" if scores[name] is None else f"{scores[name]:.1f}" for name in names),
             f"{wording['distinct_share']:.0%}",

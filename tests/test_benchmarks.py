@@ -59,6 +59,7 @@ def test_table_of_the_study_stands_between_its_marks_and_nothing_else_changes(tm
     result = {
         "epochs": 4,
         "minutes": 6.4,
+        "fastest_epoch_s": 88.4,
         "decoder_parameters": 9_900_000,
         "scores": asdict(scores),
         "wording": asdict(Wording.of(["a dog runs"])),
@@ -68,7 +69,7 @@ def test_table_of_the_study_stands_between_its_marks_and_nothing_else_changes(tm
     assert (before, last, after) == ("before", ablation.LAST_MARK, "after")
     assert "old" not in lines
     (shown,) = [line for line in lines if row.name in line]
-    assert "| 4 | 6 | 9.9 | 100.0 |" in shown
+    assert "| 4 | 6 | 88 | 9.9 | 100.0 |" in shown
     page.write_text("no marks")
     with pytest.raises(ValueError, match="lacks the marks"):
         ablation.write_table({}, page)
