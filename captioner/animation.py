@@ -5,11 +5,10 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib import font_manager
-from matplotlib.colors import Normalize
 from PIL import Image, ImageDraw, ImageFont
 
-from captioner.config import FigureStyle
-from captioner.figures import colormap_of, heat_over
+from captioner.config import DEFAULT_STYLE, FigureStyle
+from captioner.figures import Heats, colormap_of
 from captioner.inference import Caption
 from captioner.output import OutputError
 
@@ -17,11 +16,12 @@ _SIDE_PX = 480  # the longer side of the picture
 _MIN_WIDTH_PX = 240  # of a frame, so that words have room
 _FONT_PX, _LINE_PX, _EDGE_PX = 19, 26, 12
 _FIRST_S, _WORD_S, _LAST_S = 1.0, 0.7, 2.5
+_MARK = b"captioner"  # the comment by which we know our own files
 _PAPER, _INK, _ACCENT = "white", "black", "#b4261c"
 
 
 def draw_frames(
-    caption: Caption, image: Image.Image, *, style: FigureStyle | None = None
+    caption: Caption, image: Image.Image, *, style: FigureStyle = DEFAULT_STYLE
 ) -> Iterator[tuple[Image.Image, float]]:
     """The frames of the animation with the seconds that each is shown.
 
@@ -32,41 +32,34 @@ def draw_frames(
     Raises:
         captioner.errors.UsageError: there is no such colour map.
     """
-    style = style or FigureStyle()
-    colormap = colormap_of(style)
-    shown = image.copy()
-    shown.thumbnail((_SIDE_PX, _SIDE_PX))
-    pixels = np.asarray(shown)
-    heats = [
-        caption.heatmap(place, shown.size, is_smooth=style.overlay_style == "smooth")
-        for place in range(len(caption.tokens))
-    ]
-    scale = Normalize(0.0, max((float(heat.max()) for heat in heats), default=1.0))
-    page = _Page(caption.tokens, shown.size)
-    yield page.frame(shown, 0), _FIRST_S
-    for count, heat in enumerate(heats, start=1):
-        colours = np.round(255 * heat_over(pixels, heat, scale=scale, colormap=colormap)).astype(np.uint8)
-        yield page.frame(Image.fromarray(colours), count), _WORD_S
-    yield page.frame(shown, len(heats), is_done=True), _LAST_S
+    heats = Heats.of(caption, image, side_px=_SIDE_PX, style=style)
+    page = _Page(caption, heats.picture.size)
+    yield page.frame(heats.picture, 0), _FIRST_S
+    for count, pixels in enumerate(heats.drawn(), start=1):
+        yield page.frame(Image.fromarray(np.round(255 * pixels).astype(np.uint8)), count), _WORD_S
+    yield page.frame(heats.picture, len(caption.tokens), is_done=True), _LAST_S
 
 
 class _Page:
     """Where the picture and each word stand; the same for all frames."""
 
-    def __init__(self, words: tuple[str, ...], picture_size: tuple[int, int]) -> None:
+    def __init__(self, caption: Caption, picture_size: tuple[int, int]) -> None:
         font_file = font_manager.findfont("DejaVu Sans")  # comes with matplotlib, and has most alphabets
         self.font = ImageFont.truetype(font_file, _FONT_PX)
-        self.words = words
+        pieces, tail = caption.pieces()
         self.width = max(picture_size[0], _MIN_WIDTH_PX)
         self.text_top = picture_size[1] + _EDGE_PX // 2
-        self.places: list[tuple[float, float]] = []
+        self.words: list[tuple[float, float, str]] = []
         x, y = float(_EDGE_PX), float(self.text_top)
-        for word in words:
-            length = self.font.getlength(word)
+        for number, (gap, word) in enumerate(pieces, start=1):
+            shown = gap.lstrip() + word + (tail if number == len(pieces) else "")
+            if gap.startswith(" "):
+                x += self.font.getlength(" ")
+            length = self.font.getlength(shown)
             if x > _EDGE_PX and x + length > self.width - _EDGE_PX:
                 x, y = float(_EDGE_PX), y + _LINE_PX
-            self.places.append((x, y))
-            x += length + self.font.getlength(" ")
+            self.words.append((x, y, shown))
+            x += length
         self.height = int(y) + _LINE_PX + _EDGE_PX // 2
 
     def frame(self, picture: Image.Image, num_words: int, *, is_done: bool = False) -> Image.Image:
@@ -74,11 +67,9 @@ class _Page:
         frame = Image.new("RGB", (self.width, self.height), _PAPER)
         frame.paste(picture, ((self.width - picture.width) // 2, 0))
         draw = ImageDraw.Draw(frame)
-        for count, (word, place) in enumerate(
-            zip(self.words[:num_words], self.places, strict=False), start=1
-        ):
+        for count, (x, y, word) in enumerate(self.words[:num_words], start=1):
             is_last = count == num_words and not is_done
-            draw.text(place, word, font=self.font, fill=_ACCENT if is_last else _INK)
+            draw.text((x, y), word, font=self.font, fill=_ACCENT if is_last else _INK)
         return frame
 
 
@@ -87,17 +78,21 @@ class AnimationWriter:
 
     Raises:
         captioner.errors.UsageError: there is no such colour map.
-        captioner.output.OutputError: the file cannot be written.
+        captioner.output.OutputError: the file cannot be written, or is there and none of our animations.
         captioner.images.ImageError: the picture has gone since.
     """
 
     def __init__(self, path: Path, style: FigureStyle) -> None:
         self.path, self.style, self.count = path, style, 0
         colormap_of(style)
+        if not path.parent.is_dir():
+            raise OutputError(f"cannot write {path}: there is no folder {path.parent}")
+        _refuse_strange(path)
 
     def write(self, caption: Caption) -> None:
         self.count += 1
         path = self.path if self.count == 1 else self.path.with_stem(f"{self.path.stem}-{self.count}")
+        _refuse_strange(path)
         frames, seconds = zip(*draw_frames(caption, caption.image(), style=self.style), strict=True)
         try:
             frames[0].save(
@@ -107,6 +102,20 @@ class AnimationWriter:
                 append_images=frames[1:],
                 duration=[round(1000 * time) for time in seconds],
                 loop=0,
+                comment=_MARK,
             )
         except OSError as error:
             raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def _refuse_strange(path: Path) -> None:
+    """Raises: OutputError, where something stands in the way that we did not draw, such as a picture."""
+    if not path.exists():
+        return
+    try:
+        with Image.open(path) as image:
+            is_ours = image.info.get("comment") == _MARK
+    except OSError:
+        is_ours = False
+    if not is_ours:
+        raise OutputError(f"{path} is there and is no animation of ours; name another file or remove it")

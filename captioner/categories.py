@@ -49,7 +49,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     "frisbee": ("frisbee",),
     "skis": ("ski", "skis"),
     "snowboard": ("snowboard",),
-    "sports ball": ("ball", "baseball", "basketball", "football", "soccer ball", "tennis ball", "volleyball"),
+    "sports ball": ("ball", "soccer ball", "tennis ball"),  # "baseball" is mostly the game
     "kite": ("kite",),
     "baseball bat": ("bat", "baseball bat"),
     "baseball glove": ("baseball glove", "mitt"),
@@ -101,6 +101,13 @@ NAMES: dict[str, tuple[str, ...]] = {
 """Words by category; of several words only the last takes the plural. The categories are those of
 Lin et al. 2014, "Microsoft COCO: Common Objects in Context"."""
 
+NO_NAMES = (
+    *("jet ski", "ski lift", "ski slope", "ski pole", "ski resort", "ski jump", "bus stop", "bus station"),
+    *("train station", "train track", "bike path", "bike lane", "bike rack", "dog house", "horse race"),
+    *("car seat", "boat dock", "phone booth", "book shelf", "table tennis", "bear costume"),
+)
+"""Phrases that hold such a word and name no such thing."""
+
 # What "name + s" would get wrong.
 _PLURALS = {
     "person": "persons",
@@ -133,9 +140,11 @@ def mentions(words: Sequence[str]) -> Iterator[Mention]:
     start = 0
     while start < len(words):
         for stop in range(min(start + _MAX_WORDS, len(words)), start, -1):
-            category = _category_of().get(" ".join(words[start:stop]))
-            if category is not None:
-                yield Mention(category, start, stop)
+            form = " ".join(words[start:stop])
+            if form in _category_of():
+                category = _category_of()[form]
+                if category is not None:
+                    yield Mention(category, start, stop)
                 start = stop
                 break
         else:
@@ -143,13 +152,16 @@ def mentions(words: Sequence[str]) -> Iterator[Mention]:
 
 
 @lru_cache(maxsize=1)
-def _category_of() -> dict[str, str]:
-    return {
-        form: category
-        for category, names in NAMES.items()
-        for name in names
-        for form in (name, _plural(name))
+def _category_of() -> dict[str, str | None]:
+    """The category of every form of every name; None for phrases that name nothing."""
+    category_of: dict[str, str | None] = {
+        form: category for category, names in NAMES.items() for name in names for form in _forms(name)
     }
+    return category_of | {form: None for name in NO_NAMES for form in _forms(name)}
+
+
+def _forms(name: str) -> tuple[str, str]:
+    return name, _plural(name)
 
 
 def _plural(name: str) -> str:

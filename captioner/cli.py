@@ -148,20 +148,18 @@ def run_caption(command: CaptionCommand) -> int:
         decoding=decoding,
         num_captions=decoding.beam_size if command.figures.gallery else 1,
     )
-    with (
-        contextlib.ExitStack() as stack,
-        CaptionWriter(command.output, command.format, with_attention=command.with_attention) as captions,
-        _progress(command) as progress,
-    ):
-        figures = command.figures.writers(stack)
+    with contextlib.ExitStack() as stack:
+        figures = command.figures.writers(stack)  # first, for they may be refused
+        writer = CaptionWriter(command.output, command.format, with_attention=command.with_attention)
+        captions, progress = stack.enter_context(writer), stack.enter_context(_progress(command))
         for batch in results:
             for result in batch:
                 if isinstance(result, ImageError):
                     failures.tell(str(result))
                     continue
                 captions.write(result)
-                for writer in figures:
-                    _draw(writer, result, failures)
+                for figure in figures:
+                    _draw(figure, result, failures)
             captions.flush()
             progress.update(len(batch))
     return FAILED if failures.count else 0

@@ -66,12 +66,11 @@ class FigureOptions:
         writers: list[FigureWriter] = []
         if self.overlay or self.matrix:
             from captioner.figures import FolderWriter
-            from captioner.inference import Caption
 
         if self.overlay:
             writers.append(
                 FolderWriter(
-                    self.overlay, draw=Caption.plot, stem=OVERLAY_STEM, style=style, kind=self.figure_format
+                    self.overlay, draw=_overlay, stem=OVERLAY_STEM, style=style, kind=self.figure_format
                 )
             )
         if self.matrix:
@@ -98,12 +97,16 @@ class FigureOptions:
         return writers
 
 
+def _overlay(caption: "Caption", style: FigureStyle) -> "Figure":
+    return caption.plot(style=style)
+
+
 def _matrix(caption: "Caption", style: FigureStyle) -> "Figure":
     return caption.plot_matrix(style=style)
 
 
 def _references(path: Path) -> dict[str, tuple[str, ...]]:
     """What people wrote, by the pictures' file names without their folders."""
-    from captioner.coco_format import read_coco_captions
+    from captioner.coco_format import by_file_name, read_coco_captions
 
-    return {Path(image.file_name).name: image.captions for image in read_coco_captions(path)}
+    return by_file_name(path, ((image.file_name, image.captions) for image in read_coco_captions(path)))

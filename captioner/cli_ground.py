@@ -58,6 +58,8 @@ def run_ground(command: GroundCommand) -> None:
     """Measure as the command says, and print a table."""
     if command.instances is None and not command.faithfulness:
         raise UsageError("--instances FILE is needed: COCO's annotation file with what is in the pictures")
+    if command.instances is not None and command.faithfulness:
+        raise UsageError("--faithfulness needs no --instances; give one of the two")
     if command.batch_size < 1:
         raise UsageError(f"--batch-size must be at least 1, not {command.batch_size}")
     from captioner.inference import SHIPPED_MODEL, Captioner
@@ -74,8 +76,6 @@ def run_ground(command: GroundCommand) -> None:
         raise UsageError(
             f"this needs {error.name}; install it with: pip install 'captioner[train]'"
         ) from error
-    except ValueError as error:
-        raise CaptionerError(str(error)) from error
     if command.json is not None:
         _write(command.json, asdict(found), words_of=command.words_of)
     sys.stdout.write(f"{_table(found)}\n")
@@ -103,7 +103,7 @@ def _faithfulness(
 
     return Faithfulness.of(
         [
-            [word for caption in captions for word in erased_words(captioner, caption, seed=number)]
+            erased_words(captioner, captions, seed=number)
             for number, (_, captions) in enumerate(_captions(command, captioner, records))
         ]
     )
@@ -133,7 +133,9 @@ def _captions(
 
 def _write(path: Path, found: dict[str, Any], *, words_of: str) -> None:
     """The values by measure and method as plain numbers, and their intervals beside them."""
-    figures: dict[str, Any] = {"words_of": words_of, "confidence": 0.95}
+    from captioner.grounding import CONFIDENCE
+
+    figures: dict[str, Any] = {"words_of": words_of, "confidence": CONFIDENCE}
     intervals: dict[str, Any] = {}
     for name, value in found.items():
         if isinstance(value, dict) and "value" in value:
@@ -156,7 +158,7 @@ def _table(found: "Grounding | Faithfulness") -> str:
         return "\n".join(
             [
                 f"{found.num_words:,} words; {found.erased_share:.0%} of the cells erased",
-                f"{'':<34} {'nats':>6}   95 %",
+                f"{'':<34} {'nats':>6}",
                 f"{'fall without the most attended':<34} {_nats(found.attended)}",
                 f"{'fall without as many at random':<34} {_nats(found.random)}",
                 f"{'difference':<34} {_nats(found.margin)}",

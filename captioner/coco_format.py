@@ -7,15 +7,17 @@ jsonl` writes them.
 import contextlib
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from captioner.errors import CaptionerError
 
 if TYPE_CHECKING:
     from pycocotools.coco import COCO
+
+Value = TypeVar("Value")
 
 _MALFORMED = (*(OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError, RecursionError),)
 
@@ -109,6 +111,21 @@ def read_results(path: Path, images: Sequence[CocoImage]) -> dict[str, str]:
             raise CocoFormatError(f"{where}: image {image_id} has a caption already")
         captions[image_id] = entry["caption"]
     return captions
+
+
+def by_file_name(path: Path, named: Iterable[tuple[str, Value]]) -> dict[str, Value]:
+    """Values by the last parts of file names, which a picture that lies elsewhere is known by.
+
+    Raises:
+        CocoFormatError: two share it; `path` is named.
+    """
+    found: dict[str, Value] = {}
+    for file_name, value in named:
+        name = Path(file_name).name
+        if name in found:
+            raise CocoFormatError(f"{path} has two pictures of the name {name}, which cannot be told apart")
+        found[name] = value
+    return found
 
 
 def _ids_by_file_name(images: Sequence[CocoImage]) -> dict[str, str | None]:

@@ -26,6 +26,7 @@ MAX_IMAGE_SIZE_PX = 4096
 MAX_DIM = 65_536
 MAX_HEADS = 256
 MAX_WORDS_LIMIT = 1_000
+MAX_FIGURE_PX = 40_000
 
 
 def require(is_met: bool, rule: str, given: object) -> None:
@@ -185,17 +186,22 @@ class FigureStyle:
     overlay_style: OverlayStyle = "smooth"
     """Smooth heat, or the raw cells of the grid."""
     columns: int = 5
-    """Panels in a row. Five are as wide as a page's text, two or three as a column of a paper."""
+    """Panels in a row of --overlay. Five are as wide as a page's text, two or three as a paper's column."""
     colormap: str = "inferno"
     """One of matplotlib's. The default is perceptually uniform, and brighter is more in grey print too."""
     words: tuple[str, ...] = ()
-    """Draw these words only; all if none is named."""
+    """In --overlay and --matrix, draw these words only."""
     dpi: int = 200
     """Pixels an inch, of pictures; text in svg and pdf stays text."""
 
     def __post_init__(self) -> None:
         require(1 <= self.columns <= 100, "columns must be in 1..100", self.columns)
         require(10 <= self.dpi <= 2400, "dpi must be in 10..2400", self.dpi)
+        width_px = self.columns * self.dpi
+        require(width_px <= MAX_FIGURE_PX, f"columns times dpi must be at most {MAX_FIGURE_PX:,}", width_px)
+
+
+DEFAULT_STYLE = FigureStyle()
 
 
 @dataclass(frozen=True, kw_only=True)

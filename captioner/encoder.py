@@ -166,13 +166,14 @@ class Encoder(nn.Module):
         spans. This is half the width that holds the central 68 % of the gradient's energy, which would be
         the deviation of a Gaussian; the mean of both axes. None where the cell sees nothing at all.
         """
-        images = images.detach().requires_grad_()
         middle = (grid.rows // 2) * grid.cols + grid.cols // 2
-        annotations = self(images)[:, middle]
         generator = torch.Generator().manual_seed(0)
-        direction = torch.randn(annotations.shape, generator=generator).to(annotations.device)
-        (gradient,) = torch.autograd.grad((annotations * direction).sum(), images)
-        energy = gradient.double().square().sum(dim=(0, 1))
+        direction = torch.randn(self.annotation_dim, generator=generator).to(images.device)
+        energy = torch.zeros(images.shape[2:], dtype=torch.float64)
+        for image in images.split(1):  # one by one, for memory
+            image = image.detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(self(image)[0, middle] @ direction, image)
+            energy += gradient[0].cpu().double().square().sum(dim=0)
         if not 0 < float(energy.sum()) < math.inf:
             return None
         widths = [_central_width(energy.sum(dim=axis)) for axis in (0, 1)]

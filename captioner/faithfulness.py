@@ -8,11 +8,11 @@ import torch
 from jaxtyping import Float, Int
 
 from captioner.decoding import padded, read_captions
-from captioner.grounding import Estimate, estimates
+from captioner.grounding import Estimate, GroundingError, estimates
 from captioner.inference import Caption, Captioner
 
 ERASED_SHARE = 0.2  # of the cells
-_NUM_RANDOM = 5  # draws of other cells, whose mean is taken
+_NUM_RANDOM = 5  # draws of as many of all cells, whose mean is taken
 _BATCH_SIZE = 64
 
 
@@ -27,16 +27,27 @@ class ErasedWord:
     random: float
 
 
-def erased_words(captioner: Captioner, caption: Caption, *, seed: int = 0) -> list[ErasedWord]:
-    """All words of a caption of the model's own, or of one that it was given.
+def erased_words(captioner: Captioner, captions: Sequence[Caption], *, seed: int = 0) -> list[ErasedWord]:
+    """All words of captions of one picture, which the model wrote or was given.
 
     The cells are taken out of the grid, so that neither an earlier word nor the first state can tell of
     them; a decoder takes a grid of any number of cells. `seed` draws the random ones. Raises: ImageError.
     """
+    if not captions:
+        return []
+    annotations = captioner.annotations(captions[0].picture)
+    rng = np.random.default_rng(seed)
+    return [word for caption in captions for word in _erased(captioner, caption, annotations, rng)]
+
+
+def _erased(
+    captioner: Captioner,
+    caption: Caption,
+    annotations: Float[torch.Tensor, "1 cells annotation"],
+    rng: np.random.Generator,
+) -> list[ErasedWord]:
     if not caption.tokens:
         return []
-    rng = np.random.default_rng(seed)
-    annotations = captioner.annotations(caption.picture)
     alphas = caption.alphas.reshape(len(caption.tokens), -1)
     num_cells = alphas.shape[1]
     num_erased = max(round(ERASED_SHARE * num_cells), 1)
@@ -91,10 +102,10 @@ class Faithfulness:
 
     @classmethod
     def of(cls, pictures: Sequence[Sequence[ErasedWord]]) -> "Faithfulness":
-        """From the words of each picture. Raises: ValueError, where there are none."""
+        """From the words of each picture. Raises: GroundingError, where there are none."""
         rows = [[_falls(word) for word in words] for words in pictures]
         if not any(rows):
-            raise ValueError("there are no words to erase cells for")
+            raise GroundingError("there are no words to erase cells for")
         attended, random, margin, share_more = estimates(rows)
         return cls(
             num_words=sum(map(len, rows)),

@@ -4,7 +4,8 @@ import base64
 import errno
 import html
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from jaxtyping import Float, UInt8
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure
+from PIL import Image
 
 from captioner.config import FigureFormat, FigureStyle
 from captioner.errors import UsageError
@@ -44,6 +46,41 @@ def colormap_of(style: FigureStyle) -> Colormap:
         raise UsageError(
             f"matplotlib has no colour map {style.colormap!r}; try inferno, magma, viridis, cividis or gray"
         ) from None
+
+
+@dataclass(frozen=True)
+class Heats:
+    """A picture, shrunk, with the heat of each word of its caption on its pixels, and their common scale.
+
+    The scale goes from zero to the largest heat of any word.
+    """
+
+    picture: Image.Image
+    by_word: tuple[Float[np.ndarray, "height width"], ...]
+    scale: Normalize
+    colormap: Colormap
+
+    @classmethod
+    def of(cls, caption: Caption, image: Image.Image, *, side_px: int, style: FigureStyle) -> "Heats":
+        """`image` is RGB and upright; its longer side becomes `side_px` at most.
+
+        Raises:
+            captioner.errors.UsageError: there is no such colour map.
+        """
+        shown = image.copy()
+        shown.thumbnail((side_px, side_px))
+        is_smooth = style.overlay_style == "smooth"
+        by_word = tuple(
+            caption.heatmap(place, shown.size, is_smooth=is_smooth) for place in range(len(caption.tokens))
+        )
+        highest = max((float(heat.max()) for heat in by_word), default=1.0)
+        return cls(shown, by_word, Normalize(0.0, highest), colormap_of(style))
+
+    def drawn(self) -> Iterator[Float[np.ndarray, "height width 3"]]:
+        """The picture under the heat of each word, RGB in [0, 1]."""
+        pixels = np.asarray(self.picture)
+        for heat in self.by_word:
+            yield heat_over(pixels, heat, scale=self.scale, colormap=self.colormap)
 
 
 def heat_over(

@@ -8,6 +8,7 @@ import base64
 import hashlib
 import io
 import json
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -25,6 +26,8 @@ from captioner.figures import HEAT_SHARE, colormap_of
 from captioner.images import cells_to_pixels
 from captioner.inference import Caption
 from captioner.output import OutputError
+
+_logger = logging.getLogger(__name__)
 
 _THUMBNAIL_PX = 400  # the longer side
 _JPEG_QUALITY = 72
@@ -51,6 +54,7 @@ class GalleryWriter:
         self.colormap = colormap_of(style)
         self.references = references or {}
         self._ciders = _Ciders(references) if references else None
+        self._is_any_known = False
         self._has_head = False
         try:
             self._stream = path.open("w", encoding="utf-8", newline="\n")
@@ -64,6 +68,8 @@ class GalleryWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
+            if self.references and self._has_head and not self._is_any_known:
+                _logger.warning("%s: the references are of none of its pictures, by their names", self.path)
             if self._has_head:
                 self._stream.write("</main>\n</body>\n</html>\n")
             self._stream.close()
@@ -142,6 +148,7 @@ class GalleryWriter:
         numbers = {"log-prob": caption.log_prob}
         references = self.references.get(Path(caption.file).name, ())
         if self._ciders and references:
+            self._is_any_known = True
             numbers["cider"] = self._ciders.score(caption.text, references)
         data = " ".join(f'data-{key}="{value:.4f}"' for key, value in numbers.items())
         shown = " · ".join(
@@ -190,11 +197,10 @@ def _thumbnail(image: Image.Image, alternative: str) -> str:
 
 def _caption_html(tag: str, caption: Caption) -> str:
     """The caption as text, with what the script needs to make buttons of its words."""
-    words = escape(json.dumps(caption.tokens))
+    pieces, tail = caption.pieces()
+    cut = escape(json.dumps([text for piece in pieces for text in piece] + [tail]))
     alphas = base64.b64encode(_levels(caption.alphas).tobytes()).decode()
-    return (
-        f'<{tag} class="caption" data-words="{words}" data-alphas="{alphas}">{escape(caption.text)}</{tag}>'
-    )
+    return f'<{tag} class="caption" data-pieces="{cut}" data-alphas="{alphas}">{escape(caption.text)}</{tag}>'
 
 
 def _levels(alphas: Float[np.ndarray, "tokens rows cols"]) -> np.ndarray:

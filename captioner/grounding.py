@@ -10,8 +10,14 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from captioner.categories import Mention, mentions
+from captioner.errors import CaptionerError
 from captioner.inference import Caption
 from captioner.instances import Masks
+
+
+class GroundingError(CaptionerError):
+    """Captions that nothing can be measured on."""
+
 
 METHODS = ("model", "uniform", "gaussian", "shuffled")
 """What lies where a word's attention lies, or what it is compared with:
@@ -24,7 +30,7 @@ shuffled    the attention of the caption's other words, on average
 
 _GAUSSIAN_DEVIATION = 0.25  # of a side
 _NUM_RESAMPLES = 5_000
-_CONFIDENCE = 0.95
+CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +102,7 @@ def _gaussian(height: int, width: int) -> Float[np.ndarray, "height width"]:
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """A mean over words, with its interval of 95 % confidence."""
+    """A mean over words, with its interval of confidence `CONFIDENCE`."""
 
     value: float
     low: float
@@ -109,7 +115,7 @@ def estimates(
     """The mean of each column over all words, which are given by picture.
 
     The interval is the bootstrap's: whole pictures are drawn again, for the words of a picture are not
-    independent (Efron and Tibshirani 1993). NaN where there are no words.
+    independent (Efron and Tibshirani 1993). Nothing, where there are no words.
     """
     words = [np.asarray(picture) for picture in pictures if len(picture)]
     if not words:
@@ -121,7 +127,7 @@ def estimates(
     rng = np.random.default_rng(seed)
     drawn = rng.multinomial(len(words), np.full(len(words), 1 / len(words)), size=_NUM_RESAMPLES)
     means = (drawn @ sums) / (drawn @ counts)[:, None]
-    tail = 50 * (1 - _CONFIDENCE)
+    tail = 50 * (1 - CONFIDENCE)
     low, high = np.percentile(means, [tail, 100 - tail], axis=0)
     return [
         Estimate(value=float(value), low=float(bottom), high=float(top))
@@ -147,7 +153,7 @@ class Grounding:
 
     @classmethod
     def of(cls, pictures: Iterable[Iterable[GroundedWord | Unmarked]]) -> "Grounding":
-        """From the words of each picture. Raises: ValueError, where no word can be looked up."""
+        """From the words of each picture. Raises: GroundingError, where no word can be looked up."""
         grounded: list[list[GroundedWord]] = []
         num_unmarked = 0
         for words in pictures:
@@ -155,7 +161,7 @@ class Grounding:
             grounded.append([word for word in found if isinstance(word, GroundedWord)])
             num_unmarked += len(found) - len(grounded[-1])
         if not any(grounded):
-            raise ValueError("no word of any caption names a category that is marked in its picture")
+            raise GroundingError("no word of any caption names a category that is marked in its picture")
 
         def by_method(values: Callable[[GroundedWord], np.ndarray]) -> dict[str, Estimate]:
             found = estimates([[values(word) for word in words] for words in grounded])

@@ -223,10 +223,9 @@ def heatmap(
 ) -> Float[np.ndarray, "height width"]:
     """Project one word's attention onto the original picture, at the picture's own size.
 
-    `image_size` is (width, height) in pixels. With `is_smooth` a cell's attention is spread over what the
-    cell sees: a Gaussian around its centre, of the deviation that `grid` has, within the picture. Else
-    each pixel has the attention of the cell whose centre is the nearest. Both are in attention per cell:
-    the mean over the picture, smooth, is the mean of `alpha`.
+    `image_size` is (width, height) in pixels. With `is_smooth` a pixel has the mean attention of the cells
+    that see it, each weighted by a Gaussian around its centre, of the deviation that `grid` has. Else it
+    has that of the cell whose centre is the nearest. Both are in attention per cell.
     """
     width, height = image_size
     vertical = cells_to_pixels(grid.rows, grid, preprocess.size_px, height, is_smooth)
@@ -237,10 +236,7 @@ def heatmap(
 def cells_to_pixels(
     num_cells: int, grid: GridConfig, input_px: int, image_px: int, is_smooth: bool
 ) -> Float[np.ndarray, "pixels cells"]:
-    """Weight of each cell for each pixel along one axis.
-
-    Smooth, a cell's weights have the same sum for every cell, wherever it lies; else a pixel's sum to 1.
-    """
+    """Weight of each cell for each pixel along one axis; a pixel's weights sum to one."""
     pixels = np.arange(image_px) + 0.5
     if not is_smooth:
         inner = _borders_px(num_cells, grid, input_px, image_px)[1:-1]
@@ -248,5 +244,5 @@ def cells_to_pixels(
     centres = _centres_px(num_cells, grid, input_px, image_px)
     deviation = grid.field_or_default_px * image_px / input_px
     exponent = -0.5 * ((pixels[:, None] - centres[None, :]) / deviation) ** 2
-    weights = np.exp(exponent - exponent.max(axis=0))
-    return weights / weights.sum(axis=0) * (image_px / num_cells)
+    weights = np.exp(exponent - exponent.max(axis=1, keepdims=True))
+    return weights / weights.sum(axis=1, keepdims=True)

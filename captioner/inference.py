@@ -12,7 +12,15 @@ from jaxtyping import Float
 from PIL import Image
 
 from captioner.checkpoint import load_checkpoint
-from captioner.config import DecodingConfig, Device, FigureStyle, GridConfig, ModelConfig, PreprocessConfig
+from captioner.config import (
+    DEFAULT_STYLE,
+    DecodingConfig,
+    Device,
+    FigureStyle,
+    GridConfig,
+    ModelConfig,
+    PreprocessConfig,
+)
 from captioner.decoding import padded, read_captions, search_captions
 from captioner.errors import CaptionerError
 from captioner.images import ImageError, ImageSource, Preprocess, heatmap, load_image, upright_rgb
@@ -60,6 +68,24 @@ class Caption:
     def alphas(self) -> Float[np.ndarray, "tokens rows cols"]:
         return self.head_alphas.mean(axis=1)
 
+    def pieces(self) -> tuple[list[tuple[str, str]], str]:
+        """The text cut at its words: for each the text before it and the word as it stands; and the rest.
+
+        A word that does not stand in the text as it is in `tokens` is put in after a space.
+        """
+        lower = self.text.lower()
+        text = lower if len(lower) == len(self.text) else self.text
+        pieces: list[tuple[str, str]] = []
+        end = 0
+        for token in self.tokens:
+            start = text.find(token, end)
+            if start < 0:
+                pieces.append((" " if pieces else "", token))
+            else:
+                pieces.append((self.text[end:start], self.text[start : start + len(token)]))
+                end = start + len(token)
+        return pieces, self.text[end:]
+
     def image(self) -> Image.Image:
         """The picture, RGB and upright. Raises: ImageError, where its file has gone since."""
         if isinstance(self.picture, Image.Image):
@@ -88,17 +114,17 @@ class Caption:
             is_smooth=is_smooth,
         )
 
-    def plot(self, style: FigureStyle | None = None) -> "Figure":
+    def plot(self, *, style: FigureStyle = DEFAULT_STYLE) -> "Figure":
         """The matplotlib figure of `captioner.overlay.draw_overlay`. Raises: ImageError."""
         from captioner.overlay import draw_overlay
 
-        return draw_overlay(self, self.image(), style=style or FigureStyle())
+        return draw_overlay(self, self.image(), style=style)
 
-    def plot_matrix(self, *others: "Caption", style: FigureStyle | None = None) -> "Figure":
+    def plot_matrix(self, *others: "Caption", style: FigureStyle = DEFAULT_STYLE) -> "Figure":
         """Words by cells, beside those of other captions of the same picture (`captioner.matrix`)."""
         from captioner.matrix import draw_matrices
 
-        return draw_matrices([self, *others], style=style or FigureStyle())
+        return draw_matrices([self, *others], style=style)
 
     def _repr_html_(self) -> str:
         """How a notebook shows a caption: its figure, with the caption as the text in its place."""
@@ -168,6 +194,8 @@ class Captioner:
         Raises:
             ImageError: the file cannot be read as a picture.
         """
+        if isinstance(captions, str):
+            raise TypeError("captions is a list of texts; put the one in brackets")
         picture = Path(picture) if isinstance(picture, str) else picture
         if not captions:
             return []

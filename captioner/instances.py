@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool
 
-from captioner.coco_format import CocoFormatError, open_coco, reading
+from captioner.coco_format import CocoFormatError, by_file_name, open_coco, reading
 from captioner.errors import first_of
 
 _CONTENT = "instances"
@@ -15,7 +15,7 @@ Masks = Mapping[str, Bool[np.ndarray, "height width"]]
 
 
 class Instances:
-    """The instance annotations of a file, by the pictures' file names.
+    """The instance annotations of a file, by the pictures' file names without their folders.
 
     Raises:
         CocoFormatError: the file is missing, or not in COCO's format with instances.
@@ -26,7 +26,8 @@ class Instances:
         self._coco = open_coco(path, _CONTENT)
         with reading(path, _CONTENT):
             self._category = {number: entry["name"] for number, entry in self._coco.cats.items()}
-            self._image_id = {image["file_name"]: number for number, image in self._coco.imgs.items()}
+            named = [(image["file_name"], number) for number, image in self._coco.imgs.items()]
+        self._image_id = by_file_name(path, named)
 
     def require(self, file_names: Iterable[str]) -> None:
         """Raises: CocoFormatError, naming the pictures that the file does not list."""
@@ -35,7 +36,7 @@ class Instances:
             raise CocoFormatError(f"{self.path} does not list {len(missing):,} pictures: {first_of(missing)}")
 
     def masks(self, file_name: str) -> Masks:
-        """For each category in the picture the pixels of all its instances, crowds included.
+        """For each category in a listed picture the pixels of all its instances, crowds included.
 
         Raises:
             CocoFormatError: an annotation cannot be drawn.

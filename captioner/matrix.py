@@ -15,7 +15,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure
 
-from captioner.config import FigureStyle
+from captioner.config import DEFAULT_STYLE, FigureStyle
 from captioner.figures import colormap_of
 from captioner.inference import Caption
 
@@ -47,7 +47,7 @@ class AttentionMatrix:
         return cls(
             title=caption.text,
             rows=caption.tokens,
-            weights=caption.alphas.reshape(len(caption.tokens), -1),
+            weights=caption.alphas.reshape(len(caption.tokens), rows * cols),
             groups=tuple((str(row + 1), cols) for row in range(rows)),
             places="cells, by the rows of the grid",
         )
@@ -71,9 +71,9 @@ def spread(weights: Float[np.ndarray, "rows places"]) -> Float[np.ndarray, " row
 
 
 def draw_matrices(
-    captions: Sequence[Caption | AttentionMatrix], *, style: FigureStyle | None = None
+    captions: Sequence[Caption | AttentionMatrix], *, style: FigureStyle = DEFAULT_STYLE
 ) -> Figure:
-    """Draw words by places, side by side on one colour scale.
+    """Draw words by places, one matrix or several side by side on the same scales.
 
     Above each heat map is the sum of every place's attention over the words that are drawn, and to its
     right how many places each word's attention is spread over (the exponential of its entropy).
@@ -81,7 +81,6 @@ def draw_matrices(
     Raises:
         captioner.errors.UsageError: there is no such colour map.
     """
-    style = style or FigureStyle()
     matrices = [
         (AttentionMatrix.of(given) if isinstance(given, Caption) else given).choose(style.words)
         for given in captions
@@ -89,6 +88,7 @@ def draw_matrices(
     highest = max((float(matrix.weights.max(initial=0.0)) for matrix in matrices), default=0.0)
     scale, colormap = Normalize(0.0, highest or 1.0), colormap_of(style)
     most_rows = max(len(matrix.rows) for matrix in matrices)
+    most_sum = max(float(matrix.weights.sum(axis=0).max(initial=0.0)) for matrix in matrices)
     heat_height = _ROW_IN * max(most_rows, 1)
     longest = max((len(word) for matrix in matrices for word in matrix.rows), default=0)
     words_width = max(_LETTER_IN * longest + 0.1, _WORDS_IN)
@@ -106,7 +106,9 @@ def draw_matrices(
 
         centre = axes_at(left, bottom, _MATRIX_IN, rows_height)
         _draw_heat(centre, matrix, scale, colormap)
-        _draw_sums(axes_at(left, bottom + rows_height + 0.03, _MATRIX_IN, _MARGIN_IN - 0.06), matrix)
+        _draw_sums(
+            axes_at(left, bottom + rows_height + 0.03, _MATRIX_IN, _MARGIN_IN - 0.06), matrix, most_sum
+        )
         _draw_spread(axes_at(left + _MATRIX_IN + 0.03, bottom, _MARGIN_IN - 0.06, rows_height), matrix)
         figure.text(
             (left - words_width + 0.06) / width,
@@ -144,10 +146,11 @@ def _draw_heat(axes: Axes, matrix: AttentionMatrix, scale: Normalize, colormap: 
     axes.spines[:].set_visible(False)
 
 
-def _draw_sums(axes: Axes, matrix: AttentionMatrix) -> None:
+def _draw_sums(axes: Axes, matrix: AttentionMatrix, highest: float) -> None:
     num_places = matrix.weights.shape[1]
     axes.bar(np.arange(num_places) + 0.5, matrix.weights.sum(axis=0), width=1.0, color=_BAR_COLOUR)
     axes.set_xlim(0, num_places)
+    axes.set_ylim(0, highest or 1.0)
     axes.set_xticks([])
     axes.set_yticks([])
     axes.set_ylabel("sum", fontsize=_SMALL_PT, rotation=0, ha="right", va="center")

@@ -10,8 +10,8 @@ from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure
 from PIL import Image
 
-from captioner.config import FigureStyle
-from captioner.figures import colormap_of, heat_over
+from captioner.config import DEFAULT_STYLE, FigureStyle
+from captioner.figures import Heats
 from captioner.inference import Caption
 
 # Inches. Five panels are as wide as the text of a page (6.9), three fit a wide column and two a narrow one;
@@ -25,41 +25,31 @@ _WORD_PT, _CAPTION_PT, _SCALE_PT = 8.5, 9.0, 7.0
 _MIN_ASPECT = 0.25  # of a panel, for very long or tall pictures
 
 
-def draw_overlay(caption: Caption, image: Image.Image, *, style: FigureStyle | None = None) -> Figure:
+def draw_overlay(caption: Caption, image: Image.Image, *, style: FigureStyle = DEFAULT_STYLE) -> Figure:
     """Draw the picture and then one panel a word, with the word's attention over the picture.
 
     `image` is RGB and upright, as `Caption.image` gives it.
 
     All panels share one colour scale, from zero to the largest heat of any word of the caption, which
     the bar below states in attention per cell (a word's attention sums to one over the grid's cells). The
-    heat of a cell lies on the pixels around the centre of what that cell saw. The picture below the heat is
-    grey, so that all colour is heat.
+    heat of a pixel is that of the cells that see it. The picture below the heat is grey, so that all colour
+    is heat.
 
     Raises:
         captioner.errors.UsageError: there is no such colour map.
     """
-    style = style or FigureStyle()
-    colormap = colormap_of(style)
-    panel_px = round(_PANEL_IN * style.dpi)
-    shown = image.copy()
-    shown.thumbnail((panel_px, panel_px))
-    heats = [
-        caption.heatmap(place, shown.size, is_smooth=style.overlay_style == "smooth")
-        for place in range(len(caption.tokens))
-    ]
-    scale = Normalize(vmin=0.0, vmax=max((float(heat.max()) for heat in heats), default=1.0))
+    heats = Heats.of(caption, image, side_px=round(_PANEL_IN * style.dpi), style=style)
     drawn = [
-        (word, heat)
-        for word, heat in zip(caption.tokens, heats, strict=True)
+        (word, pixels)
+        for word, pixels in zip(caption.tokens, heats.drawn(), strict=True)
         if not style.words or word in style.words
     ]
-    figure, axes = _panels(len(drawn) + 1, shown.size, style.columns)
-    pixels = np.asarray(shown)
-    _show(axes[0], pixels, "")
-    for axis, (word, heat) in zip(axes[1:], drawn, strict=True):
-        _show(axis, heat_over(pixels, heat, scale=scale, colormap=colormap), word)
+    figure, axes = _panels(len(drawn) + 1, heats.picture.size, style.columns)
+    _show(axes[0], np.asarray(heats.picture), "")
+    for axis, (word, pixels) in zip(axes[1:], drawn, strict=True):
+        _show(axis, pixels, word)
     _write_caption(figure, caption.text)
-    _draw_scale(figure, scale, colormap)
+    _draw_scale(figure, heats.scale, heats.colormap)
     return figure
 
 

@@ -8,18 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from jaxtyping import Float
-from torch import Tensor
-
 from captioner.checkpoint import Checkpoint, load_checkpoint, recover_folder
 from captioner.cli_train import ARGUMENTS_FILE, RunOptions
-from captioner.config import PreprocessConfig
 from captioner.data import Split
 from captioner.encoder import build_encoder
 from captioner.features import cached_splits, read_ahead
-from captioner.images import Preprocess
 from captioner.learner import TrainingError, make_accelerator
 from captioner.recipe import Recipe
 from captioner.records import CaptionedImage
@@ -27,8 +20,6 @@ from captioner.resume import require_same_recipe
 from captioner.training import Trainer
 from captioner.validation import settle_decoding
 from captioner.vocabulary import SPECIAL_TOKENS, Vocabulary
-
-_NUM_MEASURED = 16  # pictures that the CNN's field of view is measured on
 
 _logger = logging.getLogger(__name__)
 
@@ -94,9 +85,6 @@ def prepare_training(
     preprocess = encoder.preprocess_config(recipe.encoder.image_size)
     grid = encoder.grid_config(recipe.encoder.image_size)
     encoder.to(accelerator.device)
-    grid = replace(
-        grid, field_px=encoder.field_px(_some_pictures(dev, preprocess).to(accelerator.device), grid)
-    )
     with accelerator.main_process_first():
         dev_split, train_split = cached_splits(
             [dev, train],
@@ -135,14 +123,6 @@ def prepare_training(
     if options.resume:
         trainer.resume()
     return trainer
-
-
-def _some_pictures(
-    records: Sequence[CaptionedImage], preprocess: PreprocessConfig
-) -> Float[Tensor, "batch 3 size size"]:
-    """A few pictures for what is measured of the encoder. Raises: ImageError."""
-    load = Preprocess(preprocess).load
-    return torch.from_numpy(np.stack([load(record.source) for record in records[:_NUM_MEASURED]]))
 
 
 def _start(recipe: Recipe) -> Checkpoint | None:

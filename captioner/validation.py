@@ -12,11 +12,13 @@ from jaxtyping import Float
 from tqdm import tqdm
 
 from captioner.checkpoint import load_checkpoint, save_checkpoint
-from captioner.config import DecodingConfig
-from captioner.data import CaptionDataset, load_batches
+from captioner.config import DecodingConfig, ModelConfig
+from captioner.data import CaptionDataset, Split, load_batches
 from captioner.dealing import in_order
 from captioner.decoding import search_captions
+from captioner.encoder import Encoder
 from captioner.evaluation import caption_records
+from captioner.images import Preprocess
 from captioner.inference import Captioner, choose_device
 from captioner.metrics import Scores, score_captions
 from captioner.model import AnyDecoder, CaptioningModel
@@ -28,6 +30,7 @@ LENGTH_PENALTIES = (0.0, 0.4, 0.6, 0.8, 1.0, 1.2)
 """What `choose_decoding` tries."""
 
 _BATCH_SIZE = 32
+_NUM_MEASURED = 16  # pictures that a cell's field of view is measured on
 
 
 @torch.inference_mode()
@@ -130,8 +133,9 @@ def _search(
 def settle_decoding(folder: Path, dev: CaptionDataset, *, num_workers: int = 0) -> Scores:
     """Give a trained model the decoding that scores best on dev, and its scores with that.
 
-    The model is loaded as it was saved, in half precision. The scores that are kept are those of the
-    captions that caption.py prints for the dev pictures' files.
+    How far a cell of its CNN sees is measured on the first dev pictures, for the figures. The model is
+    loaded as it was saved, in half precision. The scores that are kept are those of the captions that
+    caption.py prints for the dev pictures' files.
     """
     checkpoint, device = load_checkpoint(folder), choose_device("auto")
     model, vocabulary = checkpoint.model.to(device).eval(), checkpoint.vocabulary
@@ -148,9 +152,18 @@ def settle_decoding(folder: Path, dev: CaptionDataset, *, num_workers: int = 0) 
         vocabulary=vocabulary,
         max_words=checkpoint.config.decoding.max_words,
     )
-    config = replace(checkpoint.config, decoding=decoding)
+    grid = replace(checkpoint.config.grid, field_px=_field_px(model.encoder, checkpoint.config, dev.split))
+    config = replace(checkpoint.config, decoding=decoding, grid=grid)
     captioner = Captioner(model=model, config=config, vocabulary=vocabulary, device=device)
     scores = score_captions(caption_records(captioner, dev.split.records), references)
     metrics = checkpoint.metrics | {"dev": {**asdict(decoding), **asdict(scores)}, "decoding_cider": tried}
     save_checkpoint(folder, replace(checkpoint, config=config, metrics=metrics))
     return scores
+
+
+def _field_px(encoder: Encoder, config: ModelConfig, split: Split) -> float | None:
+    """How far a cell sees on the first pictures of a split. Raises: ImageError."""
+    load = Preprocess(config.preprocess).load
+    pixels = np.stack([load(record.source) for record in split.records[:_NUM_MEASURED]])
+    images = torch.from_numpy(pixels).to(next(encoder.parameters()).device)
+    return encoder.field_px(images, config.grid)

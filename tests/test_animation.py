@@ -1,3 +1,4 @@
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from PIL import Image, ImageChops
 from captioner.animation import AnimationWriter, draw_frames
 from captioner.config import FigureStyle, GridConfig, PreprocessConfig
 from captioner.inference import Captioner
+from captioner.output import OutputError
 from tests.conftest import make_caption, noise_picture
 
 PICTURE = Image.new("RGB", (300, 150), "#888888")
@@ -73,3 +75,30 @@ def test_pictures_of_odd_shapes_are_animated(
 ) -> None:
     frames = list(draw_frames(make_caption(("a",), even_grid, preprocess_config), Image.new("RGB", size)))
     assert len({frame.size for frame, _ in frames}) == 1
+
+
+def test_pictures_are_not_written_over(captioner: Captioner, tmp_path: Path) -> None:
+    caption = captioner.caption(noise_picture(1))
+    for name in ("a.gif", "b-2.gif"):
+        noise_picture(2).save(tmp_path / name)
+    before = (tmp_path / "a.gif").read_bytes()
+    with pytest.raises(OutputError, match=r"a\.gif is there and is no animation of ours"):
+        AnimationWriter(tmp_path / "a.gif", FigureStyle())
+    writer = AnimationWriter(tmp_path / "b.gif", FigureStyle())
+    writer.write(caption)
+    with pytest.raises(OutputError, match=r"b-2\.gif is there and is no animation of ours"):
+        writer.write(caption)
+    assert (tmp_path / "a.gif").read_bytes() == (tmp_path / "b-2.gif").read_bytes() == before
+    AnimationWriter(tmp_path / "b.gif", FigureStyle()).write(caption)  # but our own are
+
+
+def test_words_stand_in_the_animation_as_in_the_caption(
+    even_grid: GridConfig, preprocess_config: PreprocessConfig
+) -> None:
+    """The same ink, whether a word is cut in two tokens or not."""
+    whole = make_caption(("the", "man's", "dog"), even_grid, preprocess_config)
+    cut = replace(
+        make_caption(("the", "man", "'s", "dog"), even_grid, preprocess_config), text="the man's dog"
+    )
+    last = [np.asarray(list(draw_frames(caption, PICTURE))[-1][0]) for caption in (whole, cut)]
+    assert np.abs(last[0].astype(int) - last[1]).mean() < 0.5

@@ -303,6 +303,18 @@ def test_own_figures_are_not_captioned_when_a_folder_is_walked(run: Run, picture
     assert run(pictures).out == before
 
 
+def test_refused_figures_leave_the_captions_that_are_there(run: Run, pictures: Path, tmp_path: Path) -> None:
+    (tmp_path / "old.txt").write_text("captions of yesterday")
+    for arguments in (
+        ("--overlay", tmp_path / "o", "--colormap", "none"),
+        ("--animate", tmp_path / "none" / "a.gif"),
+    ):
+        result = run(pictures, "--output", tmp_path / "old.txt", *arguments)
+        assert result.status != 0
+        assert result.err.startswith("captioner: ")
+        assert (tmp_path / "old.txt").read_text() == "captions of yesterday"
+
+
 def test_words_are_picked_with_commas_or_spaces(run: Run, pictures: Path, tmp_path: Path) -> None:
     words = run(pictures / "b.png").out.split("\t")[1].split()
     chosen, other = words[0], next(word for word in words if word != words[0])

@@ -179,6 +179,16 @@ def test_two_captions_stand_side_by_side_on_one_scale(
     assert left.get_position().y1 == pytest.approx(right.get_position().y1)
 
 
+def test_matrix_of_a_caption_without_words(captioner: Captioner) -> None:
+    (empty,) = captioner.attend(noise_picture(0), ["..."])
+    assert not heat_maps(empty.plot_matrix())
+
+
+def test_figures_too_large_to_draw_are_refused() -> None:
+    with pytest.raises(ValueError, match="columns times dpi must be at most 40,000, not 72000"):
+        FigureStyle(columns=30, dpi=2400)
+
+
 def test_matrix_of_chosen_words_and_of_no_word() -> None:
     matrix = AttentionMatrix(
         title="", rows=("the", "cat", "the"), weights=np.eye(3), groups=(("source", 3),), places="words"

@@ -12,7 +12,15 @@ from captioner.cli import main
 from captioner.coco_format import CocoFormatError
 from captioner.config import GridConfig, PreprocessConfig
 from captioner.faithfulness import ERASED_SHARE, ErasedWord, Faithfulness, erased_words
-from captioner.grounding import METHODS, Grounding, Unmarked, estimates, grounded_words
+from captioner.grounding import (
+    METHODS,
+    GroundedWord,
+    Grounding,
+    GroundingError,
+    Unmarked,
+    estimates,
+    grounded_words,
+)
 from captioner.inference import Captioner
 from captioner.instances import Instances
 from captioner.vocabulary import END, START
@@ -36,6 +44,7 @@ def found(caption: str) -> list[tuple[str, str]]:
             [("tennis racket", "tennis rackets"), ("stop sign", "stop sign")],
         ),
         ("he stops at an orange light", []),
+        ("a baseball player on a jet ski by the train tracks", [("person", "player")]),
         ("", []),
     ],
 )
@@ -56,7 +65,7 @@ def test_hits_and_shares_are_those_of_a_hand_computation(
     """A picture of 96 x 96 whose upper left ninth is a dog. "dog" looks there, "a" at the centre, "runs"
     half at both. With raw cells the shares are the attention there; here each cell sees nothing but
     itself, or nearly so."""
-    grid = replace(even_grid, field_px=2.0)
+    grid = replace(even_grid, field_px=0.3)
     alphas = np.zeros((3, 3, 3))
     alphas[0, 1, 1] = 1.0
     alphas[1, 0, 0] = 1.0
@@ -65,7 +74,7 @@ def test_hits_and_shares_are_those_of_a_hand_computation(
     region = np.zeros((96, 96), dtype=bool)
     region[:32, :32] = True
     (word,) = grounded_words(caption, {"dog": region})
-    assert isinstance(word, type(word))
+    assert isinstance(word, GroundedWord)
     hits, shares = dict(zip(METHODS, word.hits, strict=True)), dict(zip(METHODS, word.shares, strict=True))
     assert hits == {"model": 1, "uniform": pytest.approx(1 / 9), "gaussian": 0, "shuffled": 0.5}
     assert shares["model"] == pytest.approx(1, abs=1e-6)
@@ -76,7 +85,7 @@ def test_hits_and_shares_are_those_of_a_hand_computation(
 
 
 def test_name_of_two_words_is_their_mean(even_grid: GridConfig, preprocess_config: PreprocessConfig) -> None:
-    grid = replace(even_grid, field_px=2.0)
+    grid = replace(even_grid, field_px=0.3)
     alphas = np.zeros((3, 3, 3))
     alphas[0, 0, 0] = alphas[1, 2, 2] = alphas[2, 2, 2] = 1.0
     region = np.zeros((96, 96), dtype=bool)
@@ -96,6 +105,17 @@ def test_word_for_what_is_not_marked_is_told_apart(
     unmarked, cats = grounded_words(caption, masks)
     assert unmarked == Unmarked("dog")
     np.testing.assert_allclose(cats.shares, 1)  # all of the picture is cat
+
+
+def test_attention_that_is_the_same_everywhere_is_the_baseline_of_that_name(
+    even_grid: GridConfig, preprocess_config: PreprocessConfig
+) -> None:
+    region = np.random.default_rng(0).random((40, 70)) < 0.3
+    caption = make_caption(("a", "dog"), even_grid, preprocess_config, np.full((2, 3, 3), 1 / 9))
+    (word,) = grounded_words(caption, {"dog": region})
+    model, uniform, _, shuffled = word.shares
+    assert model == pytest.approx(uniform)
+    assert shuffled == pytest.approx(uniform)
 
 
 def test_mean_is_over_words_and_the_interval_over_pictures() -> None:
@@ -138,7 +158,7 @@ def test_margin_is_of_the_same_words(even_grid: GridConfig, preprocess_config: P
 
 
 def test_nothing_to_look_up_is_told() -> None:
-    with pytest.raises(ValueError, match="no word of any caption names a category"):
+    with pytest.raises(GroundingError, match="no word of any caption names a category"):
         Grounding.of([[], [Unmarked("dog")]])
 
 
@@ -184,6 +204,9 @@ def test_files_without_instances_say_so(tmp_path: Path) -> None:
     with pytest.raises(CocoFormatError, match="is no COCO file with instances"):
         Instances(tmp_path / "captions.json")
     instances = Instances(instances_file(tmp_path / "i.json", ["a.png"]))
+    twice = instances_file(tmp_path / "twice.json", ["a/1.png", "b/1.png"])
+    with pytest.raises(CocoFormatError, match=r"two pictures of the name 1\.png, which cannot be told apart"):
+        Instances(twice)
     with pytest.raises(CocoFormatError, match=r"does not list 1 pictures: b\.png"):
         instances.require(["a.png", "b.png"])
 
@@ -218,7 +241,7 @@ def test_given_captions_are_read_alone_or_together(captioner: Captioner) -> None
 def test_fall_without_attended_cells_is_that_of_a_grid_that_lacks_them(captioner: Captioner) -> None:
     """One word by hand: log p(word) with all cells, less that with the cells it attended to taken out."""
     caption = captioner.caption(noise_picture(6))
-    words = erased_words(captioner, caption)
+    words = erased_words(captioner, [caption])
     assert len(words) == len(caption.tokens)
     annotations = captioner.annotations(caption.picture)
     decoder, place = captioner.model.decoder, len(caption.tokens) - 1
@@ -248,7 +271,7 @@ def test_faithfulness_is_the_mean_over_words() -> None:
     assert faithfulness.random.value == 0.5
     assert faithfulness.margin.value == 0.5
     assert faithfulness.share_more.value == 0.5
-    with pytest.raises(ValueError, match="there are no words"):
+    with pytest.raises(GroundingError, match="there are no words"):
         Faithfulness.of([[]])
 
 
@@ -282,7 +305,7 @@ def test_command_writes_every_method_with_its_interval(
         assert figures[measure].keys() == set(METHODS)
         for method, value in figures[measure].items():
             low, high = figures["intervals"][measure][method]
-            assert 0 <= low - 1e-9 <= value <= high + 1e-9
+            assert -1e-9 <= low - 1e-9 <= value <= high + 1e-9
     assert figures["attention_share"]["uniform"] == pytest.approx(0.5)
     assert "2 words in 2 pictures; 2 more name what is not marked there" in printed.out
     assert f"{figures['attention_share']['model']:.1%}" in printed.out
@@ -315,6 +338,7 @@ def test_command_says_what_is_missing(
     for arguments, status, message in (
         ([], 2, "captioner: --instances FILE is needed"),
         (["--instances", "none.json"], 1, "captioner: none.json is missing"),
+        (["--instances", "none.json", "--faithfulness"], 2, "captioner: --faithfulness needs no --instances"),
     ):
         with pytest.raises(SystemExit) as exit_:
             main(["ground", *coco, *arguments, "--model", str(model_folder)])

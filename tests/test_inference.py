@@ -81,3 +81,31 @@ def test_model_in_a_hurry_to_end_still_says_a_word(captioner: Captioner, picture
 def test_absent_device_is_refused() -> None:
     with pytest.raises(DeviceError, match="torch finds no cuda device here"):
         choose_device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens", "pieces", "tail"),
+    [
+        (
+            "the man's dog",
+            ("the", "man", "'s", "dog"),
+            [("", "the"), (" ", "man"), ("", "'s"), (" ", "dog")],
+            "",
+        ),
+        ('A "Dog", sits.', ("a", "dog", "sits"), [("", "A"), (' "', "Dog"), ('", ', "sits")], "."),
+        ("other text", ("dog", "text"), [("", "dog"), ("other ", "text")], ""),
+        ("...", (), [], "..."),
+    ],
+)
+def test_text_is_cut_at_its_words(
+    captioner: Captioner, text: str, tokens: tuple[str, ...], pieces: list[tuple[str, str]], tail: str
+) -> None:
+    caption = replace(captioner.caption(noise_picture(0)), text=text, tokens=tokens)
+    assert caption.pieces() == (pieces, tail)
+    if "other" not in text:
+        assert "".join(gap + word for gap, word in pieces) + tail == text
+
+
+def test_captions_to_read_are_a_list(captioner: Captioner) -> None:
+    with pytest.raises(TypeError, match="captions is a list of texts"):
+        captioner.attend(noise_picture(0), "a dog")

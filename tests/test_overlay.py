@@ -62,15 +62,6 @@ def test_all_panels_share_the_stated_scale(
     assert bar.get_xlabel() == "attention per cell"
 
 
-def test_same_caption_gives_the_same_bytes(
-    even_grid: GridConfig, preprocess_config: PreprocessConfig, tmp_path: Path
-) -> None:
-    caption = make_caption(("a", "dog", "runs"), even_grid, preprocess_config)
-    for name in ("one.png", "two.png"):
-        save_figure(draw_overlay(caption, noise_picture(4)), tmp_path / name, FigureStyle(), "png")
-    assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
-
-
 def test_empty_caption_draws_the_picture_alone(
     even_grid: GridConfig, preprocess_config: PreprocessConfig
 ) -> None:

@@ -19,61 +19,70 @@ document.addEventListener("DOMContentLoaded", () => {
 
   // Each word of a caption as a button, with the text between them as it is.
   function makeButtons(caption) {
-    const text = caption.textContent;
-    const words = JSON.parse(caption.dataset.words);
+    const pieces = JSON.parse(caption.dataset.pieces); // gap, word, gap, word, ..., rest
     caption.textContent = "";
-    let end = 0;
-    for (const [place, word] of words.entries()) {
-      const start = text.indexOf(word, end);
-      if (place > 0) caption.append(start < 0 ? " " : text.slice(end, start));
-      if (start >= 0) end = start + word.length;
+    for (let place = 0; 2 * place + 1 < pieces.length; place++) {
       const button = document.createElement("button");
       button.type = "button";
       button.className = "word";
       button.dataset.place = place;
       button.tabIndex = place === 0 ? 0 : -1;
-      button.textContent = word;
-      caption.append(button);
+      button.textContent = pieces[2 * place + 1];
+      caption.append(pieces[2 * place], button);
     }
+    caption.append(pieces[pieces.length - 1]);
     caption.dataset.isReady = "";
   }
 
-  // One word's attention, in units of the most that any word of its caption gives to a cell.
-  function alphaOf(word) {
-    const { alphas } = word.closest(".caption").dataset;
-    const cells = setting.rows * setting.cols;
-    const place = Number(word.dataset.place);
-    return bytesOf(alphas).subarray(place * cells, (place + 1) * cells);
+  // The heat of every word of a caption on a small square, row by row, and the most of any of them.
+  const heatsOf = new WeakMap();
+  function heats(caption) {
+    if (!heatsOf.has(caption)) {
+      const alphas = bytesOf(caption.dataset.alphas);
+      const cells = setting.rows * setting.cols;
+      const words = [];
+      for (let start = 0; start < alphas.length; start += cells) words.push(project(alphas.subarray(start, start + cells)));
+      heatsOf.set(caption, { words, most: Math.max(...words.map((heat) => Math.max(...heat))) || 1 });
+    }
+    return heatsOf.get(caption);
   }
 
-  function drawHeat(canvas, alpha) {
+  function project(alpha) {
     const { rows, cols, vertical, horizontal } = setting;
-    const side = vertical.length;
-    canvas.width = canvas.height = side;
-    const image = new ImageData(side, side);
-    for (let y = 0; y < side; y++) {
-      for (let x = 0; x < side; x++) {
-        let heat = 0;
+    const heat = [];
+    for (const rowWeights of vertical) {
+      for (const colWeights of horizontal) {
+        let sum = 0;
         for (let row = 0; row < rows; row++) {
-          let sum = 0;
-          for (let col = 0; col < cols; col++) sum += alpha[row * cols + col] * horizontal[x][col];
-          heat += vertical[y][row] * sum;
+          for (let col = 0; col < cols; col++) sum += rowWeights[row] * colWeights[col] * alpha[row * cols + col];
         }
-        const level = Math.round(Math.min(heat, 255));
-        const pixel = 4 * (y * side + x);
-        for (let channel = 0; channel < 3; channel++) image.data[pixel + channel] = colours[3 * level + channel];
-        image.data[pixel + 3] = 255;
+        heat.push(sum);
       }
+    }
+    return heat;
+  }
+
+  function drawHeat(canvas, heat, most) {
+    canvas.width = canvas.height = setting.vertical.length;
+    const image = new ImageData(canvas.width, canvas.height);
+    for (const [pixel, value] of heat.entries()) {
+      const level = Math.round((255 * value) / most);
+      for (let channel = 0; channel < 3; channel++) image.data[4 * pixel + channel] = colours[3 * level + channel];
+      image.data[4 * pixel + 3] = 255;
     }
     canvas.getContext("2d").putImageData(image, 0, 0);
   }
 
-  function placeName(alpha) {
-    const hottest = alpha.indexOf(Math.max(...alpha));
-    const third = (index, size) => Math.floor((3 * index) / size);
-    const row = ["upper", "middle", "lower"][third(Math.floor(hottest / setting.cols), setting.rows)];
-    const col = ["left", "centre", "right"][third(hottest % setting.cols, setting.cols)];
-    return row === "middle" && col === "centre" ? "centre" : `${row} ${col}`;
+  // Where the peak of a word's heat lies on the picture, in thirds.
+  function whereOf(heat, most) {
+    const peak = Math.max(...heat);
+    if (peak < most / 2) return "hardly looked anywhere";
+    const side = setting.vertical.length;
+    const third = (index) => Math.floor((3 * index) / side);
+    const hottest = heat.indexOf(peak);
+    const row = ["upper", "middle", "lower"][third(Math.floor(hottest / side))];
+    const col = ["left", "centre", "right"][third(hottest % side)];
+    return `looked most at the ${row === "middle" && col === "centre" ? "centre" : `${row} ${col}`}`;
   }
 
   function show(word) {
@@ -81,11 +90,12 @@ document.addEventListener("DOMContentLoaded", () => {
     clear();
     lit = word;
     const picture = word.closest(".picture");
-    const alpha = alphaOf(word);
-    drawHeat(picture.querySelector("canvas"), alpha);
+    const { words, most } = heats(word.closest(".caption"));
+    const heat = words[Number(word.dataset.place)];
+    drawHeat(picture.querySelector("canvas"), heat, most);
     picture.classList.add("is-lit");
     word.classList.add("is-on");
-    picture.querySelector(".where").textContent = `“${word.textContent}” looked most at the ${placeName(alpha)}`;
+    picture.querySelector(".where").textContent = `“${word.textContent}” ${whereOf(heat, most)}`;
   }
 
   function clear() {
@@ -136,7 +146,7 @@ document.addEventListener("DOMContentLoaded", () => {
   });
   main.addEventListener("keydown", (event) => {
     const word = event.target.closest(".word");
-    if (!word) return;
+    if (!word || event.altKey || event.ctrlKey || event.metaKey || event.shiftKey) return;
     if (event.key === "Escape") return clear();
     if (!["ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown", "Home", "End"].includes(event.key)) return;
     event.preventDefault();
@@ -152,7 +162,8 @@ document.addEventListener("DOMContentLoaded", () => {
     const wanted = filter.value.toLowerCase().split(/\s+/).filter(Boolean);
     let shown = 0;
     for (const picture of pictures) {
-      const text = picture.querySelector(".text").textContent.toLowerCase();
+      const texts = [...picture.querySelectorAll(".file, .caption, .references li")];
+      const text = texts.map((element) => element.textContent.toLowerCase()).join("\n");
       picture.hidden = !wanted.every((word) => text.includes(word));
       shown += !picture.hidden;
     }
