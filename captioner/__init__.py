@@ -4,6 +4,7 @@ Importing this package is cheap. The public names are loaded when they are first
 
     Captioner   load a model folder and caption pictures
     Caption     one caption with its words, log-probability and attention
+    Wanted      which captions are wanted of a picture: how many, with which words, drawn or searched
     ImageError  a file that cannot be read as a picture, with the reason
 """
 
@@ -12,15 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from captioner.images import ImageError
-    from captioner.inference import Caption, Captioner
+    from captioner.inference import Caption, Captioner, Wanted
 
 __version__ = "0.1.0"
-__all__ = ["Caption", "Captioner", "ImageError", "__version__"]
+__all__ = ["Caption", "Captioner", "ImageError", "Wanted", "__version__"]
 
 _HOME_OF = {
     "Caption": "captioner.inference",
     "Captioner": "captioner.inference",
     "ImageError": "captioner.images",
+    "Wanted": "captioner.inference",
 }
 
 

@@ -5,8 +5,8 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from captioner import __version__
 from captioner.cli_figures import FigureOptions, FigureWriter
-from captioner.config import DecodingConfig, Device, OutputFormat
+from captioner.config import MAX_CAPTIONS, DecodingConfig, Device, OutputFormat, SamplingConfig
 from captioner.errors import CaptionerError, UsageError
 from captioner.flags import DATASET_PARSING, PARSING, hint
 from captioner.images import ImageError
@@ -25,7 +25,7 @@ from captioner.paths import Failures, has_picture_suffix, named_pictures
 if TYPE_CHECKING:
     from captioner.cli_evaluate import EvaluateCommand
     from captioner.cli_ground import GroundCommand
-    from captioner.inference import Caption, Captioner
+    from captioner.inference import Caption, Captioner, Wanted
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
 
@@ -58,6 +58,21 @@ class CaptionCommand:
     """Exponent of the length that log-probabilities are divided by; 0 favours short captions."""
     max_words: Annotated[int | None, hint("INT", "the model's")] = None
     """Cut captions after this many words."""
+    min_words: Annotated[int | None, hint("INT", "1")] = None
+    """End no caption before it has so many words."""
+    no_repeat_ngram: Annotated[int | None, hint("N", "repeats are allowed")] = None
+    """Let no run of N words come twice in a caption."""
+    num_captions: int = 1
+    """Captions for each picture, the best first, with their log-probabilities."""
+    must_include: Annotated[tuple[str, ...], hint("WORD...", "none")] = ()
+    """Words that every caption must hold."""
+    diverse_groups: Annotated[int | None, hint("INT", "1: plain beam search")] = None
+    """Divide the beam into groups that avoid each other's words (diverse beam search)."""
+    diversity: Annotated[float | None, hint("FLOAT", "0.5")] = None
+    """What a word loses, in nats, for each earlier group that has just chosen it."""
+    sample: bool = False
+    """Draw captions at random instead, by their probability."""
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
     batch_size: int = 8
     """Pictures captioned at a time."""
     device: Device = "auto"
@@ -140,13 +155,13 @@ def run_caption(command: CaptionCommand) -> int:
     from captioner.output import CaptionWriter
 
     failures = Failures()
-    decoding = replace(captioner.config.decoding, **given)
+    decoding = _decoding(command, captioner.config.decoding, given)
     sources = named_pictures(command.paths, is_recursive=command.recursive, failures=failures)
     results = captioner.caption_files(
         sources,
         batch_size=command.batch_size,
         decoding=decoding,
-        num_captions=decoding.beam_size if command.figures.gallery else 1,
+        wanted=_wanted(command, decoding),
     )
     with contextlib.ExitStack() as stack:
         figures = command.figures.writers(stack)  # first, for they may be refused
@@ -157,12 +172,39 @@ def run_caption(command: CaptionCommand) -> int:
                 if isinstance(result, ImageError):
                     failures.tell(str(result))
                     continue
-                captions.write(result)
+                captions.write(replace(result, alternatives=result.alternatives[: command.num_captions - 1]))
                 for figure in figures:
                     _draw(figure, result, failures)
             captions.flush()
             progress.update(len(batch))
     return FAILED if failures.count else 0
+
+
+def _decoding(command: CaptionCommand, default: DecodingConfig, given: Mapping[str, Any]) -> DecodingConfig:
+    """The model's own decoding with what was given, and a beam that is wide enough."""
+    try:
+        decoding = replace(default, **given)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    if command.sample or command.num_captions <= decoding.beam_size:
+        return decoding
+    if command.beam_size is not None:
+        raise UsageError(f"a beam of {command.beam_size} cannot give {command.num_captions} captions")
+    return replace(decoding, beam_size=command.num_captions * decoding.diverse_groups)
+
+
+def _wanted(command: CaptionCommand, decoding: DecodingConfig) -> "Wanted":
+    """The captions that are asked for; a gallery shows all that the search found."""
+    from captioner.inference import Wanted
+
+    num_captions = command.num_captions
+    if command.figures.gallery and not command.sample:
+        num_captions = max(num_captions, decoding.beam_size)
+    return Wanted(
+        num_captions=num_captions,
+        must_include=command.must_include,
+        sampling=command.sampling if command.sample else None,
+    )
 
 
 def _draw(writer: FigureWriter, caption: "Caption", failures: Failures) -> None:
@@ -185,13 +227,30 @@ def _check_usage(command: CaptionCommand) -> dict[str, Any]:
     if command.output is not None and has_picture_suffix(command.output.name):
         raise UsageError(f"--output {command.output} would write captions over a picture; name a text file")
     command.figures.check()
-    names = ("beam_size", "length_penalty", "max_words")
+    _check_wanted(command)
+    names = [option.name for option in fields(DecodingConfig)]
     given = {name: value for name in names if (value := getattr(command, name)) is not None}
     try:
         DecodingConfig(**given)
     except ValueError as error:
         raise UsageError(str(error)) from error
     return given
+
+
+def _check_wanted(command: CaptionCommand) -> None:
+    if not 1 <= command.num_captions <= MAX_CAPTIONS:
+        raise UsageError(f"--num-captions must be in 1..{MAX_CAPTIONS}, not {command.num_captions}")
+    if command.sampling != SamplingConfig() and not command.sample:
+        raise UsageError("--temperature, --top-k, --top-p and --seed need --sample")
+    if command.sample and command.must_include:
+        raise UsageError("captions that are drawn at random cannot be made to include words")
+    if command.diverse_groups is not None and (command.sample or command.must_include):
+        raise UsageError("--diverse-groups cannot be had together with --sample or --must-include")
+    if command.diversity is not None and command.diverse_groups is None:
+        raise UsageError("--diversity needs --diverse-groups")
+    for word in command.must_include:
+        if has_picture_suffix(word) or os.sep in word:
+            raise UsageError(f"--must-include took {word} for a word; name the pictures before it")
 
 
 def _load(command: CaptionCommand) -> "Captioner":

@@ -27,6 +27,7 @@ MAX_DIM = 65_536
 MAX_HEADS = 256
 MAX_WORDS_LIMIT = 1_000
 MAX_FIGURE_PX = 40_000
+MAX_CAPTIONS = 1_000
 
 
 def require(is_met: bool, rule: str, given: object) -> None:
@@ -168,6 +169,14 @@ class DecodingConfig:
     """Exponent p of the ranking log p(y) / length**p; 0 favours short captions."""
     max_words: int = 20
     """Words after which a caption is cut."""
+    min_words: int = 1
+    """Words before which no caption ends."""
+    no_repeat_ngram: int = 0
+    """No run of so many words comes twice in a caption; 0 allows all."""
+    diverse_groups: int = 1
+    """Groups that the beam is divided into, each of which avoids the words of those before it."""
+    diversity: float = 0.5
+    """With several groups: what a word loses, in nats, for each earlier group that has just chosen it."""
 
     def __post_init__(self) -> None:
         require(1 <= self.beam_size <= 1000, "beam size must be in 1..1000", self.beam_size)
@@ -177,6 +186,31 @@ class DecodingConfig:
             f"max words must be in 1..{MAX_WORDS_LIMIT}",
             self.max_words,
         )
+        fits = 1 <= self.min_words <= self.max_words
+        require(fits, f"min words must be in 1..{self.max_words}, the largest number", self.min_words)
+        require(self.no_repeat_ngram >= 0, "no-repeat n-gram must not be negative", self.no_repeat_ngram)
+        fits = self.diverse_groups >= 1 and self.beam_size % self.diverse_groups == 0
+        require(fits, f"diverse groups must divide the beam of {self.beam_size}", self.diverse_groups)
+        require(self.diversity >= 0, "diversity must not be negative", self.diversity)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingConfig:
+    """How captions are drawn at random."""
+
+    temperature: float = 1.0
+    """What log-probabilities are divided by: below 1 likely words become likelier."""
+    top_k: int | None = None
+    """Draw from so many of the likeliest words; None is from all."""
+    top_p: float = 1.0
+    """Draw from the likeliest words that together have this probability."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require(self.temperature > 0, "temperature must be above 0", self.temperature)
+        require(self.top_k is None or self.top_k >= 1, "top k must be at least 1", self.top_k)
+        require(0 < self.top_p <= 1, "top p must be in (0, 1]", self.top_p)
+        require(0 <= self.seed < 2**32, "seed must be in 0..2**32 - 1", self.seed)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,9 +10,16 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 
-from captioner.config import DecodingConfig
+from captioner.config import DecodingConfig, SamplingConfig
 from captioner.decoder import Decoder, DecoderState, Memory, teacher_forced
-from captioner.search import BANNED_TOKENS, Hypothesis, beam_search
+from captioner.search import (
+    BANNED_TOKENS,
+    Hypothesis,
+    StepFunction,
+    beam_search,
+    beam_strategy,
+    sample,
+)
 from captioner.vocabulary import END, PAD, START
 
 
@@ -35,22 +42,61 @@ class DecoderSearchState:
 
 @torch.inference_mode()
 def search_captions(
-    decoder: Decoder, annotations: Float[Tensor, "batch cells annotation"], config: DecodingConfig
+    decoder: Decoder,
+    annotations: Float[Tensor, "batch cells annotation"],
+    config: DecodingConfig,
+    *,
+    required: Sequence[int] = (),
 ) -> list[list[Hypothesis]]:
-    """Hypotheses for each picture, best first (see `captioner.search.beam_search`)."""
+    """Hypotheses for each picture, best first, that hold the tokens `required` (see `captioner.search`)."""
+    strategy = beam_strategy(config, required)
+    state = _fresh_state(decoder, annotations, strategy.num_groups * strategy.group_size)
+    return beam_search(
+        _step_of(decoder), state, num_pictures=len(annotations), config=config, strategy=strategy
+    )
+
+
+@torch.inference_mode()
+def draw_captions(
+    decoder: Decoder,
+    annotations: Float[Tensor, "batch cells annotation"],
+    config: DecodingConfig,
+    *,
+    sampling: SamplingConfig,
+    num_captions: int,
+    numbers: Sequence[int],
+) -> list[list[Hypothesis]]:
+    """Captions drawn at random for each picture, whose `numbers` with the seed decide what is drawn."""
+    return sample(
+        _step_of(decoder),
+        _fresh_state(decoder, annotations, num_captions),
+        seeds=[(sampling.seed, number) for number in numbers],
+        config=config,
+        sampling=sampling,
+        num_captions=num_captions,
+    )
+
+
+def _fresh_state(
+    decoder: Decoder, annotations: Float[Tensor, "batch cells annotation"], num_hypotheses: int
+) -> DecoderSearchState:
     memory = decoder.remember(annotations)
-    start = DecoderSearchState(memory, decoder.initial_state(memory, config.beam_size))
+    return DecoderSearchState(memory, decoder.initial_state(memory, num_hypotheses))
+
+
+def _step_of(decoder: Decoder) -> StepFunction[DecoderSearchState]:
+    """The decoder's step over plain arrays."""
 
     def step(
         tokens: Int[np.ndarray, "pictures beam"], state: DecoderSearchState
     ) -> tuple[np.ndarray, np.ndarray, DecoderSearchState]:
-        ids = torch.from_numpy(np.ascontiguousarray(tokens)).to(annotations.device)
+        ids = torch.from_numpy(np.ascontiguousarray(tokens)).to(state.memory.mean.device)
         output = decoder.step(ids, state.state, state.memory)
         log_probs = decoder.logits(output.readout).log_softmax(dim=-1)
         next_state = DecoderSearchState(state.memory, output.state)
         return log_probs.cpu().numpy(), output.alphas.cpu().numpy(), next_state
 
-    return beam_search(step, start, num_pictures=len(annotations), config=config)
+    return step
 
 
 def padded(

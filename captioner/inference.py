@@ -14,20 +14,23 @@ from PIL import Image
 from captioner.checkpoint import load_checkpoint
 from captioner.config import (
     DEFAULT_STYLE,
+    MAX_CAPTIONS,
     DecodingConfig,
     Device,
     FigureStyle,
     GridConfig,
     ModelConfig,
     PreprocessConfig,
+    SamplingConfig,
+    require,
 )
-from captioner.decoding import padded, read_captions, search_captions
+from captioner.decoding import draw_captions, padded, read_captions, search_captions
 from captioner.errors import CaptionerError
 from captioner.images import ImageError, ImageSource, Preprocess, heatmap, load_image, upright_rgb
 from captioner.loading import loaded_batches
 from captioner.model import CaptioningModel
 from captioner.search import Hypothesis
-from captioner.vocabulary import Vocabulary, tokenize
+from captioner.vocabulary import UNK, Vocabulary, tokenize
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -39,6 +42,37 @@ class DeviceError(CaptionerError):
     """A device that torch does not find here."""
 
 
+class UnknownWordError(CaptionerError):
+    """A word that a caption should hold and the model does not know."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """Which captions are wanted of a picture: so many, with these words, searched or drawn at random.
+
+    Those after the first are its `alternatives`. A search gives as many as its beam is wide.
+    """
+
+    num_captions: int = 1
+    must_include: tuple[str, ...] = ()
+    sampling: SamplingConfig | None = None
+
+    def __post_init__(self) -> None:
+        fits = 1 <= self.num_captions <= MAX_CAPTIONS
+        require(fits, f"the number of captions must be in 1..{MAX_CAPTIONS}", self.num_captions)
+        fits = self.sampling is None or not self.must_include
+        require(fits, "captions drawn at random cannot be made to include words", self.must_include)
+
+
+@dataclass(frozen=True)
+class _Settled:
+    """How captions are searched or drawn, with the words that are wanted as tokens."""
+
+    decoding: DecodingConfig
+    wanted: Wanted
+    required: tuple[int, ...]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Caption:
     """A caption and what each of its words looked at.
@@ -46,8 +80,8 @@ class Caption:
     `picture` is what was captioned. `alphas[t, row, col]` is the attention on a cell of the grid when
     `tokens[t]` was chosen; each word's sum to one. They are the mean of `head_alphas`, which has each
     head's. `log_prob` is the natural logarithm of the caption's probability, its end included. `grid` and
-    `preprocess` say where the cells lie on the picture. `alternatives` are the next best captions, best
-    first, where more than one was asked for.
+    `preprocess` say where the cells lie on the picture. `alternatives` are the next captions, where more
+    than one was asked for.
     """
 
     picture: ImageSource | Image.Image
@@ -166,18 +200,20 @@ class Captioner:
         picture: ImageSource | str | Image.Image,
         *,
         decoding: DecodingConfig | None = None,
-        num_captions: int = 1,
+        wanted: Wanted | None = None,
     ) -> Caption:
         """Caption one picture, given as a file or as a Pillow image.
 
-        With `num_captions` the best of the search have as many more as `alternatives`, as far as the
-        beam is wide.
+        `decoding` is how captions are searched, by default what scored best on the model's dev split, and
+        `wanted` which: by default the best.
 
         Raises:
             ImageError: the file cannot be read as a picture.
+            UnknownWordError: the model does not know a word that is wanted.
         """
         picture = Path(picture) if isinstance(picture, str) else picture
-        (caption,) = self._caption_batch(self._pixels(picture)[None], [picture], decoding, num_captions)
+        settled = self._settle(decoding, wanted)
+        (caption,) = self._caption_batch(self._pixels(picture)[None], [picture], [0], settled)
         return caption
 
     @torch.inference_mode()
@@ -212,23 +248,30 @@ class Captioner:
         *,
         batch_size: int = 8,
         decoding: DecodingConfig | None = None,
-        num_captions: int = 1,
+        wanted: Wanted | None = None,
     ) -> Iterator[list[Caption | ImageError]]:
         """Caption many pictures in order; gives a list for each batch as it is done.
 
         `sources` are paths, or `captioner.images.ZipMember`s. A picture that cannot be read gives its
-        `ImageError` in its place. `decoding` is by default what scored best on the model's dev split.
-        `num_captions` is as in `caption`.
+        `ImageError` in its place. `decoding` and `wanted` are as in `caption`; what is drawn at random for
+        a picture depends on its number among the sources, not on the batch.
         """
+        settled = self._settle(decoding, wanted)
+        count = 0
         paths = (Path(source) if isinstance(source, str) else source for source in sources)
         for batch in loaded_batches(paths, self.preprocess.load, batch_size=batch_size):
-            readable = [(source, pixels) for source, pixels in batch if not isinstance(pixels, ImageError)]
+            readable = [
+                (number, source, pixels)
+                for number, (source, pixels) in enumerate(batch, start=count)
+                if not isinstance(pixels, ImageError)
+            ]
+            count += len(batch)
             captions = iter(
                 self._caption_batch(
-                    np.stack([pixels for _, pixels in readable]),
-                    [source for source, _ in readable],
-                    decoding,
-                    num_captions,
+                    np.stack([pixels for _, _, pixels in readable]),
+                    [source for _, source, _ in readable],
+                    [number for number, _, _ in readable],
+                    settled,
                 )
                 if readable
                 else []
@@ -245,18 +288,39 @@ class Captioner:
     ) -> Float[torch.Tensor, "batch cells annotation"]:
         return self.model.encoder(torch.from_numpy(pixels).to(self.device))
 
+    def _settle(self, decoding: DecodingConfig | None, wanted: Wanted | None) -> "_Settled":
+        """Raises: UnknownWordError."""
+        wanted = wanted or Wanted()
+        required = []
+        for word in wanted.must_include:
+            ids = self.vocabulary.encode(word)[1:-1]
+            if len(ids) != 1 or ids[0] == UNK:
+                raise UnknownWordError(f"the model does not know {word!r} as a word; it cannot write it")
+            required += ids
+        return _Settled(decoding or self.config.decoding, wanted, tuple(required))
+
     @torch.inference_mode()
     def _caption_batch(
         self,
         pixels: Float[np.ndarray, "batch 3 size size"],
         pictures: Sequence[ImageSource | Image.Image],
-        decoding: DecodingConfig | None,
-        num_captions: int,
+        numbers: Sequence[int],
+        settled: "_Settled",
     ) -> list[Caption]:
-        annotations = self._encode(pixels)
-        found = search_captions(self.model.decoder, annotations, decoding or self.config.decoding)
+        annotations, decoder, wanted = self._encode(pixels), self.model.decoder, settled.wanted
+        if wanted.sampling is not None:
+            found = draw_captions(
+                decoder,
+                annotations,
+                settled.decoding,
+                sampling=wanted.sampling,
+                num_captions=wanted.num_captions,
+                numbers=numbers,
+            )
+        else:
+            found = search_captions(decoder, annotations, settled.decoding, required=settled.required)
         return [
-            self._best_of(picture, hypotheses[:num_captions])
+            self._best_of(picture, hypotheses[: wanted.num_captions])
             for picture, hypotheses in zip(pictures, found, strict=True)
         ]
 

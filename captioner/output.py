@@ -6,6 +6,7 @@ import json
 import sys
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 
@@ -76,21 +77,34 @@ class CaptionWriter:
 
 
 def format_caption(caption: Caption, output_format: OutputFormat, *, with_attention: bool) -> str:
-    """One line, its end included. Only JSON can hold the attention."""
+    """A line, its end included. Text and CSV have a line more for each alternative, with log-probabilities;
+    JSON has them in the one line, and only JSON can hold the attention."""
+    captions = (caption, *caption.alternatives)
     if output_format == "text":
-        return f"{on_one_line(caption.file)}\t{caption.text}\n"
+        file = on_one_line(caption.file)
+        if not caption.alternatives:
+            return f"{file}\t{caption.text}\n"
+        return "".join(f"{file}\t{one.text}\t{one.log_prob:.4f}\n" for one in captions)
     if output_format == "csv":
-        return _csv_line((caption.file, caption.text, f"{caption.log_prob:.4f}"))
-    row = {
-        "file": caption.file,
-        "caption": caption.text,
-        "tokens": caption.tokens,
-        "log_prob": round(caption.log_prob, 4),
-        "grid": [caption.grid.rows, caption.grid.cols],
-    }
+        return "".join(_csv_line((one.file, one.text, f"{one.log_prob:.4f}")) for one in captions)
+    grid = [caption.grid.rows, caption.grid.cols]
+    row = {"file": caption.file, **_as_json(caption), "grid": grid}
     if with_attention:
-        row["alphas"] = np.round(caption.alphas.astype(np.float64), 6).tolist()
+        row |= _attention_as_json(caption)
+    if caption.alternatives:
+        row["alternatives"] = [
+            _as_json(one) | (_attention_as_json(one) if with_attention else {})
+            for one in caption.alternatives
+        ]
     return json.dumps(row) + "\n"
+
+
+def _as_json(caption: Caption) -> dict[str, Any]:
+    return {"caption": caption.text, "tokens": caption.tokens, "log_prob": round(caption.log_prob, 4)}
+
+
+def _attention_as_json(caption: Caption) -> dict[str, Any]:
+    return {"alphas": np.round(caption.alphas.astype(np.float64), 6).tolist()}
 
 
 def _csv_line(cells: tuple[str, ...]) -> str:

@@ -349,3 +349,81 @@ def test_figures_that_cannot_be_are_refused_before_any_work(
     assert message in " ".join(result.err.replace("│", " ").split())
     assert result.out == ""
     assert [path.name for path in tmp_path.iterdir() if path.name != "model"] == []
+
+
+def test_more_captions_come_with_their_log_probabilities_best_first(
+    run: Run, pictures: Path, tmp_path: Path
+) -> None:
+    three = (pictures / "b.png", "--num-captions", "3")
+    best = run(pictures / "b.png").out
+    lines = [line.split("\t") for line in run(*three).out.splitlines()]
+    texts = [text for _, text, _ in lines]
+    assert best == f"{lines[0][0]}\t{lines[0][1]}\n"
+    assert len(lines) == len({line[1] for line in lines}) == 3
+    lengths = [len(line[1].split()) + 1 for line in lines]
+    scores = [float(line[2]) / length for line, length in zip(lines, lengths, strict=True)]
+    assert scores == sorted(scores, reverse=True)
+    row = json.loads(run(*three, "--format", "jsonl").out)
+    assert [row["caption"], *(other["caption"] for other in row["alternatives"])] == texts
+    rows = list(csv.reader(io.StringIO(run(*three, "--format", "csv").out)))
+    assert [row[1:] for row in rows[1:]] == [line[1:] for line in lines]
+    with_page = run(pictures / "b.png", "--gallery", tmp_path / "a.html")
+    assert with_page.out == best
+
+
+def test_captions_hold_the_words_that_they_must(run: Run, pictures: Path) -> None:
+    for words in (["cat"], ["blue", "dog"]):
+        for line in run(pictures, "--num-captions", "2", "--must-include", *words).out.splitlines():
+            assert set(words) <= set(line.split("\t")[1].split())
+
+
+def test_length_and_repetition_are_as_asked(run: Run, pictures: Path) -> None:
+    long = [line.split("\t")[1].split() for line in run(pictures, "--min-words", "5").out.splitlines()]
+    assert all(len(words) >= 5 for words in long)
+    for line in run(pictures, "--min-words", "6", "--no-repeat-ngram", "1").out.splitlines():
+        words = line.split("\t")[1].split()
+        assert len(set(words)) == len(words)
+
+
+def test_drawn_captions_depend_on_seed_and_picture_and_not_on_the_batch(run: Run, pictures: Path) -> None:
+    def drawn(*arguments: str) -> list[str]:
+        result = run(pictures, "--sample", "--num-captions", "4", *arguments)
+        assert (result.status, result.err) == (0, "")
+        return [line.split("\t")[1] for line in result.out.splitlines()]
+
+    first = drawn("--seed", "3")
+    assert len(first) == 12
+    assert len(set(first)) > 6
+    assert first == drawn("--seed", "3", "--batch-size", "1")
+    assert first != drawn("--seed", "4")
+    assert len(set(drawn("--top-k", "1")[:4])) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--num-captions", "0"], "--num-captions must be in 1..1000, not 0"),
+        (["--beam-size", "2", "--num-captions", "3"], "a beam of 2 cannot give 3 captions"),
+        (["--top-k", "3"], "need --sample"),
+        (["--sample", "--temperature", "0"], "temperature must be above 0, not 0.0"),
+        (["--sample", "--must-include", "dog"], "cannot be made to include words"),
+        (["--sample", "--diverse-groups", "2"], "--diverse-groups cannot be had together with --sample"),
+        (["--diversity", "2"], "--diversity needs --diverse-groups"),
+        (["--diverse-groups", "2"], "diverse groups must divide the beam of 3, not 2"),
+        (["--min-words", "7"], "min words must be in 1..6"),
+        (["--must-include", "dog", "b.png"], "--must-include took b.png for a word"),
+    ],
+)
+def test_decoding_that_makes_no_sense_is_refused(
+    run: Run, pictures: Path, arguments: list[str], message: str
+) -> None:
+    result = run(pictures, *arguments)
+    assert result.status == 2
+    assert message in " ".join(result.err.replace("│", " ").split())
+    assert result.out == ""
+
+
+def test_word_that_the_model_does_not_know_is_named(run: Run, pictures: Path) -> None:
+    result = run(pictures, "--must-include", "zebra")
+    assert result.status == 1
+    assert "the model does not know 'zebra' as a word" in result.err

@@ -1,13 +1,14 @@
 """The search on a mock model of four words: no network, all laws against brute force."""
 
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, replace
 from itertools import product
 
 import numpy as np
 import pytest
 
-from captioner.config import DecodingConfig
-from captioner.search import Hypothesis, beam_search
+from captioner.config import DecodingConfig, SamplingConfig
+from captioner.search import Hypothesis, beam_search, beam_strategy, sample
 from captioner.vocabulary import END, PAD, START, UNK
 
 WORDS = (4, 5, 6, 7)
@@ -56,9 +57,27 @@ class MockModel:
         alphas = np.array([[alpha for _, alpha in row] for row in found])
         return log_probs, alphas, MockState(state.names, prefixes)
 
-    def search(self, names: list[int], config: DecodingConfig) -> list[list[Hypothesis]]:
-        state = MockState(list(names), [[() for _ in range(config.beam_size)] for _ in names])
-        return beam_search(self.step, state, num_pictures=len(names), config=config)
+    def search(
+        self, names: list[int], config: DecodingConfig, required: Prefix = ()
+    ) -> list[list[Hypothesis]]:
+        strategy = beam_strategy(config, required)
+        state = self.fresh(names, strategy.num_groups * strategy.group_size)
+        return beam_search(self.step, state, num_pictures=len(names), config=config, strategy=strategy)
+
+    def draw(
+        self, names: list[int], config: DecodingConfig, sampling: SamplingConfig, num_captions: int
+    ) -> list[list[Hypothesis]]:
+        return sample(
+            self.step,
+            self.fresh(names, num_captions),
+            seeds=[(sampling.seed, name) for name in names],
+            config=config,
+            sampling=sampling,
+            num_captions=num_captions,
+        )
+
+    def fresh(self, names: list[int], num_hypotheses: int) -> MockState:
+        return MockState(list(names), [[() for _ in range(num_hypotheses)] for _ in names])
 
     def log_prob(self, name: int, tokens: Prefix) -> float:
         return sum(self.look_up(name, (START, *tokens[:t]))[0][token] for t, token in enumerate(tokens))
@@ -202,3 +221,170 @@ def test_model_that_allows_nothing_gives_no_hypothesis() -> None:
 
 def test_no_pictures_give_no_captions() -> None:
     assert MockModel().search([], DecodingConfig()) == []
+
+
+def best_by_brute_force(model: MockModel, name: int, captions: list[Prefix]) -> Prefix:
+    return max(captions, key=lambda tokens: model.log_prob(name, tokens) / len(tokens))
+
+
+WIDE = DecodingConfig(beam_size=len(WORDS) ** 3 * (len(WORDS) + 1), max_words=3)
+
+
+@pytest.mark.parametrize("required", [(5,), (4, 7), (6, 5, 4), (6, 6)])
+@pytest.mark.parametrize("name", range(3))
+def test_required_words_are_there_and_the_best_such_caption_is_found(name: int, required: Prefix) -> None:
+    model = MockModel(end_bias=3.0)
+    fitting = [tokens for tokens in all_captions(3) if set(required) <= set(tokens)]
+    (found,) = model.search([name], WIDE, required)
+    assert {hypothesis.tokens for hypothesis in found} == set(fitting)
+    assert found[0].tokens == best_by_brute_force(model, name, fitting)
+    for hypothesis in found:
+        assert hypothesis.log_prob == pytest.approx(model.log_prob(name, hypothesis.tokens))
+
+
+@pytest.mark.parametrize("beam_size", [1, 2, 4])
+def test_required_words_are_there_in_a_narrow_beam_and_where_captions_are_cut(beam_size: int) -> None:
+    config = DecodingConfig(beam_size=beam_size, max_words=4)
+    for end_bias in (3.0, -1000.0):
+        for found in MockModel(end_bias=end_bias).search(list(range(10)), config, (4, 6)):
+            assert found
+            assert all({4, 6} <= set(hypothesis.tokens) for hypothesis in found)
+            assert all(hypothesis.has_ended == (end_bias > 0) for hypothesis in found)
+
+
+@pytest.mark.parametrize("min_words", [1, 2, 3])
+def test_no_caption_ends_before_min_words(min_words: int) -> None:
+    model = MockModel(end_bias=2.0)
+    config = replace(WIDE, min_words=min_words)
+    fitting = [tokens for tokens in all_captions(3) if len(tokens) > min_words]
+    (found,) = model.search([0], config)
+    assert {hypothesis.tokens for hypothesis in found} == set(fitting)
+
+
+@pytest.mark.parametrize("longest", [1, 2, 3])
+def test_no_run_of_words_comes_twice(longest: int) -> None:
+    """Of all captions of up to four words of which two differ, those are left that repeat no n-gram."""
+
+    def repeats(words: Prefix) -> bool:
+        runs = [words[start : start + longest] for start in range(len(words) - longest + 1)]
+        return len(set(runs)) < len(runs)
+
+    class TwoWords(MockModel):
+        def look_up(self, name: int, prefix: Prefix) -> tuple[np.ndarray, np.ndarray]:
+            log_probs, alpha = super().look_up(name, prefix)
+            log_probs[[6, 7]] = -np.inf
+            return log_probs, alpha
+
+    every = [(*words, END) for n in range(1, 6) for words in product((4, 5), repeat=n)]
+    config = DecodingConfig(beam_size=200, max_words=5, no_repeat_ngram=longest)
+    (found,) = TwoWords().search([0], config)
+    assert {hypothesis.tokens for hypothesis in found} == {c for c in every if not repeats(c[:-1])}
+
+
+def reference_diverse_beam(model: MockModel, name: int, config: DecodingConfig) -> set[Prefix]:
+    """Diverse beam search for one picture with lists: groups choose in turn, and pay for words chosen."""
+    size = config.beam_size // config.diverse_groups
+    live: list[list[tuple[float, Prefix]]] = [[(0.0, ())] for _ in range(config.diverse_groups)]
+    ended: list[list[Prefix]] = [[] for _ in live]
+    for num_words in range(config.max_words + 1):
+        chosen: list[int] = []
+        for group, hypotheses in enumerate(live):
+            candidates = sorted(
+                (
+                    (total - config.diversity * chosen.count(token), total, (*tokens, token))
+                    for total_before, tokens in hypotheses
+                    for token in ((END, *WORDS) if tokens else WORDS)
+                    for total in (total_before + model.look_up(name, (START, *tokens))[0][token],)
+                ),
+                reverse=True,
+            )
+            ended[group] += [tokens for _, _, tokens in candidates[:size] if tokens[-1] == END]
+            going_on = [(total, tokens) for _, total, tokens in candidates if tokens[-1] != END][:size]
+            chosen += [tokens[-1] for _, tokens in going_on]
+            live[group] = going_on
+        if num_words == config.max_words or all(len(group) >= size for group in ended):
+            break
+    return {tokens for group in ended for tokens in group}
+
+
+@pytest.mark.parametrize(("beam_size", "groups"), [(2, 2), (4, 2), (6, 3), (6, 1)])
+@pytest.mark.parametrize("diversity", [0.0, 0.5, 5.0])
+def test_diverse_search_equals_the_plain_one_group_by_group(
+    beam_size: int, groups: int, diversity: float
+) -> None:
+    model = MockModel(end_bias=1.0)
+    config = DecodingConfig(beam_size=beam_size, max_words=5, diverse_groups=groups, diversity=diversity)
+    names = list(range(10))
+    for name, found in zip(names, model.search(names, config), strict=True):
+        assert {hypothesis.tokens for hypothesis in found} == reference_diverse_beam(model, name, config)
+
+
+def test_diverse_captions_begin_differently_where_that_is_dear() -> None:
+    config = DecodingConfig(beam_size=4, max_words=5, diverse_groups=4, diversity=100.0)
+    for found in MockModel(end_bias=50.0).search(list(range(8)), config):
+        assert {hypothesis.tokens for hypothesis in found} == {(word, END) for word in WORDS}
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        SamplingConfig(),
+        SamplingConfig(temperature=0.5),
+        SamplingConfig(top_k=2),
+        SamplingConfig(top_p=0.6),
+        SamplingConfig(temperature=2.0, top_k=3, top_p=0.8),
+    ],
+    ids=str,
+)
+def test_captions_are_drawn_as_often_as_the_model_says(sampling: SamplingConfig) -> None:
+    """20,000 captions of up to two words: frequencies against probabilities by enumeration."""
+    model, num_captions = MockModel(end_bias=1.0), 20_000
+
+    def chances(prefix: Prefix) -> dict[int, float]:
+        log_probs = model.look_up(0, (START, *prefix))[0] / sampling.temperature
+        likeliest = sorted((END, *WORDS) if prefix else WORDS, key=lambda token: -log_probs[token])
+        likeliest = likeliest[: sampling.top_k]
+        shares = np.exp(log_probs[likeliest]) / np.exp(log_probs[likeliest]).sum()
+        kept = int((np.cumsum(shares) - shares < sampling.top_p).sum())
+        return dict(zip(likeliest, shares[:kept] / shares[:kept].sum(), strict=False))
+
+    expected: Counter[Prefix] = Counter()
+    for first, p in chances(()).items():
+        for second, q in chances((first,)).items():
+            if second == END:
+                expected[first, END] += p * q
+                continue
+            after = chances((first, second)).get(END, 0.0)
+            expected[first, second, END] += p * q * after
+            expected[first, second] += p * q * (1 - after)  # cut after two words
+    (drawn,) = model.draw([0], DecodingConfig(max_words=2), sampling, num_captions)
+    counts = Counter(hypothesis.tokens for hypothesis in drawn)
+    assert len(drawn) == num_captions
+    assert counts.keys() <= {tokens for tokens, chance in expected.items() if chance > 0}
+    for tokens, chance in expected.items():
+        spread = 5 * np.sqrt(chance * (1 - chance) * num_captions) + 3  # of the rarest, a few
+        assert abs(counts[tokens] - chance * num_captions) <= spread
+    for hypothesis in drawn[:50]:
+        assert hypothesis.log_prob == pytest.approx(model.log_prob(0, hypothesis.tokens))
+        assert len(hypothesis.alphas) == len(hypothesis.tokens)
+
+
+def test_what_is_drawn_depends_on_the_seed_and_not_on_the_neighbours() -> None:
+    model, config = MockModel(end_bias=1.0), DecodingConfig(max_words=6)
+
+    def tokens(names: list[int], seed: int) -> list[list[Prefix]]:
+        drawn = model.draw(names, config, SamplingConfig(seed=seed), 3)
+        return [[hypothesis.tokens for hypothesis in captions] for captions in drawn]
+
+    together = tokens([3, 1, 4, 0], 7)
+    assert together == tokens([3, 1, 4, 0], 7)
+    assert together[2:3] == tokens([4], 7)
+    assert together != tokens([3, 1, 4, 0], 8)
+
+
+def test_drawing_from_one_word_is_greedy() -> None:
+    model, config = MockModel(), DecodingConfig(beam_size=1, max_words=6)
+    names = list(range(8))
+    drawn = model.draw(names, config, SamplingConfig(top_k=1), 1)
+    found = model.search(names, config)
+    assert [d[0].tokens for d in drawn] == [f[0].tokens for f in found]
