@@ -23,8 +23,6 @@ from captioner.images import ImageError
 from captioner.paths import Failures, has_picture_suffix, named_pictures
 
 if TYPE_CHECKING:
-    from captioner.cli_evaluate import EvaluateCommand
-    from captioner.cli_ground import GroundCommand
     from captioner.inference import Caption, Captioner, Wanted
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
@@ -89,6 +87,7 @@ class VersionCommand:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the command `captioner`."""
+    from captioner.cli_average import AverageCommand
     from captioner.cli_evaluate import EvaluateCommand  # caption.py need not look for data sets
     from captioner.cli_ground import GroundCommand
 
@@ -96,6 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         Annotated[CaptionCommand, tyro.conf.subcommand("caption")]
         | Annotated[EvaluateCommand, tyro.conf.subcommand("evaluate")]
         | Annotated[GroundCommand, tyro.conf.subcommand("ground")]
+        | Annotated[AverageCommand, tyro.conf.subcommand("average")]
         | Annotated[VersionCommand, tyro.conf.subcommand("version")],
         args=arguments,
         prog="captioner",
@@ -114,23 +114,26 @@ def caption_main(arguments: Sequence[str] | None = None) -> None:
     )
 
 
-def _run(command: "CaptionCommand | EvaluateCommand | GroundCommand | VersionCommand") -> int:
+def _run(command: object) -> int:
     if isinstance(command, CaptionCommand):
         return run_caption(command)
     if isinstance(command, VersionCommand):
         sys.stdout.write(f"captioner {__version__}\n")
         return 0
+    from captioner.cli_average import AverageCommand, run_average
     from captioner.cli_evaluate import EvaluateCommand, run_evaluate
-    from captioner.cli_ground import run_ground
+    from captioner.cli_ground import GroundCommand, run_ground
 
     if isinstance(command, EvaluateCommand):
         run_evaluate(command)
-    else:
+    elif isinstance(command, GroundCommand):
         run_ground(command)
+    elif isinstance(command, AverageCommand):
+        run_average(command)
     return 0
 
 
-def _exit_with(command: "CaptionCommand | EvaluateCommand | GroundCommand | VersionCommand") -> None:
+def _exit_with(command: object) -> None:
     try:
         status = _run(command)
     except CaptionerError as error:
