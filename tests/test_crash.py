@@ -85,7 +85,7 @@ def test_run_killed_at_any_moment_ends_as_if_it_had_not_been(
         noise_picture(number).save(pictures / f"{number}.png")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.test_crash"])
-    num_steps = context.Value("i", 0)
+    num_steps = context.Value("i", 0, lock=False)  # a killed process would never give a lock back
 
     def start(folder: Path) -> "multiprocessing.context.ForkServerProcess":
         process = context.Process(target=train, args=(folder, pictures, num_steps))
