@@ -19,6 +19,7 @@ import tyro
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from captioner.checkpoint import load_checkpoint
 from captioner.cli_train import RunOptions
 from captioner.config import DecodingConfig
 from captioner.errors import CaptionerError, UsageError, first_of
@@ -128,8 +129,7 @@ def main(
     done: dict[str, dict[str, Any]] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     for row in ROWS:
         recipe = row.recipe(weights)
-        is_done = row.key in done and done[row.key]["recipe"] == recipe.described()
-        if is_done or (only and row.group not in only):
+        if _is_done(done.get(row.key), recipe) or (only and row.group not in only):
             continue
         _logger.info("=== %s", row.key)
         folder = runs / _folder(recipe, row.seed)
@@ -140,6 +140,11 @@ def main(
         aside.write_text(json.dumps(done, indent=1) + "\n")
         aside.replace(RESULTS)
         write_table(done, PAGE)
+
+
+def _is_done(found: Mapping[str, Any] | None, recipe: Recipe) -> bool:
+    """Whether a row was made by this recipe; settings that came later had their defaults."""
+    return found is not None and Recipe().changed(found["recipe"]).described() == recipe.described()
 
 
 def _folder(recipe: Recipe, seed: int) -> str:
@@ -182,13 +187,14 @@ def _measured(
     dev: Sequence[CaptionedImage],
 ) -> dict[str, Any]:
     captioner = Captioner.load(best)
+    decoder = load_checkpoint(best).model.decoder
     decoding = DecodingConfig(beam_size=row.beam_size)
     evaluation = evaluate_captions(
         caption_records(captioner, dev, decoding=decoding),
         {record.image_id: record.captions for record in dev},
         train_captions=[text for record in train for text in record.captions],
     )
-    parameters = sum(parameter.numel() for parameter in captioner.model.decoder.parameters())
+    parameters = sum(parameter.numel() for parameter in decoder.parameters())
     return {
         "group": row.group,
         "name": row.name,

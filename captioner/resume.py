@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from captioner.checkpoint import replaced_folder
 from captioner.data import Split
 from captioner.encoder import Encoder
 from captioner.errors import CaptionerError
 from captioner.features import weights_digest
+from captioner.model_folder import replaced_folder
 from captioner.recipe import Recipe
 from captioner.vocabulary import Vocabulary
 
@@ -64,7 +64,7 @@ def save_state(folder: Path, *, recipe: Recipe, state: dict[str, Any]) -> None:
     """Save tensors and plain values, with the recipe they belong to, in place of what stood there.
 
     Raises:
-        captioner.checkpoint.CheckpointError: the disk refuses; the old state is kept.
+        captioner.model_folder.CheckpointError: the disk refuses; the old state is kept.
     """
     with replaced_folder(folder) as aside:
         torch.save({"recipe": json.dumps(recipe.described()), **state}, aside / _STATE_FILE)
@@ -82,12 +82,18 @@ def require_same_recipe(folder: Path, recipe: Recipe) -> dict[str, Any]:
     if not path.is_file():
         raise ResumeError(f"{path} is not there: nothing was saved yet; start without --resume")
     state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    before, now = json.loads(state["recipe"]), recipe.described()
+    try:  # a setting that came later has its default, by which a run goes on as it did
+        before = Recipe().changed(json.loads(state["recipe"])).described()
+    except ValueError as error:
+        raise ResumeError(
+            f"the run in {folder.parent} was begun by another version of captioner ({error}); start another"
+        ) from error
+    now = recipe.described()
     changed = [
-        f"{name} was {before[part].get(name)!r} and is {value!r}"
+        f"{name} was {before[part][name]!r} and is {value!r}"
         for part in now
         for name, value in now[part].items()
-        if before[part].get(name) != value and name != "accumulate"
+        if before[part][name] != value and name != "accumulate"
     ]
     if changed:
         raise ResumeError(
