@@ -12,14 +12,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from captioner.captions import Caption
     from captioner.images import ImageError
-    from captioner.inference import Caption, Captioner, Wanted
+    from captioner.inference import Captioner, Wanted
 
 __version__ = "0.1.0"
 __all__ = ["Caption", "Captioner", "ImageError", "Wanted", "__version__"]
 
 _HOME_OF = {
-    "Caption": "captioner.inference",
+    "Caption": "captioner.captions",
     "Captioner": "captioner.inference",
     "ImageError": "captioner.images",
     "Wanted": "captioner.inference",

@@ -7,9 +7,9 @@ import numpy as np
 from matplotlib import font_manager
 from PIL import Image, ImageDraw, ImageFont
 
+from captioner.captions import Caption
 from captioner.config import DEFAULT_STYLE, FigureStyle
 from captioner.figures import Heats, colormap_of
-from captioner.inference import Caption
 from captioner.output import OutputError
 
 _SIDE_PX = 480  # the longer side of the picture

@@ -121,7 +121,7 @@ class NoScore(nn.Module):
         self.value_dim = annotation_dim
 
     def project(self, annotations: Annotations) -> tuple[Keys, Values]:
-        return annotations[..., :0], annotations
+        return annotations, annotations
 
     def forward(self, keys: Keys, hidden: Hidden) -> Energies:
         return hidden.new_zeros(*hidden.shape[:2], 1, keys.shape[1])
@@ -185,16 +185,16 @@ def attend_hard(
     for each word, not for each picture.
     """
     probabilities = energies.float().softmax(dim=-1)
-    num_cells = probabilities.shape[-1]
     if not is_training:
-        alphas = one_hot(probabilities.argmax(dim=-1), num_cells).to(probabilities.dtype)
+        likeliest = probabilities.argmax(dim=-1, keepdim=True)
+        alphas = torch.zeros_like(probabilities).scatter(-1, likeliest, 1.0)
         return AttentionOutput(_context(alphas, values), alphas, None)
     drawable = probabilities.detach().nan_to_num(1.0)  # what is not finite is for the loss to find
     cells = drawable.flatten(0, -2).multinomial(1).view(probabilities.shape[:-1])
     is_expected: Bool[Tensor, "batch captions 1"] = (
         torch.rand(cells.shape, device=cells.device) < expected_share
     )
-    alphas = torch.where(is_expected[..., None], probabilities, one_hot(cells, num_cells))
+    alphas = torch.where(is_expected[..., None], probabilities, one_hot(cells, probabilities.shape[-1]))
     log_probabilities = energies.float().log_softmax(dim=-1)
     log_prob = log_probabilities.gather(-1, cells[..., None])[..., 0].masked_fill(is_expected, 0.0)
     entropy = -(probabilities * log_probabilities).sum(dim=-1)

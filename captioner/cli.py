@@ -16,14 +16,16 @@ from tqdm import tqdm
 
 from captioner import __version__
 from captioner.cli_figures import FigureOptions, FigureWriter
-from captioner.config import MAX_CAPTIONS, DecodingConfig, Device, OutputFormat, SamplingConfig
+from captioner.cli_model import ModelOptions
+from captioner.config import MAX_CAPTIONS, DecodingConfig, OutputFormat, SamplingConfig
 from captioner.errors import CaptionerError, UsageError
 from captioner.flags import DATASET_PARSING, PARSING, hint
 from captioner.images import ImageError
 from captioner.paths import Failures, has_picture_suffix, named_pictures
 
 if TYPE_CHECKING:
-    from captioner.inference import Caption, Captioner, Wanted
+    from captioner.captions import Caption
+    from captioner.inference import Captioner, Wanted
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
 
@@ -48,8 +50,6 @@ class CaptionCommand:
     """Write the captions to this file."""
     with_attention: bool = False
     """With --format jsonl: add each word's attention over the grid."""
-    model: Annotated[Path | None, hint("FOLDER", "the model that ships with captioner")] = None
-    """Folder of the model."""
     beam_size: Annotated[int | None, hint("INT", "what scored best on the model's dev split")] = None
     """Hypotheses kept for each picture."""
     length_penalty: Annotated[float | None, hint("FLOAT", "what scored best on the model's dev split")] = None
@@ -73,10 +73,7 @@ class CaptionCommand:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     batch_size: int = 8
     """Pictures captioned at a time."""
-    device: Device = "auto"
-    """Where to run; auto takes a GPU if there is one."""
-    threads: Annotated[int | None, hint("INT", "one a core")] = None
-    """CPU threads."""
+    run: ModelOptions = field(default_factory=ModelOptions)
     figures: FigureOptions = field(default_factory=FigureOptions)
 
 
@@ -89,6 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the command `captioner`."""
     from captioner.cli_average import AverageCommand
     from captioner.cli_evaluate import EvaluateCommand  # caption.py need not look for data sets
+    from captioner.cli_export import ExportCommand
     from captioner.cli_ground import GroundCommand
 
     command = tyro.cli(
@@ -96,6 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         | Annotated[EvaluateCommand, tyro.conf.subcommand("evaluate")]
         | Annotated[GroundCommand, tyro.conf.subcommand("ground")]
         | Annotated[AverageCommand, tyro.conf.subcommand("average")]
+        | Annotated[ExportCommand, tyro.conf.subcommand("export")]
         | Annotated[VersionCommand, tyro.conf.subcommand("version")],
         args=arguments,
         prog="captioner",
@@ -122,6 +121,7 @@ def _run(command: object) -> int:
         return 0
     from captioner.cli_average import AverageCommand, run_average
     from captioner.cli_evaluate import EvaluateCommand, run_evaluate
+    from captioner.cli_export import ExportCommand, run_export
     from captioner.cli_ground import GroundCommand, run_ground
 
     if isinstance(command, EvaluateCommand):
@@ -130,6 +130,8 @@ def _run(command: object) -> int:
         run_ground(command)
     elif isinstance(command, AverageCommand):
         run_average(command)
+    elif isinstance(command, ExportCommand):
+        run_export(command)
     return 0
 
 
@@ -223,12 +225,11 @@ def _check_usage(command: CaptionCommand) -> dict[str, Any]:
         raise UsageError("give pictures, folders, or - for paths on standard input; see --help")
     if command.batch_size < 1:
         raise UsageError(f"--batch-size must be at least 1, not {command.batch_size}")
-    if command.threads is not None and command.threads < 1:
-        raise UsageError(f"--threads must be at least 1, not {command.threads}")
     if command.with_attention and command.format != "jsonl":
         raise UsageError(f"--with-attention needs --format jsonl, not {command.format}")
     if command.output is not None and has_picture_suffix(command.output.name):
         raise UsageError(f"--output {command.output} would write captions over a picture; name a text file")
+    command.run.check()
     command.figures.check()
     _check_wanted(command)
     names = [option.name for option in fields(DecodingConfig)]
@@ -257,15 +258,9 @@ def _check_wanted(command: CaptionCommand) -> None:
 
 
 def _load(command: CaptionCommand) -> "Captioner":
-    import torch
-
-    from captioner.inference import SHIPPED_MODEL, Captioner
-
     logging.getLogger("PIL").setLevel(logging.ERROR)
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # load_image has its own limit
-    if command.threads is not None:
-        torch.set_num_threads(command.threads)
-    return Captioner.load(command.model or SHIPPED_MODEL, device=command.device)
+    return command.run.load()
 
 
 def _progress(command: CaptionCommand) -> "tqdm[None]":

@@ -5,12 +5,12 @@ records, not how they lie on disk.
 """
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from captioner.config import Device
+from captioner.cli_model import ModelOptions
 from captioner.errors import CaptionerError, UsageError
 from captioner.flags import hint, one_of
 from captioner.records import CaptionedImage, RecordReader, SplitName
@@ -41,8 +41,6 @@ class EvaluateCommand:
     """
 
     dataset: Dataset | None = None
-    model: Annotated[Path | None, hint("FOLDER", "the model that ships with captioner")] = None
-    """Folder of the model."""
     split: Literal["train", "dev", "val", "test"] = "dev"
     """Which split of DATASET; val is another name of dev. Choose settings on dev, never on test."""
     results: Annotated[Path | None, hint("FILE", "caption the pictures of DATASET")] = None
@@ -55,8 +53,7 @@ class EvaluateCommand:
     """Write the captions in the format that COCO's evaluation server takes."""
     batch_size: int = 32
     """Pictures captioned at a time."""
-    device: Device = "auto"
-    """Where to run; auto takes a GPU if there is one."""
+    run: ModelOptions = field(default_factory=ModelOptions)
 
 
 def run_evaluate(command: EvaluateCommand) -> None:
@@ -65,8 +62,9 @@ def run_evaluate(command: EvaluateCommand) -> None:
         raise UsageError("name a DATASET, or give --results and --references; see --help")
     if command.dataset is not None and command.references is not None:
         raise UsageError("give a DATASET or --references, not both")
-    if command.results is not None and command.model is not None:
+    if command.results is not None and command.run.model is not None:
         raise UsageError("give --results or --model, not both")
+    command.run.check()
     if command.batch_size < 1:
         raise UsageError(f"--batch-size must be at least 1, not {command.batch_size}")
     try:
@@ -81,7 +79,6 @@ def run_evaluate(command: EvaluateCommand) -> None:
 def _evaluation(command: EvaluateCommand) -> "Evaluation":
     from captioner.coco_format import CocoImage, read_coco_captions, read_results, write_results
     from captioner.evaluation import caption_records, evaluate_captions
-    from captioner.inference import SHIPPED_MODEL, Captioner
     from captioner.metrics import require_references
 
     records: list[CaptionedImage] = []
@@ -94,7 +91,7 @@ def _evaluation(command: EvaluateCommand) -> "Evaluation":
     if command.results is not None:
         captions = read_results(command.results, images)
     else:
-        captioner = Captioner.load(command.model or SHIPPED_MODEL, device=command.device)
+        captioner = command.run.load()
         captions = caption_records(captioner, records, batch_size=command.batch_size)
     if command.results_out is not None:
         write_results(command.results_out, captions)

@@ -14,7 +14,7 @@ from captioner.paths import MATRIX_STEM, OVERLAY_STEM, has_picture_suffix
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from captioner.inference import Caption
+    from captioner.captions import Caption
 
 _PAGE_SUFFIXES = {"--animate": (".gif",), "--gallery": (".html", ".htm")}
 

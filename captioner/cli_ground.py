@@ -3,20 +3,21 @@
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from captioner.cli_evaluate import SPLIT_OF, Dataset
-from captioner.config import Device
+from captioner.cli_model import ModelOptions
 from captioner.errors import CaptionerError, UsageError
 from captioner.flags import hint
 from captioner.records import CaptionedImage
 
 if TYPE_CHECKING:
+    from captioner.captions import Caption
     from captioner.faithfulness import Faithfulness
     from captioner.grounding import Estimate, Grounding
-    from captioner.inference import Caption, Captioner
+    from captioner.inference import Captioner
 
 _BASELINES = {
     "uniform": "attention that is the same everywhere",
@@ -44,14 +45,11 @@ class GroundCommand:
     """Measure instead how far a word's probability falls without the cells that it attended to most."""
     json: Annotated[Path | None, hint("FILE", "none")] = None
     """Write the figures to this file too."""
-    model: Annotated[Path | None, hint("FOLDER", "the model that ships with captioner")] = None
-    """Folder of the model."""
     split: Literal["train", "dev", "val", "test"] = "dev"
     """Which split of DATASET; val is another name of dev."""
     batch_size: int = 16
     """Pictures captioned at a time."""
-    device: Device = "auto"
-    """Where to run; auto takes a GPU if there is one."""
+    run: ModelOptions = field(default_factory=ModelOptions)
 
 
 def run_ground(command: GroundCommand) -> None:
@@ -60,12 +58,12 @@ def run_ground(command: GroundCommand) -> None:
         raise UsageError("--instances FILE is needed: COCO's annotation file with what is in the pictures")
     if command.instances is not None and command.faithfulness:
         raise UsageError("--faithfulness needs no --instances; give one of the two")
+    command.run.check()
     if command.batch_size < 1:
         raise UsageError(f"--batch-size must be at least 1, not {command.batch_size}")
-    from captioner.inference import SHIPPED_MODEL, Captioner
 
     records = command.dataset.read([SPLIT_OF[command.split]])
-    captioner = Captioner.load(command.model or SHIPPED_MODEL, device=command.device)
+    captioner = command.run.load()
     try:
         found = (
             _faithfulness(command, captioner, records)

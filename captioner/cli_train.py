@@ -72,7 +72,7 @@ class Changes:
     """What all that is random in the run depends on."""
 
     def applied_to(self, preset: Recipe) -> Recipe:
-        """Raises: RecipeError, captioner.checkpoint.CheckpointError."""
+        """Raises: RecipeError, captioner.model_folder.CheckpointError."""
         changes = self._changes_of_file()
         try:
             base = preset.changed(changes)
@@ -110,7 +110,7 @@ class Changes:
 
 def _starting_from(start: Path, preset: Recipe) -> Recipe:
     """The preset with the backbone and the decoder of the model in a folder. Raises: CheckpointError."""
-    from captioner.checkpoint import read_config
+    from captioner.model_folder import read_config
 
     config = read_config(start)
     encoder = EncoderConfig(backbone=config.backbone, image_size=config.preprocess.size_px)

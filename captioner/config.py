@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
+BackendName = Literal["auto", "onnx", "torch"]
 OutputFormat = Literal["text", "jsonl", "csv"]
 OverlayStyle = Literal["smooth", "cells"]
 FigureFormat = Literal["png", "svg", "pdf"]

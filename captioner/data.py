@@ -124,7 +124,7 @@ class CaptionDataset(Dataset[CaptionItem | ImageError]):
         else:
             image = load_image(record.source, enough_px=self.preprocess.config.size_px)
             if self.augmentation is None:
-                picture = torch.from_numpy(self.preprocess.squash(image).copy())
+                picture = torch.from_numpy(self.preprocess(image).copy())
             else:
                 picture = self.augmentation(image, captions=record.captions, epoch=epoch, index=index)
         return CaptionItem(record.image_id, str(record.source), picture, self.tokens(index))

@@ -18,7 +18,7 @@ from timm.data import resolve_data_config
 from timm.models import group_parameters
 from torch import Tensor, nn
 
-from captioner.config import GridConfig, PreprocessConfig
+from captioner.config import GridConfig, Interpolation, PreprocessConfig
 from captioner.errors import CaptionerError
 from captioner.recipe import EncoderConfig
 
@@ -61,6 +61,9 @@ class Encoder(nn.Module):
             ) from error
         if hasattr(self.cnn, "pre_logits"):
             self.cnn.pre_logits = nn.Identity()  # VGG's two wide layers before the classifier: 240 MB
+        prepared = resolve_data_config(model=self.cnn)
+        self.mean, self.std = tuple(prepared["mean"]), tuple(prepared["std"])
+        self.interpolation: Interpolation = prepared["interpolation"]
         self.annotation_dim: int = self.cnn.num_features
         self.num_prefix_tokens: int = getattr(self.cnn, "num_prefix_tokens", 0)
         self.cnn.to(memory_format=torch.channels_last)  # twice as fast on a CPU
@@ -106,10 +109,16 @@ class Encoder(nn.Module):
     def normalise(
         self, images: UInt8[Tensor, "batch height width 3"]
     ) -> Float[Tensor, "batch 3 height width"]:
-        """Squashed RGB pictures as the CNN's input: `captioner.images.Preprocess` does the same."""
-        config = self.preprocess_config(images.shape[1])
-        mean, std = (torch.tensor(value, device=images.device) for value in (config.mean, config.std))
+        """Squashed RGB pictures (`captioner.images.Preprocess`) as the CNN's input."""
+        mean, std = (torch.tensor(value, device=images.device) for value in (self.mean, self.std))
         return ((images.float() / 255 - mean) / std).permute(0, 3, 1, 2)
+
+    def annotate(
+        self, images: UInt8[Tensor, "batch height width 3"]
+    ) -> Float[Tensor, "batch cells annotation"]:
+        """Annotations of squashed RGB pictures."""
+        annotations: Tensor = self(self.normalise(images))
+        return annotations
 
     def _flatten(self, grid: Tensor) -> Float[Tensor, "batch cells annotation"]:
         if grid.ndim == 3:  # a transformer's tokens: (batch, prefix + cells, annotation)
@@ -120,12 +129,8 @@ class Encoder(nn.Module):
 
     def preprocess_config(self, size_px: int) -> PreprocessConfig:
         """The preparation of pictures that this backbone was trained with, at our input size."""
-        config = resolve_data_config(model=self.cnn)
         return PreprocessConfig(
-            size_px=size_px,
-            mean=tuple(config["mean"]),
-            std=tuple(config["std"]),
-            interpolation=config["interpolation"],
+            size_px=size_px, mean=self.mean, std=self.std, interpolation=self.interpolation
         )
 
     @torch.inference_mode()

@@ -2,14 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Float, Int
 
-from captioner.decoding import padded, read_captions
+from captioner.captions import Caption
+from captioner.decoding import read_captions
 from captioner.grounding import Estimate, GroundingError, estimates
-from captioner.inference import Caption, Captioner
+from captioner.inference import Captioner
 
 ERASED_SHARE = 0.2  # of the cells
 _NUM_RANDOM = 5  # draws of as many of all cells, whose mean is taken
@@ -43,7 +44,7 @@ def erased_words(captioner: Captioner, captions: Sequence[Caption], *, seed: int
 def _erased(
     captioner: Captioner,
     caption: Caption,
-    annotations: Float[torch.Tensor, "1 cells annotation"],
+    annotations: Any,
     rng: np.random.Generator,
 ) -> list[ErasedWord]:
     if not caption.tokens:
@@ -70,7 +71,7 @@ def _erased(
 
 def _log_probs(
     captioner: Captioner,
-    annotations: Float[torch.Tensor, "1 cells annotation"],
+    annotations: Any,
     kept: Int[np.ndarray, "variants kept"],
     caption: Caption,
 ) -> Float[np.ndarray, "variants tokens"]:
@@ -78,9 +79,9 @@ def _log_probs(
     ids = captioner.vocabulary.ids(caption.tokens)
     rows = []
     for start in range(0, len(kept), _BATCH_SIZE):
-        cells = torch.from_numpy(kept[start : start + _BATCH_SIZE]).to(annotations.device)
-        tokens, lengths = padded([[ids]] * len(cells))
-        log_probs, _ = read_captions(captioner.model.decoder, annotations[0, cells], tokens, lengths)
+        cells = kept[start : start + _BATCH_SIZE]
+        tokens = np.broadcast_to(ids, (len(cells), 1, len(ids)))
+        log_probs, _ = read_captions(captioner.backend, annotations[0][cells], tokens)
         rows.append(log_probs[:, 0, : len(caption.tokens)])
     return np.concatenate(rows)
 

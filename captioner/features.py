@@ -22,13 +22,13 @@ import torch
 from jaxtyping import Float16
 from tqdm import tqdm
 
-from captioner.checkpoint import replaced_folder
 from captioner.config import GridConfig, PreprocessConfig
 from captioner.data import Split
 from captioner.encoder import Encoder
 from captioner.errors import CaptionerError
 from captioner.images import ImageError, ImageSource, Preprocess
 from captioner.loading import loaded_batches
+from captioner.model_folder import replaced_folder
 from captioner.records import CaptionedImage
 
 CACHE_VERSION = 2
@@ -205,7 +205,7 @@ def _compute(
                 pictures.append(picture)
             images = torch.from_numpy(np.stack(pictures))
             with torch.inference_mode():
-                half = encoder(images.to(device)).cpu().numpy().astype(np.float16)
+                half = encoder.annotate(images.to(device)).cpu().numpy().astype(np.float16)
             if not np.isfinite(half).all():
                 raise CacheError(
                     "the encoder gives values that half precision cannot hold; are its weights sound?"

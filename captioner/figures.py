@@ -17,10 +17,10 @@ from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure
 from PIL import Image
 
+from captioner.captions import Caption
 from captioner.config import FigureFormat, FigureStyle
 from captioner.errors import UsageError
 from captioner.images import ImageError
-from captioner.inference import Caption
 from captioner.output import OutputError
 
 HEAT_SHARE = 0.6  # of a pixel's colour; the rest is the picture

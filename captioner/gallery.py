@@ -20,11 +20,11 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
+from captioner.captions import Caption
 from captioner.cider import CiderD
 from captioner.config import FigureStyle
 from captioner.figures import HEAT_SHARE, colormap_of
 from captioner.images import cells_to_pixels
-from captioner.inference import Caption
 from captioner.output import OutputError
 
 _logger = logging.getLogger(__name__)

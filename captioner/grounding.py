@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float
 
+from captioner.captions import Caption
 from captioner.categories import Mention, mentions
 from captioner.errors import CaptionerError
-from captioner.inference import Caption
 from captioner.instances import Masks
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
-from jaxtyping import Float, Float32, UInt8
+from jaxtyping import Float, UInt8
 from PIL import Image
 
 from captioner.config import GridConfig, PreprocessConfig
@@ -167,20 +167,14 @@ class Preprocess:
 
     config: PreprocessConfig
 
-    def __call__(self, image: Image.Image) -> Float32[np.ndarray, "3 size size"]:
-        """RGB picture of any size to a normalised float array, channels first."""
-        pixels = self.squash(image).astype(np.float32) / 255
-        mean, std = (np.array(value, dtype=np.float32) for value in (self.config.mean, self.config.std))
-        return np.ascontiguousarray(((pixels - mean) / std).transpose(2, 0, 1))
-
-    def load(self, source: ImageSource) -> Float32[np.ndarray, "3 size size"]:
-        """Read a picture and prepare it. Raises: ImageError."""
-        return self(load_image(source, enough_px=self.config.size_px))
-
-    def squash(self, image: Image.Image) -> UInt8[np.ndarray, "size size 3"]:
-        """RGB picture of any size to the square input, not normalised yet."""
+    def __call__(self, image: Image.Image) -> UInt8[np.ndarray, "size size 3"]:
+        """RGB picture of any size to the square input, which the encoder normalises."""
         size = self.config.size_px
         return np.asarray(image.resize((size, size), Image.Resampling[self.config.interpolation.upper()]))
+
+    def load(self, source: ImageSource) -> UInt8[np.ndarray, "size size 3"]:
+        """Read a picture and prepare it. Raises: ImageError."""
+        return self(load_image(source, enough_px=self.config.size_px))
 
 
 def _centres_px(

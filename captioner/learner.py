@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from captioner.data import CaptionBatch
-from captioner.decoding import sample_captions
 from captioner.errors import CaptionerError
 from captioner.loss import BatchSize, CaptionLoss, SelfCriticalLoss
 from captioner.model import CaptioningModel
@@ -24,6 +23,7 @@ from captioner.randomness import derived_seed
 from captioner.recipe import Recipe
 from captioner.resume import Progress
 from captioner.reward import Reward, advantages
+from captioner.sampling import sample_captions
 
 _BASELINE_DECAY = 0.9  # Xu et al. 2015, section 4.1
 _LONGEST_WAIT = timedelta(hours=12)  # of other processes, while the first computes a cache

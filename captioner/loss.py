@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 
 from captioner.attention import Choice
 from captioner.decoder import DecoderOutput
-from captioner.decoding import without_banned
+from captioner.sampling import without_banned
 
 
 @dataclass(frozen=True)

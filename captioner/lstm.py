@@ -78,7 +78,7 @@ class LSTMDecoder(nn.Module):
         """h_0 and c_0 from the mean annotation, the same for each of a picture's captions."""
         hidden = torch.tanh(self.initial_hidden(memory.mean)).float()
         cell = torch.tanh(self.initial_cell(memory.mean)).float()
-        context = hidden.new_zeros(len(hidden), self.context_dim if self.config.look == "after" else 0)
+        context = hidden.new_zeros(hidden.shape[0], self.context_dim if self.config.look == "after" else 0)
         return LSTMState(*(value[:, None].expand(-1, num_captions, -1) for value in (hidden, cell, context)))
 
     def step(

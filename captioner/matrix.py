@@ -15,9 +15,9 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure
 
+from captioner.captions import Caption
 from captioner.config import DEFAULT_STYLE, FigureStyle
 from captioner.figures import colormap_of
-from captioner.inference import Caption
 
 _ROW_IN, _MARGIN_IN = 0.17, 0.42
 _LETTER_IN, _WORDS_IN = 0.066, 0.40  # of the column of words: a letter, and the least

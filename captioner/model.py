@@ -25,8 +25,10 @@ class CaptioningModel(nn.Module):
     @classmethod
     def from_config(cls, config: ModelConfig, *, vocab_size: int) -> "CaptioningModel":
         """The model that a config describes, with random weights."""
+        encoder = Encoder(backbone=config.backbone)
+        encoder.mean, encoder.std = config.preprocess.mean, config.preprocess.std  # timm's may change
         return cls(
-            encoder=Encoder(backbone=config.backbone),
+            encoder=encoder,
             decoder=make_decoder(config.decoder, annotation_dim=config.annotation_dim, vocab_size=vocab_size),
         )
 
@@ -34,7 +36,7 @@ class CaptioningModel(nn.Module):
         """The batch's annotation vectors: the cached ones, and those of pictures given as pixels."""
         if len(batch.images) == 0:
             return batch.grids.float()[batch.order]
-        live = self.encoder(self.encoder.normalise(batch.images)).float()
+        live = self.encoder.annotate(batch.images).float()
         return (torch.cat([batch.grids.float(), live]) if len(batch.grids) else live)[batch.order]
 
     def forward(self, batch: CaptionBatch) -> DecoderOutput:

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from captioner.captions import Caption
 from captioner.config import OutputFormat
 from captioner.errors import CaptionerError
-from captioner.inference import Caption
 from captioner.paths import on_one_line
 
 CSV_HEADER = ("file", "caption", "log_prob")

@@ -10,9 +10,9 @@ from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure
 from PIL import Image
 
+from captioner.captions import Caption
 from captioner.config import DEFAULT_STYLE, FigureStyle
 from captioner.figures import Heats
-from captioner.inference import Caption
 
 # Inches. Five panels are as wide as the text of a page (6.9), three fit a wide column and two a narrow one;
 # the words are then as large as a figure's caption is.

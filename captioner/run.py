@@ -8,12 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from captioner.checkpoint import Checkpoint, load_checkpoint, recover_folder
+from captioner.checkpoint import Checkpoint, load_checkpoint
 from captioner.cli_train import ARGUMENTS_FILE, RunOptions
 from captioner.data import Split
 from captioner.encoder import build_encoder
 from captioner.features import cached_splits, read_ahead
 from captioner.learner import TrainingError, make_accelerator
+from captioner.model_folder import recover_folder
 from captioner.recipe import Recipe
 from captioner.records import CaptionedImage
 from captioner.resume import require_same_recipe

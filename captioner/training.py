@@ -41,6 +41,7 @@ from captioner.recipe import Recipe
 from captioner.resume import Progress, data_digest, load_state, save_state
 from captioner.reward import Reward
 from captioner.run_log import RunLog
+from captioner.torch_backend import TorchBackend
 from captioner.validation import validate
 from captioner.vocabulary import Vocabulary
 from captioner.wording import Wording
@@ -122,7 +123,7 @@ class Trainer:
         Raises:
             TrainingError: the loss is not finite (the message names the step and the pictures), or
                 memory is full.
-            captioner.checkpoint.CheckpointError, captioner.run_log.LogError: the disk refuses.
+            captioner.model_folder.CheckpointError, captioner.run_log.LogError: the disk refuses.
         """
         is_main = self.accelerator.is_main_process
         with closing(RunLog(self.out, first_step=self.progress.step, is_on=is_main)) as log:
@@ -238,10 +239,9 @@ class Trainer:
     def _log_overlays(self, log: RunLog) -> None:
         """Show the same few dev pictures every epoch, with what each word looked at."""
         captioner = Captioner(
-            model=self.learner.averaged_model,
+            backend=TorchBackend(self.learner.averaged_model, self.accelerator.device),
             config=self.model_config,
             vocabulary=self.vocabulary,
-            device=self.accelerator.device,
         )
         records = self.dev.split.records
         shown = records[:: max(len(records) // _NUM_SHOWN, 1)][:_NUM_SHOWN]

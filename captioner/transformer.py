@@ -22,7 +22,7 @@ class TransformerState:
     values: Float[Tensor, "batch captions layers heads steps dim"]
 
     @property
-    def num_steps(self) -> int:
+    def num_steps(self) -> "int | torch.SymInt":
         return self.keys.shape[4]
 
     def select(self, index: tuple[Any, Any]) -> "TransformerState":
@@ -58,9 +58,15 @@ class TransformerDecoder(nn.Module):
 
     def initial_state(self, memory: Memory, num_captions: int) -> TransformerState:
         heads = self.config.num_heads
-        shape = (len(memory.mean), num_captions, len(self.layers), heads, 0, self.config.hidden_dim // heads)
-        nothing = memory.keys.new_zeros(shape)
-        return TransformerState(nothing, nothing)
+        shape = (
+            memory.mean.shape[0],
+            num_captions,
+            len(self.layers),
+            heads,
+            0,
+            self.config.hidden_dim // heads,
+        )
+        return TransformerState(memory.keys.new_zeros(shape), memory.keys.new_zeros(shape))
 
     def step(
         self, tokens: Int[Tensor, "batch captions"], state: TransformerState, memory: Memory
@@ -83,11 +89,11 @@ class TransformerDecoder(nn.Module):
     def _each_layer(self) -> "Iterator[_Layer]":
         return (cast(_Layer, layer) for layer in self.layers)
 
-    def _position(self, step: int) -> Float[Tensor, " width"]:
+    def _position(self, step: int | torch.SymInt) -> Float[Tensor, " width"]:
         """Sines and cosines of the place in the caption (Vaswani et al. 2017, section 3.5)."""
         width = self.config.hidden_dim
         exponents = torch.arange(0, width, 2, device=self.output.weight.device) / width
-        angles = step * 10_000.0**-exponents
+        angles = (10_000.0**-exponents).mul(step)
         return torch.cat([angles.sin(), angles.cos()])[:width]
 
     def logits(self, readout: Float[Tensor, "*rows readout"]) -> Float[Tensor, "*rows vocab"]:
@@ -123,7 +129,9 @@ class _Layer(nn.Module):
         return query, key, value
 
     def attend_to_words(self, hidden: Hidden, query: OneStep, keys: ByHead, values: ByHead) -> Hidden:
-        attended = scaled_dot_product_attention(query, keys, values).flatten(2)
+        # torch's attention takes one batch axis
+        query, keys, values = (part.flatten(0, 1) for part in (query, keys, values))
+        attended = scaled_dot_product_attention(query, keys, values).flatten(1).view_as(hidden)
         return hidden + self.dropout(self.self_attention_out(attended))
 
     def attend_to_cells(

@@ -19,10 +19,11 @@ from captioner.decoding import search_captions
 from captioner.encoder import Encoder
 from captioner.evaluation import caption_records
 from captioner.images import Preprocess
-from captioner.inference import Captioner, choose_device
+from captioner.inference import Captioner
 from captioner.metrics import Scores, score_captions
 from captioner.model import AnyDecoder, CaptioningModel
 from captioner.search import Hypothesis, rank
+from captioner.torch_backend import TorchBackend, TorchDecoder, choose_device
 from captioner.vocabulary import Vocabulary
 
 BEAM_SIZES = (1, 3, 5, 8)
@@ -72,7 +73,7 @@ def validate(
         process=state.process_index,
         num_processes=state.num_processes,
     ):
-        found = search_captions(model.decoder, annotations, config)
+        found = search_captions(TorchDecoder(model.decoder), annotations, config)
         own |= _captions(dict(zip(image_ids, found, strict=True)), vocabulary)
     shares = gather_object([own])
     captions = {image_id: text for share in shares for image_id, text in share.items()}
@@ -126,7 +127,8 @@ def _search(
     for start in tqdm(starts, desc=f"beam {config.beam_size}", unit=" batches", delay=2):
         chosen = image_ids[start : start + _BATCH_SIZE]
         annotations = torch.from_numpy(np.stack([grids[image_id] for image_id in chosen])).float()
-        found.update(zip(chosen, search_captions(decoder, annotations.to(device), config), strict=True))
+        hypotheses = search_captions(TorchDecoder(decoder), annotations.to(device), config)
+        found.update(zip(chosen, hypotheses, strict=True))
     return found
 
 
@@ -154,7 +156,7 @@ def settle_decoding(folder: Path, dev: CaptionDataset, *, num_workers: int = 0) 
     )
     grid = replace(checkpoint.config.grid, field_px=_field_px(model.encoder, checkpoint.config, dev.split))
     config = replace(checkpoint.config, decoding=decoding, grid=grid)
-    captioner = Captioner(model=model, config=config, vocabulary=vocabulary, device=device)
+    captioner = Captioner(backend=TorchBackend(model, device), config=config, vocabulary=vocabulary)
     scores = score_captions(caption_records(captioner, dev.split.records), references)
     metrics = checkpoint.metrics | {"dev": {**asdict(decoding), **asdict(scores)}, "decoding_cider": tried}
     save_checkpoint(folder, replace(checkpoint, config=config, metrics=metrics))
@@ -164,6 +166,6 @@ def settle_decoding(folder: Path, dev: CaptionDataset, *, num_workers: int = 0) 
 def _field_px(encoder: Encoder, config: ModelConfig, split: Split) -> float | None:
     """How far a cell sees on the first pictures of a split. Raises: ImageError."""
     load = Preprocess(config.preprocess).load
-    pixels = np.stack([load(record.source) for record in split.records[:_NUM_MEASURED]])
-    images = torch.from_numpy(pixels).to(next(encoder.parameters()).device)
-    return encoder.field_px(images, config.grid)
+    squashed = np.stack([load(record.source) for record in split.records[:_NUM_MEASURED]])
+    images = torch.from_numpy(squashed).to(next(encoder.parameters()).device)
+    return encoder.field_px(encoder.normalise(images), config.grid)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from captioner.captions import Caption
 from captioner.checkpoint import Checkpoint, save_checkpoint
 from captioner.config import (
     FORMAT_VERSION,
@@ -18,10 +19,11 @@ from captioner.config import (
     PreprocessConfig,
 )
 from captioner.encoder import Encoder
-from captioner.inference import Caption, Captioner
+from captioner.inference import Captioner
 from captioner.lstm import LSTMDecoder
 from captioner.model import AnyDecoder, CaptioningModel, make_decoder
 from captioner.recipe import EncoderConfig
+from captioner.torch_backend import TorchBackend
 from captioner.vocabulary import END, SPECIAL_TOKENS, Vocabulary
 
 ROOT = Path(__file__).parent.parent
@@ -94,13 +96,18 @@ def model(encoder: Encoder, model_config: ModelConfig, vocabulary: Vocabulary) -
 
 @pytest.fixture
 def captioner(model: CaptioningModel, model_config: ModelConfig, vocabulary: Vocabulary) -> Captioner:
-    return Captioner(model=model, config=model_config, vocabulary=vocabulary, device=torch.device("cpu"))
+    return Captioner(backend=TorchBackend(model), config=model_config, vocabulary=vocabulary)
+
+
+def torch_model(captioner: Captioner) -> CaptioningModel:
+    assert isinstance(captioner.backend, TorchBackend)
+    return captioner.backend.model
 
 
 @pytest.fixture
 def model_folder(captioner: Captioner, tmp_path: Path) -> Path:
     folder = tmp_path / "model"
-    save_checkpoint(folder, Checkpoint(captioner.model, captioner.config, captioner.vocabulary, {}))
+    save_checkpoint(folder, Checkpoint(torch_model(captioner), captioner.config, captioner.vocabulary, {}))
     return folder
 
 

@@ -6,17 +6,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from captioner.checkpoint import (
-    FILES,
-    Checkpoint,
-    CheckpointError,
-    load_checkpoint,
-    recover_folder,
-    replaced_folder,
-    save_checkpoint,
-)
+from captioner.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from captioner.config import FORMAT_VERSION, ModelConfig
 from captioner.model import CaptioningModel
+from captioner.model_folder import FILES, CheckpointError, recover_folder, replaced_folder
 from captioner.vocabulary import Vocabulary
 
 

@@ -13,7 +13,7 @@ from captioner.augmentation import Augmentation
 from captioner.data import CaptionDataset, Split, collate, load_batches
 from captioner.dealing import Key, LoadingError, epoch_batches, in_order
 from captioner.encoder import Encoder
-from captioner.images import ImageError, Preprocess, load_image
+from captioner.images import ImageError, Preprocess
 from captioner.model import CaptioningModel
 from captioner.records import CaptionedImage
 from captioner.vocabulary import END, Vocabulary
@@ -36,7 +36,7 @@ def records(tmp_path: Path) -> list[CaptionedImage]:
 def dataset_of(records: list[CaptionedImage], encoder: Encoder, *, num_cached: int) -> CaptionDataset:
     preprocess = Preprocess(encoder.preprocess_config(TINY_SIZE_PX))
     pixels = np.stack([preprocess.load(record.source) for record in records])
-    grids = encoder(torch.from_numpy(pixels)).numpy().astype(np.float16)
+    grids = encoder.annotate(torch.from_numpy(pixels)).numpy().astype(np.float16)
     return CaptionDataset(
         split=Split(records=records, grids=grids[:num_cached]),
         preprocess=preprocess,
@@ -64,15 +64,6 @@ def test_annotations_are_the_same_from_the_cache_and_from_the_pictures(
     expected = np.stack([whole[int(image_id[0])] for image_id in batch.image_ids])
     found = model.annotations(batch).numpy()
     np.testing.assert_allclose(found, expected.astype(np.float32), rtol=2e-3, atol=2e-3)
-
-
-def test_encoder_normalises_as_the_preparation_of_pictures_does(
-    records: list[CaptionedImage], encoder: Encoder
-) -> None:
-    preprocess = Preprocess(encoder.preprocess_config(TINY_SIZE_PX))
-    image = load_image(records[0].source)
-    squashed = torch.from_numpy(preprocess.squash(image).copy())[None]
-    np.testing.assert_array_equal(encoder.normalise(squashed)[0].numpy(), preprocess(image))
 
 
 def test_each_picture_has_its_own_encoded_captions(records: list[CaptionedImage], encoder: Encoder) -> None:

@@ -6,6 +6,7 @@ from captioner.config import DecodingConfig
 from captioner.decoder import teacher_forced
 from captioner.decoding import search_captions
 from captioner.model import AnyDecoder
+from captioner.torch_backend import TorchDecoder
 from captioner.vocabulary import START
 
 CONFIG = DecodingConfig(beam_size=4, max_words=5)
@@ -20,7 +21,7 @@ def test_what_the_search_gives_is_what_the_decoder_gives_for_that_caption(any_de
     decoder.embedding.weight.mul_(0.1)
     decoder.output.weight.mul_(12)
     annotations = torch.randn(6, 9, 10) * 3
-    found = search_captions(decoder, annotations, CONFIG)
+    found = search_captions(TorchDecoder(decoder), annotations, CONFIG)
     flat = [hypothesis for hypotheses in found for hypothesis in hypotheses]
     assert len({hypothesis.tokens for hypothesis in flat}) > 6
     for picture, hypotheses in enumerate(found):
@@ -39,7 +40,7 @@ def test_what_the_search_gives_is_what_the_decoder_gives_for_that_caption(any_de
 def test_search_of_a_batch_equals_that_of_each_picture_alone(any_decoder: AnyDecoder) -> None:
     decoder = any_decoder
     annotations = torch.randn(6, 9, 10) * 3
-    together = search_captions(decoder, annotations, CONFIG)
+    together = search_captions(TorchDecoder(decoder), annotations, CONFIG)
     for picture, expected in enumerate(together):
-        (alone,) = search_captions(decoder, annotations[picture : picture + 1], CONFIG)
+        (alone,) = search_captions(TorchDecoder(decoder), annotations[picture : picture + 1], CONFIG)
         assert [hypothesis.tokens for hypothesis in alone] == [hypothesis.tokens for hypothesis in expected]

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from captioner.captions import Caption
 from captioner.cli import caption_main
 from captioner.config import FigureStyle, GridConfig, PreprocessConfig
 from captioner.figures import colormap_of
 from captioner.gallery import GalleryWriter
-from captioner.inference import Caption
 from captioner.metrics import score_captions
 from tests.conftest import make_caption, noise_picture
 

@@ -24,7 +24,7 @@ from captioner.grounding import (
 from captioner.inference import Captioner
 from captioner.instances import Instances
 from captioner.vocabulary import END, START
-from tests.conftest import make_caption, noise_picture
+from tests.conftest import make_caption, noise_picture, torch_model
 
 
 def found(caption: str) -> list[tuple[str, str]]:
@@ -215,7 +215,7 @@ def test_given_caption_is_read_as_it_was_found(captioner: Captioner) -> None:
     """What the search used for its caption is what reading the caption gives."""
     picture = noise_picture(5)
     with torch.no_grad():
-        captioner.model.decoder.output.bias[END] += 4  # so that captions end, and their probability has that
+        torch_model(captioner).decoder.output.bias[END] += 4  # so that captions end
     caption = captioner.caption(picture)
     assert 0 < len(caption.tokens) < captioner.config.decoding.max_words
     (read,) = captioner.attend(picture, [" ".join(caption.tokens)])
@@ -244,7 +244,7 @@ def test_fall_without_attended_cells_is_that_of_a_grid_that_lacks_them(captioner
     words = erased_words(captioner, [caption])
     assert len(words) == len(caption.tokens)
     annotations = captioner.annotations(caption.picture)
-    decoder, place = captioner.model.decoder, len(caption.tokens) - 1
+    decoder, place = torch_model(captioner).decoder, len(caption.tokens) - 1
     ids = captioner.vocabulary.ids(caption.tokens)
 
     def log_prob(cells: np.ndarray) -> float:

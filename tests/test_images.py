@@ -160,10 +160,13 @@ def test_picture_with_too_many_pixels_is_refused_before_it_is_decoded(
         load_image(save(noise_picture(3), tmp_path / "large.png"))
 
 
-def test_preprocess_normalises_and_squashes(preprocess_config: PreprocessConfig) -> None:
-    array = Preprocess(preprocess_config)(Image.new("RGB", (30, 70), (255, 0, 128)))
-    assert array.shape == (3, 96, 96)
-    np.testing.assert_allclose(array[:, 5, 5], [1.0, -1.0, (128 / 255 - 0.5) / 0.5], atol=1e-6)
+def test_preprocess_squashes_the_whole_picture(preprocess_config: PreprocessConfig) -> None:
+    image = Image.new("RGB", (30, 70), (255, 0, 128))
+    image.paste((0, 255, 0), (0, 35, 30, 70))
+    array = Preprocess(preprocess_config)(image)
+    assert array.shape == (96, 96, 3)
+    assert array[5, 5].tolist() == array[40, 90].tolist() == [255, 0, 128]
+    assert array[55, 5].tolist() == array[90, 90].tolist() == [0, 255, 0]
 
 
 SIZES = [(96, 96), (300, 100), (64, 480), (97, 31)]

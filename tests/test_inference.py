@@ -6,10 +6,13 @@ import pytest
 import torch
 from PIL import Image
 
+from captioner.backends import DeviceError
+from captioner.captions import Caption
 from captioner.images import ImageError
-from captioner.inference import Caption, Captioner, DeviceError, choose_device
+from captioner.inference import Captioner
+from captioner.torch_backend import choose_device
 from captioner.vocabulary import END, detokenize
-from tests.conftest import noise_picture
+from tests.conftest import noise_picture, torch_model
 
 
 @pytest.fixture
@@ -72,7 +75,7 @@ def test_missing_file_is_an_image_error(captioner: Captioner) -> None:
 
 def test_model_in_a_hurry_to_end_still_says_a_word(captioner: Captioner, pictures: list[Path]) -> None:
     with torch.no_grad():
-        captioner.model.decoder.output.bias[END] = 1e4
+        torch_model(captioner).decoder.output.bias[END] = 1e4
     caption = captioner.caption(pictures[0], decoding=replace(captioner.config.decoding, beam_size=1))
     assert len(caption.tokens) == len(caption.alphas) == 1
 

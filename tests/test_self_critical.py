@@ -14,13 +14,13 @@ from pycocoevalcap.cider.cider import Cider
 from captioner.cider import CiderD
 from captioner.data import CaptionBatch
 from captioner.decoder import DecoderOutput, teacher_forced
-from captioner.decoding import sample_captions
 from captioner.loss import SelfCriticalLoss
 from captioner.lstm import LSTMDecoder
 from captioner.metrics import ptb_tokenize
 from captioner.model import AnyDecoder
 from captioner.records import CaptionedImage
 from captioner.reward import Reward, advantages
+from captioner.sampling import sample_captions
 from captioner.vocabulary import END, PAD, START, UNK, Vocabulary
 from tests.conftest import SMALL_DECODER
 

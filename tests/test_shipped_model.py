@@ -4,8 +4,7 @@ import json
 
 from safetensors import safe_open
 
-from captioner.checkpoint import FILES
-from captioner.inference import SHIPPED_MODEL
+from captioner.model_folder import FILES, SHIPPED_MODEL
 from tests.conftest import ROOT
 
 CARD = SHIPPED_MODEL / "MODEL_CARD.md"

@@ -12,15 +12,16 @@ from accelerate.state import AcceleratorState
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.tensorboard import SummaryWriter
 
-from captioner.checkpoint import Checkpoint, CheckpointError, load_checkpoint
+from captioner.checkpoint import Checkpoint, load_checkpoint
 from captioner.config import DecoderConfig, DecodingConfig
 from captioner.data import Split, load_batches
 from captioner.encoder import Encoder
 from captioner.learner import Learner, TrainingError, make_accelerator
 from captioner.metrics import Scores
+from captioner.model_folder import CheckpointError
 from captioner.recipe import EncoderConfig, Recipe, TrainingConfig
 from captioner.records import CaptionedImage
-from captioner.resume import ResumeError, data_digest
+from captioner.resume import ResumeError, data_digest, require_same_recipe, save_state
 from captioner.run_log import LogError, RunLog
 from captioner.training import Trainer
 from captioner.validation import settle_decoding, validate
@@ -193,6 +194,22 @@ def assert_same_weights(one: Trainer, other: Trainer) -> None:
     ):
         for name, value in first.state_dict().items():
             assert torch.equal(value, second.state_dict()[name]), name
+
+
+def test_state_of_a_version_with_fewer_settings_goes_on_with_their_defaults(tmp_path: Path) -> None:
+    save_state(tmp_path, recipe=RECIPE, state={"step": 3})
+    file = tmp_path / "training_state.pt"
+    state = torch.load(file, weights_only=True)
+    recipe = json.loads(state["recipe"])
+    del recipe["decoding"]["no_repeat_ngram"]
+    torch.save({**state, "recipe": json.dumps(recipe)}, file)
+    assert require_same_recipe(tmp_path, RECIPE)["step"] == 3
+    with pytest.raises(ResumeError, match="no_repeat_ngram was 0 and is 2"):
+        require_same_recipe(tmp_path, RECIPE.changed({"decoding": {"no_repeat_ngram": 2}}))
+    recipe["decoding"]["of_the_future"] = 1
+    torch.save({**state, "recipe": json.dumps(recipe)}, file)
+    with pytest.raises(ResumeError, match="begun by another version of captioner"):
+        require_same_recipe(tmp_path, RECIPE)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,102 @@
+"""torch as what computes a model: on a GPU, or where the model folder has no exported graphs."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+from captioner.backends import DeviceError
+from captioner.checkpoint import load_checkpoint
+from captioner.config import Device
+from captioner.decoder import Decoder, DecoderState, Memory
+from captioner.model import CaptioningModel
+
+
+@dataclass(frozen=True)
+class DecoderSearchState:
+    """The decoder's memory for the pictures still searched, and the state of each hypothesis."""
+
+    memory: Memory
+    state: DecoderState
+
+    def select(
+        self, pictures: Int[np.ndarray, " kept"], parents: Int[np.ndarray, "kept beam"]
+    ) -> "DecoderSearchState":
+        memory = self.memory
+        if len(pictures) < len(memory.mean):
+            memory = memory.select(torch.from_numpy(pictures).to(memory.mean.device))
+        index = torch.from_numpy(pictures)[:, None], torch.from_numpy(parents)
+        return DecoderSearchState(memory, self.state.select(index))
+
+
+class TorchDecoder:
+    """A torch decoder as a `captioner.decoding.StepModel`."""
+
+    def __init__(self, decoder: Decoder[Any]) -> None:
+        self.decoder = decoder
+
+    @torch.inference_mode()
+    def start(
+        self, annotations: Float[Tensor, "pictures cells annotation"], num_hypotheses: int
+    ) -> DecoderSearchState:
+        memory = self.decoder.remember(annotations)
+        return DecoderSearchState(memory, self.decoder.initial_state(memory, num_hypotheses))
+
+    @torch.inference_mode()
+    def step(
+        self, tokens: Int[np.ndarray, "pictures beam"], state: DecoderSearchState
+    ) -> tuple[
+        Float[np.ndarray, "pictures beam vocab"],
+        Float[np.ndarray, "pictures beam heads cells"],
+        DecoderSearchState,
+    ]:
+        ids = torch.from_numpy(np.ascontiguousarray(tokens)).to(state.memory.mean.device)
+        output = self.decoder.step(ids, state.state, state.memory)
+        log_probs = self.decoder.logits(output.readout).log_softmax(dim=-1)
+        next_state = DecoderSearchState(state.memory, output.state)
+        return log_probs.cpu().numpy(), output.alphas.cpu().numpy(), next_state
+
+
+class TorchBackend(TorchDecoder):
+    """A torch model as a `captioner.backends.Backend`."""
+
+    def __init__(self, model: CaptioningModel, device: torch.device | str = "cpu") -> None:
+        super().__init__(model.decoder)
+        self.model = model.to(device).eval()
+        self.device = torch.device(device)
+
+    @classmethod
+    def load(cls, folder: Path, *, device: Device, threads: int | None) -> "TorchBackend":
+        """Load a model folder.
+
+        Raises:
+            captioner.model_folder.CheckpointError: the folder is not a whole and sound model.
+            DeviceError: the device is not there.
+        """
+        if threads is not None:
+            torch.set_num_threads(threads)
+        return cls(load_checkpoint(folder).model, choose_device(device))
+
+    @torch.inference_mode()
+    def encode(
+        self, images: UInt8[np.ndarray, "pictures size size 3"]
+    ) -> Float[Tensor, "pictures cells annotation"]:
+        return self.model.encoder.annotate(torch.tensor(images, device=self.device))
+
+
+def choose_device(name: Device) -> torch.device:
+    """The device of that name; "auto" is CUDA, else Apple's MPS, else the CPU.
+
+    Raises:
+        DeviceError: the device is not there.
+    """
+    is_there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(device for device in ("cuda", "mps", "cpu") if is_there[device])
+    if not is_there[name]:
+        raise DeviceError(f"torch finds no {name} device here; use --device auto")
+    return torch.device(name)
