@@ -4,23 +4,29 @@ PYTHON ?= python3
 .PHONY: help setup caption test lint
 
 help:
-	@echo "make caption   set up, then caption the pictures in examples/ and draw overlays into out/"
-	@echo "make test      set up, then run the tests"
+	@echo "make caption   set up what captions pictures, then caption those in examples/ and draw overlays into out/"
+	@echo "make test      set up the rest, PyTorch included, then run the tests"
 	@echo "make lint      set up, then check format, style and types"
 	@echo "make setup     set up alone: build .venv"
 
 setup: .venv/.complete
 
 # uv does the installing: the one that is there, else one fetched by pip into .venv itself.
-.venv/.complete: pyproject.toml constraints.txt
+INSTALL = PATH="$$PATH:$(CURDIR)/.venv/bin" uv pip install --python .venv/bin/python \
+	--constraint constraints.txt --editable
+
+.venv/.light: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "captioner needs Python 3.10 or later; try: make PYTHON=python3.12 $(MAKECMDGOALS)")'
 	$(PYTHON) -m venv --clear .venv
 	command -v uv >/dev/null || .venv/bin/python -m pip install --quiet uv
-	PATH="$$PATH:$(CURDIR)/.venv/bin" uv pip install --python .venv/bin/python \
-		--constraint constraints.txt --editable '.[dev]'
+	$(INSTALL) .
 	touch $@
 
-caption: setup
+.venv/.complete: .venv/.light
+	$(INSTALL) '.[dev]'
+	touch $@
+
+caption: .venv/.light
 	.venv/bin/python caption.py examples --overlay out
 
 test: setup

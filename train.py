@@ -100,6 +100,8 @@ def main() -> None:
         train(tyro.cli(Train, args=arguments, prog="train.py", config=DATASET_PARSING), arguments)
     except CaptionerError as error:
         sys.exit(f"train.py: {error}")
+    except ModuleNotFoundError as error:
+        sys.exit(f"train.py: this needs {error.name}; install it with: pip install 'captioner[train]'")
     except KeyboardInterrupt:
         sys.exit("train.py: interrupted; a training run goes on from its last save with --resume")
 

@@ -32,8 +32,13 @@ def run_average(command: AverageCommand) -> None:
     """Average as the command says."""
     if command.out.exists():
         raise UsageError(f"--out {command.out} is there already; name a new folder")
-    from captioner.averaging import average_models
-    from captioner.checkpoint import load_checkpoint, save_checkpoint
+    try:
+        from captioner.averaging import average_models
+        from captioner.checkpoint import load_checkpoint, save_checkpoint
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            f"averaging needs {error.name}; install it with: pip install 'captioner[torch]'"
+        ) from error
 
     models = [load_checkpoint(folder) for folder in command.models]
     save_checkpoint(command.out, average_models(models, command.shares))

@@ -25,7 +25,6 @@ from captioner.decoder import Decoder, Memory
 from captioner.errors import CaptionerError
 from captioner.model import CaptioningModel
 from captioner.model_folder import (
-    FILES,
     GRAPHS,
     LAYOUT_KEY,
     WEIGHTS,
@@ -60,8 +59,7 @@ def export_model(folder: Path, out: Path) -> float:
     """
     model = load_checkpoint(folder).model.eval()
     with replaced_folder(out) as aside:
-        for name in FILES:
-            shutil.copyfile(folder / name, aside / name)
+        shutil.copytree(folder, aside, dirs_exist_ok=True)
         for name, graph in _graphs(model, read_config(folder).preprocess.size_px).items():
             _share_weights(graph, aside)
             ir.save(graph, aside / GRAPHS[name])

@@ -108,8 +108,9 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
         aside.chmod(0o755)
         try:
             yield aside
-            for path in aside.iterdir():
-                _sync(path)
+            for path in aside.rglob("*"):
+                if path.is_file():
+                    _sync(path)
             _swap(aside, folder)
         finally:
             shutil.rmtree(aside, ignore_errors=True)

@@ -4,24 +4,31 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
+from typing import Any
 
 import msgspec
-from nltk.tokenize.destructive import NLTKWordTokenizer
-from nltk.tokenize.treebank import TreebankWordDetokenizer
 
 PAD, START, END, UNK = range(4)
 SPECIAL_TOKENS = ("<pad>", "<start>", "<end>", "<unk>")
 
-_TOKENIZER = NLTKWordTokenizer()
-_DETOKENIZER = TreebankWordDetokenizer()
+
+@cache
+def _nltk() -> tuple[Any, Any]:
+    """nltk's tokenizer and detokenizer, which take a third of a second to load and few captions need."""
+    from nltk.tokenize.destructive import NLTKWordTokenizer
+    from nltk.tokenize.treebank import TreebankWordDetokenizer
+
+    return NLTKWordTokenizer(), TreebankWordDetokenizer()
 
 
 # Most captions are nothing but words, commas and a full stop, which need no rules but these.
 _PLAIN_WORD = r"[a-z0-9]+(?:-[a-z0-9]+)*"
 _PLAIN_CAPTION = re.compile(rf"\s*{_PLAIN_WORD}(?:\s?,?\s+{_PLAIN_WORD})*\s*\.?\s*")
 _PLAIN_MARKS = str.maketrans(",.", "  ")
+_PLAIN = re.compile(_PLAIN_WORD)
 _SPLIT_WORDS = ("cannot", "gimme", "gonna", "gotta", "lemme", "wanna")
+_SECOND_HALVES = ("not", "me", "na", "ta")  # of these words
 
 
 def tokenize(caption: str) -> list[str]:
@@ -32,13 +39,18 @@ def tokenize(caption: str) -> list[str]:
     text = caption.lower()
     if _PLAIN_CAPTION.fullmatch(text) and not any(word in text for word in _SPLIT_WORDS):
         return text.translate(_PLAIN_MARKS).split()
-    words = _TOKENIZER.tokenize(text)
+    tokenizer, _ = _nltk()
+    words = tokenizer.tokenize(text)
     return [word for word in words if any(character.isalnum() for character in word)]
 
 
 def detokenize(words: Sequence[str]) -> str:
-    """Join words into a caption, for example "the dog 's tail" into "the dog's tail"."""
-    return _DETOKENIZER.detokenize(words)
+    """Join words into a caption, for example "the dog 's tail" into "the dog's tail", as nltk does."""
+    if all(_PLAIN.fullmatch(word) and word not in _SECOND_HALVES for word in words):
+        return " ".join(words)
+    _, detokenizer = _nltk()
+    text: str = detokenizer.detokenize(words)
+    return text
 
 
 @dataclass(frozen=True)

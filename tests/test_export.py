@@ -91,12 +91,14 @@ def test_exported_folder_is_the_model_and_small_graphs(model_folder: Path, expor
 
 
 def test_folder_may_be_exported_into_itself(model_folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    before = {name: (model_folder / name).read_bytes() for name in FILES}
+    (model_folder / "MODEL_CARD.md").write_text("what it is for")
+    kept = [*FILES, "MODEL_CARD.md"]
+    before = {name: (model_folder / name).read_bytes() for name in kept}
     with pytest.raises(SystemExit) as ended:
         main(["export", "--model", str(model_folder), "--out", str(model_folder)])
     assert ended.value.code == 0
     assert capfd.readouterr().out.startswith(f"{model_folder} (log-probabilities within ")
-    assert {name: (model_folder / name).read_bytes() for name in FILES} == before
+    assert {name: (model_folder / name).read_bytes() for name in kept} == before
     assert all((model_folder / name).is_file() for name in GRAPHS.values())
 
 

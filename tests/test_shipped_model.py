@@ -4,14 +4,16 @@ import json
 
 from safetensors import safe_open
 
-from captioner.model_folder import FILES, SHIPPED_MODEL
+from captioner.model_folder import FILES, GRAPHS, SHIPPED_MODEL
 from tests.conftest import ROOT
 
 CARD = SHIPPED_MODEL / "MODEL_CARD.md"
 
 
 def test_folder_holds_these_files_and_no_other() -> None:
-    assert sorted(path.name for path in SHIPPED_MODEL.iterdir()) == sorted([*FILES, CARD.name])
+    assert sorted(path.name for path in SHIPPED_MODEL.iterdir()) == sorted(
+        [*FILES, *GRAPHS.values(), CARD.name]
+    )
 
 
 def test_weights_are_in_half_precision_and_take_at_most_60_mb() -> None:

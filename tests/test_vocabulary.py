@@ -2,6 +2,7 @@ import json
 
 import pytest
 from nltk.tokenize.destructive import NLTKWordTokenizer
+from nltk.tokenize.treebank import TreebankWordDetokenizer
 
 from captioner.vocabulary import END, SPECIAL_TOKENS, START, UNK, Vocabulary, detokenize, tokenize
 from tests.conftest import ROOT
@@ -62,3 +63,22 @@ def test_words_of_plain_captions_are_those_of_nltk() -> None:
     for caption in [*odd, *(caption for captions in real.values() for caption in captions)]:
         expected = [word for word in tokenizer.tokenize(caption.lower()) if any(map(str.isalnum, word))]
         assert tokenize(caption) == expected, caption
+
+
+def test_captions_are_joined_as_nltk_joins_them() -> None:
+    """The short way for plain words must not be another way: real captions, and words that nltk joins."""
+    real = json.loads((ROOT / "tests" / "data" / "coco_val2017_captions.json").read_text())
+    odd = [
+        "i can not see",
+        "gon na and got ta",
+        "lem me wan na",
+        "gim me more",
+        "it 's a man 's dog",
+        "do n't",
+        "",
+    ]
+    detokenizer = TreebankWordDetokenizer()
+    for words in [text.split() for text in odd] + [
+        tokenize(caption) for captions in real.values() for caption in captions
+    ]:
+        assert detokenize(words) == detokenizer.detokenize(words), words
