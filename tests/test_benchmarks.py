@@ -7,12 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import ablation, data, flickr8k_as_coco
+from benchmarks import ablation, captioning, data, flickr8k_as_coco
 from captioner.images import load_image
+from captioner.inference import Captioner
 from captioner.metrics import score_captions
 from captioner.wording import Wording
 from datasets.coco import Coco
 from datasets.flickr import Flickr8k
+from tests.conftest import noise_picture
 from tests.test_datasets_coco import annotation_file
 from tests.test_datasets_flickr import root  # noqa: F401 (a fixture)
 
@@ -73,3 +75,18 @@ def test_table_of_the_study_stands_between_its_marks_and_nothing_else_changes(tm
     page.write_text("no marks")
     with pytest.raises(ValueError, match="lacks the marks"):
         ablation.write_table({}, page)
+
+
+def test_captioning_is_timed_on_every_picture(captioner: Captioner, tmp_path: Path) -> None:
+    paths = [tmp_path / f"{number}.jpg" for number in range(5)]
+    for number, path in enumerate(paths):
+        noise_picture(number).save(path)
+    encoded: list[int] = []
+    encode = captioner.backend.encode
+    captioner.backend.encode = lambda images: (encoded.append(len(images)), encode(images))[1]  # type: ignore[method-assign]
+    timed = captioning.tasks(captioner, paths, 2)
+    batches = {"file to caption": [2, 2, 1], "encoder alone": [2, 2, 1], "JPEG decoding alone": []}
+    for name, expected in batches.items():
+        encoded.clear()
+        timed[name]()
+        assert encoded == expected, name

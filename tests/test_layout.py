@@ -29,6 +29,8 @@ def modules_after(code: str) -> set[str]:
         "captioner.cli",
         "captioner.cli_evaluate",
         "captioner.images",
+        "captioner.inference",
+        "captioner.onnx_backend",
         "captioner.loading",
         "captioner.records",
         "captioner.search",
