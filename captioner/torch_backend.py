@@ -54,7 +54,7 @@ class TorchDecoder:
         Float[np.ndarray, "pictures beam heads cells"],
         DecoderSearchState,
     ]:
-        ids = torch.from_numpy(np.ascontiguousarray(tokens)).to(state.memory.mean.device)
+        ids = torch.tensor(tokens, device=state.memory.mean.device)
         output = self.decoder.step(ids, state.state, state.memory)
         log_probs = self.decoder.logits(output.readout).log_softmax(dim=-1)
         next_state = DecoderSearchState(state.memory, output.state)
