@@ -21,6 +21,7 @@ from captioner.model_folder import (
     read_config,
     read_vocabulary,
     replaced_folder,
+    require_finite,
     to_json,
 )
 from captioner.vocabulary import Vocabulary
@@ -67,13 +68,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     with damage_told(folder):
         metrics = msgspec.json.decode((folder / METRICS).read_bytes(), type=dict[str, Any])
         weights = load_file(folder / WEIGHTS)
-    unsound = [
-        name for name, value in weights.items() if value.is_floating_point() and not value.isfinite().all()
-    ]
-    if unsound:
-        raise CheckpointError(
-            f"{folder} has weights that are not finite, among them {unsound[0]}; train it anew"
-        )
+    require_finite(folder, {name: bool(value.isfinite().all()) for name, value in weights.items()})
     try:
         model = CaptioningModel.from_config(config, vocab_size=len(vocabulary))
         model.load_state_dict(weights)

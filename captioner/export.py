@@ -20,7 +20,7 @@ from onnxscript import optimizer
 from torch import Tensor, nn
 
 from captioner.backends import Backend
-from captioner.checkpoint import load_checkpoint
+from captioner.checkpoint import Checkpoint, load_checkpoint
 from captioner.decoder import Decoder, Memory
 from captioner.errors import CaptionerError
 from captioner.model import CaptioningModel
@@ -28,8 +28,6 @@ from captioner.model_folder import (
     GRAPHS,
     LAYOUT_KEY,
     WEIGHTS,
-    read_config,
-    read_vocabulary,
     replaced_folder,
     weights_header,
     weights_layout,
@@ -57,13 +55,14 @@ def export_model(folder: Path, out: Path) -> float:
         captioner.model_folder.CheckpointError: the folder is no sound model, or the disk refuses.
         ExportError: onnxruntime does not compute the same.
     """
-    model = load_checkpoint(folder).model.eval()
+    checkpoint = load_checkpoint(folder)
+    model = checkpoint.model.eval()
     with replaced_folder(out) as aside:
         shutil.copytree(folder, aside, dirs_exist_ok=True)
-        for name, graph in _graphs(model, read_config(folder).preprocess.size_px).items():
+        for name, graph in _graphs(model, checkpoint.config.preprocess.size_px).items():
             _share_weights(graph, aside)
             ir.save(graph, aside / GRAPHS[name])
-        difference = _difference(aside, TorchBackend(model))
+        difference = _difference(aside, checkpoint)
         if not difference <= TOLERANCE:
             raise ExportError(f"{folder} cannot be exported: log-probabilities would be {difference} off")
     return difference
@@ -236,14 +235,16 @@ def _share_weights(model: ir.Model, folder: Path) -> None:
     model.metadata_props[LAYOUT_KEY] = weights_layout(folder)
 
 
-def _difference(folder: Path, backend: TorchBackend) -> float:
+def _difference(folder: Path, checkpoint: Checkpoint) -> float:
     """The largest difference of log-probabilities, over a few words of made pictures."""
-    config, vocabulary = read_config(folder), read_vocabulary(folder)
+    config, vocabulary = checkpoint.config, checkpoint.vocabulary
     exported = OnnxBackend.load(folder, config, vocabulary)
     rng, size = np.random.default_rng(0), config.preprocess.size_px
     images = rng.integers(0, 256, (2, size, size, 3), dtype=np.uint8)
     tokens = rng.integers(0, len(vocabulary), (4, 2, 3))
-    given, expected = (_log_probs(model, images, tokens) for model in (exported, backend))
+    given, expected = (
+        _log_probs(model, images, tokens) for model in (exported, TorchBackend(checkpoint.model))
+    )
     return float(np.abs(given - expected).max())
 
 

@@ -14,7 +14,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,15 @@ def read_config(folder: Path) -> ModelConfig:
         raise CheckpointError(f"{folder} is no whole model folder: it lacks {', '.join(missing)}")
     with damage_told(folder):
         return msgspec.json.decode((folder / CONFIG).read_bytes(), type=ModelConfig)
+
+
+def require_finite(folder: Path, is_finite: Mapping[str, bool]) -> None:
+    """Raises: CheckpointError, where a weight, by its name, is not finite."""
+    unsound = [name for name, is_sound in is_finite.items() if not is_sound]
+    if unsound:
+        raise CheckpointError(
+            f"{folder} has weights that are not finite, among them {unsound[0]}; train it anew"
+        )
 
 
 def has_graphs(folder: Path) -> bool:

@@ -16,6 +16,7 @@ from captioner.model_folder import (
     WEIGHTS,
     CheckpointError,
     damage_told,
+    require_finite,
     weights_layout,
 )
 from captioner.vocabulary import Vocabulary
@@ -135,11 +136,7 @@ def _require_sound(folder: Path) -> None:
     """Raises: CheckpointError, where a weight is not finite."""
     with damage_told(folder):
         weights = load_file(folder / WEIGHTS)
-    unsound = [name for name, value in weights.items() if not np.isfinite(value).all()]
-    if unsound:
-        raise CheckpointError(
-            f"{folder} has weights that are not finite, among them {unsound[0]}; train it anew"
-        )
+    require_finite(folder, {name: bool(np.isfinite(value).all()) for name, value in weights.items()})
 
 
 def _session(folder: Path, name: str, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:

@@ -40,9 +40,13 @@ def test_unsound_vocabularies_are_refused() -> None:
         Vocabulary((*SPECIAL_TOKENS, "a", "a"))
 
 
+def real_captions() -> list[str]:
+    by_picture = json.loads((ROOT / "tests" / "data" / "coco_val2017_captions.json").read_text())
+    return [caption for captions in by_picture.values() for caption in captions]
+
+
 def test_words_of_plain_captions_are_those_of_nltk() -> None:
     """The short way for plain captions must not be another way: 1,000 real captions and the odd cases."""
-    real = json.loads((ROOT / "tests" / "data" / "coco_val2017_captions.json").read_text())
     odd = [
         "I cannot see. ",
         "gonna, gotta, wanna go",
@@ -60,14 +64,13 @@ def test_words_of_plain_captions_are_those_of_nltk() -> None:
         "naïve café",
     ]
     tokenizer = NLTKWordTokenizer()
-    for caption in [*odd, *(caption for captions in real.values() for caption in captions)]:
+    for caption in [*odd, *real_captions()]:
         expected = [word for word in tokenizer.tokenize(caption.lower()) if any(map(str.isalnum, word))]
         assert tokenize(caption) == expected, caption
 
 
 def test_captions_are_joined_as_nltk_joins_them() -> None:
     """The short way for plain words must not be another way: real captions, and words that nltk joins."""
-    real = json.loads((ROOT / "tests" / "data" / "coco_val2017_captions.json").read_text())
     odd = [
         "i can not see",
         "gon na and got ta",
@@ -78,7 +81,5 @@ def test_captions_are_joined_as_nltk_joins_them() -> None:
         "",
     ]
     detokenizer = TreebankWordDetokenizer()
-    for words in [text.split() for text in odd] + [
-        tokenize(caption) for captions in real.values() for caption in captions
-    ]:
+    for words in [text.split() for text in odd] + [tokenize(caption) for caption in real_captions()]:
         assert detokenize(words) == detokenizer.detokenize(words), words
