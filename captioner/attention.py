@@ -205,5 +205,7 @@ def _context(
     alphas: Float[Tensor, "batch captions heads cells"], values: Values
 ) -> Float[Tensor, "batch captions values"]:
     """Each head averages its own share of the values' channels."""
+    if alphas.shape[2] == 1:  # without einsum's rearranging, of which onnxruntime makes a copy at each step
+        return alphas[:, :, 0].to(values.dtype) @ values
     by_head = values.unflatten(-1, (alphas.shape[2], -1))
     return torch.einsum("bchl,blhd->bchd", alphas.to(values.dtype), by_head).flatten(2)

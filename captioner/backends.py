@@ -32,6 +32,9 @@ class BackendError(CaptionerError):
 class Backend(StepModel[State], Protocol[State]):
     """A model that is ready to run: an encoder beside the decoder's step."""
 
+    num_at_once: int
+    """So many batches are best computed at the same time, each by a thread of its own."""
+
     def encode(self, images: UInt8[np.ndarray, "pictures size size 3"]) -> Any:
         """Squashed RGB pictures to annotations, which `start` takes."""
         ...

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,12 @@ from captioner.config import (
 from captioner.decoding import draw_captions, padded, read_captions, search_captions
 from captioner.errors import CaptionerError
 from captioner.images import ImageError, ImageSource, Preprocess, upright_rgb
-from captioner.loading import loaded_batches
+from captioner.loading import loaded_batches, mapped
 from captioner.model_folder import SHIPPED_MODEL, read_config, read_vocabulary
 from captioner.search import Hypothesis
 from captioner.vocabulary import UNK, Vocabulary, tokenize
+
+Loaded = tuple[ImageSource, UInt8[np.ndarray, "size size 3"] | ImageError]
 
 
 class UnknownWordError(CaptionerError):
@@ -155,26 +158,33 @@ class Captioner:
         a picture depends on its number among the sources, not on the batch.
         """
         settled = self._settle(decoding, wanted)
-        count = 0
+
+        def caption(numbered: tuple[int, Sequence[Loaded]]) -> list[Caption | ImageError]:
+            return self._caption_loaded(*numbered, settled)
+
         paths = (Path(source) if isinstance(source, str) else source for source in sources)
-        for batch in loaded_batches(paths, self.preprocess.load, batch_size=batch_size):
-            readable = [
-                (number, source, pixels)
-                for number, (source, pixels) in enumerate(batch, start=count)
-                if not isinstance(pixels, ImageError)
-            ]
-            count += len(batch)
-            captions = iter(
-                self._caption_batch(
-                    np.stack([pixels for _, _, pixels in readable]),
-                    [source for _, source, _ in readable],
-                    [number for number, _, _ in readable],
-                    settled,
-                )
-                if readable
-                else []
-            )
-            yield [pixels if isinstance(pixels, ImageError) else next(captions) for _, pixels in batch]
+        loaded = loaded_batches(paths, self.preprocess.load, batch_size=batch_size)
+        numbered = zip(count(step=batch_size), loaded)
+        at_once = self.backend.num_at_once
+        if at_once == 1:
+            yield from map(caption, numbered)
+        else:
+            yield from mapped(caption, numbered, num_threads=at_once, ahead=at_once)
+
+    def _caption_loaded(
+        self, first: int, batch: Sequence[Loaded], settled: _Settled
+    ) -> list[Caption | ImageError]:
+        """Caption those of a batch that could be read; the first of it has the number `first`."""
+        readable = [
+            (number, source, pixels)
+            for number, (source, pixels) in enumerate(batch, start=first)
+            if not isinstance(pixels, ImageError)
+        ]
+        if not readable:
+            return [pixels for _, pixels in batch if isinstance(pixels, ImageError)]
+        numbers, sources, images = zip(*readable, strict=True)
+        captions = iter(self._caption_batch(np.stack(images), sources, numbers, settled))
+        return [pixels if isinstance(pixels, ImageError) else next(captions) for _, pixels in batch]
 
     def _squashed(self, picture: ImageSource | Image.Image) -> UInt8[np.ndarray, "size size 3"]:
         if isinstance(picture, Image.Image):

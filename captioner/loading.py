@@ -1,40 +1,65 @@
-"""How many pictures are decoded ahead of the CNN that waits for them."""
+"""Work in threads, in order and a bounded number of steps ahead: pictures decoded while a CNN runs."""
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from typing import TypeVar
 
 from captioner.images import ImageError, ImageSource
 
 Item = TypeVar("Item")
 Loaded = TypeVar("Loaded")
+Result = TypeVar("Result")
 
 
 def loaded_batches(
     sources: Iterable[ImageSource], load: Callable[[ImageSource], Loaded], *, batch_size: int
 ) -> Iterator[list[tuple[ImageSource, Loaded | ImageError]]]:
-    """Call `load` on each source in threads, in order, at most one batch ahead.
+    """Call `load` on each source in threads, in order, one batch ahead.
 
     Pillow lets go of the interpreter while it decodes, so threads suffice. A picture that cannot be
     read comes out as its `ImageError`, in its place.
     """
 
-    def load_or_tell(source: ImageSource) -> Loaded | ImageError:
+    def load_or_tell(source: ImageSource) -> tuple[ImageSource, Loaded | ImageError]:
         try:
-            return load(source)
+            return source, load(source)
         except ImageError as error:
-            return error
+            return source, error
 
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        waiting: deque[list[tuple[ImageSource, Future[Loaded | ImageError]]]] = deque()
-        for batch in batches(sources, batch_size):
-            waiting.append([(source, pool.submit(load_or_tell, source)) for source in batch])
-            if len(waiting) > 1:
-                yield [(source, future.result()) for source, future in waiting.popleft()]
-        for submitted in waiting:
-            yield [(source, future.result()) for source, future in submitted]
+    loaded = mapped(load_or_tell, sources, num_threads=num_cores(), ahead=batch_size)
+    with closing(loaded):
+        yield from batches(loaded, batch_size)
+
+
+def mapped(
+    function: Callable[[Item], Result], items: Iterable[Item], *, num_threads: int, ahead: int
+) -> Generator[Result, None, None]:
+    """Like map, in threads: results in order, so many items ahead of the one that is given out.
+
+    What has not begun when the results are no longer wanted is left undone.
+    """
+    waiting: deque[Future[Result]] = deque()
+    with ThreadPoolExecutor(num_threads) as pool:
+        try:
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) > ahead:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def num_cores() -> int:
+    """How many cores this process may use, where the system tells; else how many there are."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def batches(items: Iterable[Item], batch_size: int) -> Iterator[list[Item]]:

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int, UInt8
 from safetensors.numpy import load_file
 
 from captioner.config import ModelConfig
+from captioner.loading import num_cores
 from captioner.model_folder import (
     GRAPHS,
     LAYOUT_KEY,
@@ -52,7 +53,10 @@ class OnnxState:
 
 
 class OnnxBackend:
-    """The graphs of a model folder as a `captioner.backends.Backend`."""
+    """The graphs of a model folder as a `captioner.backends.Backend`.
+
+    Threads that share a picture wait for each other at each layer of the CNN, so each has a batch of its own.
+    """
 
     def __init__(
         self,
@@ -60,8 +64,10 @@ class OnnxBackend:
         encoder: onnxruntime.InferenceSession,
         start: onnxruntime.InferenceSession,
         step: onnxruntime.InferenceSession,
+        threads: int | None = None,
     ) -> None:
-        self._encoder, self._start, self._step = encoder, start, step
+        self._encoder, self._start, self._step = _Graph(encoder), _Graph(start), _Graph(step)
+        self.num_at_once = threads or num_cores()
 
     @classmethod
     def load(
@@ -72,22 +78,16 @@ class OnnxBackend:
         Raises:
             CheckpointError: a graph is damaged, or does not fit the other files.
         """
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = _ERRORS_ONLY
-        options.intra_op_num_threads = threads or 0
-        # A thread that waits for work leaves its core to those that decode pictures.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         _require_sound(folder)
-        sessions = {name: _session(folder, name, options) for name in GRAPHS}
-        backend = cls(**sessions)
+        backend = cls(**{name: _session(folder, name) for name in GRAPHS}, threads=threads)
         backend._require_fit(folder, config, vocabulary)
         return backend
 
     def _require_fit(self, folder: Path, config: ModelConfig, vocabulary: Vocabulary) -> None:
         """Raises: CheckpointError, where the graphs are not those of the config."""
         size = config.preprocess.size_px
-        (images,), (annotations,) = self._encoder.get_inputs(), self._encoder.get_outputs()
-        found = (*images.shape[1:], *annotations.shape[1:], self._step.get_outputs()[0].shape[-1])
+        images, annotations = self._encoder.input_shapes["images"], self._encoder.output_shapes["annotations"]
+        found = (*images[1:], *annotations[1:], self._step.output_shapes["log_probs"][-1])
         stated = (size, size, 3, config.grid.num_cells, config.annotation_dim, len(vocabulary))
         if found != stated:
             raise CheckpointError(
@@ -99,13 +99,13 @@ class OnnxBackend:
         self, images: UInt8[np.ndarray, "pictures size size 3"]
     ) -> Float[np.ndarray, "pictures cells annotation"]:
         parts = range(0, len(images), _ENCODED_AT_ONCE)
-        encoded = [_run(self._encoder, {"images": images[at : at + _ENCODED_AT_ONCE]}) for at in parts]
+        encoded = [self._encoder({"images": images[at : at + _ENCODED_AT_ONCE]}) for at in parts]
         return np.concatenate([part["annotations"] for part in encoded])
 
     def start(
         self, annotations: Float[np.ndarray, "pictures cells annotation"], num_hypotheses: int
     ) -> OnnxState:
-        found = _run(self._start, {"annotations": annotations})
+        found = self._start({"annotations": annotations})
         memory = {name: value for name, value in found.items() if name.startswith(MEMORY)}
         state = {
             name: np.repeat(value, num_hypotheses, axis=1)
@@ -119,17 +119,25 @@ class OnnxBackend:
     ) -> tuple[
         Float[np.ndarray, "pictures beam vocab"], Float[np.ndarray, "pictures beam heads cells"], OnnxState
     ]:
-        found = _run(self._step, {"tokens": tokens.astype(np.int64), **state.memory, **state.state})
+        found = self._step({"tokens": tokens.astype(np.int64), **state.memory, **state.state})
         log_probs, alphas = found.pop("log_probs"), found.pop("alphas")
         changed = {STATE + name.removeprefix(NEXT): value for name, value in found.items()}
         return log_probs, alphas, OnnxState(state.memory, {**state.state, **changed})
 
 
-def _run(session: onnxruntime.InferenceSession, given: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The graph's outputs by name. What is given and not used in the graph is left out."""
-    used = {tensor.name: np.ascontiguousarray(given[tensor.name]) for tensor in session.get_inputs()}
-    names = [tensor.name for tensor in session.get_outputs()]
-    return dict(zip(names, session.run(names, used), strict=True))
+class _Graph:
+    """A graph as a function of tensors by name."""
+
+    def __init__(self, session: onnxruntime.InferenceSession) -> None:
+        self._session = session
+        self.input_shapes = {tensor.name: tensor.shape for tensor in session.get_inputs()}
+        self.output_shapes = {tensor.name: tensor.shape for tensor in session.get_outputs()}
+
+    def __call__(self, given: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The outputs. What is given and not used in the graph is left out."""
+        used = {name: np.ascontiguousarray(given[name]) for name in self.input_shapes}
+        names = list(self.output_shapes)
+        return dict(zip(names, self._session.run(names, used), strict=True))
 
 
 def _require_sound(folder: Path) -> None:
@@ -139,9 +147,15 @@ def _require_sound(folder: Path) -> None:
     require_finite(folder, {name: bool(np.isfinite(value).all()) for name, value in weights.items()})
 
 
-def _session(folder: Path, name: str, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
-    """Raises: CheckpointError."""
+def _session(folder: Path, name: str) -> onnxruntime.InferenceSession:
+    """Each run takes one thread, the one that asks: see `OnnxBackend.num_at_once`.
+
+    Raises: CheckpointError.
+    """
     path = folder / GRAPHS[name]
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = _ERRORS_ONLY
+    options.intra_op_num_threads = 1
     try:
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's own kinds have no common name

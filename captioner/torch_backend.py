@@ -64,6 +64,8 @@ class TorchDecoder:
 class TorchBackend(TorchDecoder):
     """A torch model as a `captioner.backends.Backend`."""
 
+    num_at_once = 1  # torch has threads of its own, and a GPU has one queue
+
     def __init__(self, model: CaptioningModel, device: torch.device | str = "cpu") -> None:
         super().__init__(model.decoder)
         self.model = model.to(device).eval()

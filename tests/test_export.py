@@ -19,6 +19,7 @@ from captioner.config import DecodingConfig, ModelConfig
 from captioner.decoding import padded, read_captions, search_captions
 from captioner.encoder import Encoder
 from captioner.export import export_model
+from captioner.images import ImageError
 from captioner.inference import Captioner
 from captioner.model import CaptioningModel, make_decoder
 from captioner.model_folder import FILES, GRAPHS, WEIGHTS, CheckpointError, read_vocabulary
@@ -110,6 +111,41 @@ def test_export_writes_over_no_other_folder(
         main(["export", "--model", str(model_folder), "--out", str(tmp_path / "mine")])
     assert ended.value.code == 2
     assert "is there already; name a new folder" in capfd.readouterr().err
+
+
+def test_eight_bits_give_nearly_the_same_whatever_is_in_the_batch(
+    model_folder: Path, model_config: ModelConfig, exported: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["export", "--model", str(model_folder), "--out", str(tmp_path / "int8"), "--int8"])
+    assert ended.value.code == 0
+    exact, rounded = (
+        Captioner.load(folder, device="cpu").backend for folder in (exported, tmp_path / "int8")
+    )
+    rng = np.random.default_rng(0)
+    annotations = rng.normal(size=(4, 7, model_config.annotation_dim)).astype(np.float32)
+    annotations[0] *= 100  # were the batch rounded by one scale, this picture would ruin the others
+    tokens = rng.integers(0, 5, (4, 2, 3))
+    (expected, _), (found, _) = (read_captions(model, annotations, tokens) for model in (exact, rounded))
+    assert 0 < np.abs(found - expected).max() < 0.02
+    alone = [read_captions(rounded, annotations[[one]], tokens[[one]])[0] for one in range(4)]
+    np.testing.assert_allclose(np.concatenate(alone), found, atol=1e-6)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 7])
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_captions_depend_on_neither_batch_nor_threads(exported: Path, batch_size: int, threads: int) -> None:
+    pictures = [ROOT / "examples" / "bad.jpg", *sorted((ROOT / "examples").glob("*.jpg"))] * 3
+    captioner = Captioner.load(exported, threads=threads, device="cpu")
+    assert captioner.backend.num_at_once == threads
+    results = [one for batch in captioner.caption_files(pictures, batch_size=batch_size) for one in batch]
+    for path, result in zip(pictures, results, strict=True):
+        if isinstance(result, ImageError):
+            assert not path.exists()
+        else:
+            alone = captioner.caption(path)
+            assert (result.file, result.text) == (str(path), alone.text)
+            np.testing.assert_allclose(result.alphas, alone.alphas, atol=1e-5)
 
 
 WITHOUT = """

@@ -1,0 +1,81 @@
+"""Matrix products in 8 bits: a graph's weights rounded by output, what they multiply by row.
+
+The scale of each row is its own, not the batch's, so a caption does not depend on its neighbours. The graph
+computes the rounded weights as it is loaded, from those that the folder holds; it has none of its own.
+"""
+
+from typing import Any
+
+import onnx_ir as ir
+
+_LARGEST = 127
+_MIDDLE = 128
+_TINY = 1e-12  # the scale of a row of zeros, which any will do for but zero itself
+
+
+def quantize_products(graph: ir.Graph) -> int:
+    """Put every product of floats with a weight of the graph in 8 bits; gives how many there were.
+
+    A product is x @ transposed(W), as the exporter writes a linear layer. Each row of x and of W is divided
+    by its largest magnitude / 127 and rounded; the sums of products are whole numbers, and are scaled back.
+    """
+    products = [node for node in graph if _weight(node) is not None]
+    for node in products:
+        _quantize(graph, node)
+    return len(products)
+
+
+def _weight(node: ir.Node) -> ir.Value | None:
+    """The weight, (outputs, inputs), where the node multiplies by one."""
+    if node.op_type != "MatMul":
+        return None
+    transpose = node.inputs[1].producer() if node.inputs[1] is not None else None
+    if transpose is None or transpose.op_type != "Transpose":
+        return None
+    weight = transpose.inputs[0]
+    assert weight is not None
+    widened = weight.producer()
+    stored = weight if widened is None else widened.inputs[0]
+    if stored is None or not stored.is_initializer() or stored.shape is None or stored.shape[0] == 1:
+        return None
+    return weight
+
+
+def _quantize(graph: ir.Graph, product: ir.Node) -> None:
+    weight, given = _weight(product), product.inputs[0]
+    assert weight is not None
+    assert given is not None
+    added: list[ir.Node] = []
+
+    def apply(op: str, *inputs: ir.Value, **attributes: Any) -> ir.Value:
+        node = ir.node(op, inputs, attributes)
+        added.append(node)
+        return node.outputs[0]
+
+    def constant(value: Any, dtype: ir.DataType) -> ir.Value:
+        return apply("Constant", value=ir.tensor(value, dtype=dtype))
+
+    last = constant([-1], ir.DataType.INT64)
+    largest, tiny = constant(_LARGEST, ir.DataType.FLOAT), constant(_TINY, ir.DataType.FLOAT)
+
+    def rounded(rows: ir.Value) -> tuple[ir.Value, ir.Value]:
+        """Whole numbers in -127..127 for each row, and what they are to be multiplied by."""
+        magnitude = apply("ReduceMax", apply("Abs", rows), last, keepdims=1)
+        scale = apply("Max", apply("Div", magnitude, largest), tiny)
+        return apply("Round", apply("Div", rows, scale)), scale
+
+    weight_rounded, weight_scale = rounded(weight)
+    weight_bytes = apply("Transpose", apply("Cast", weight_rounded, to=ir.DataType.INT8), perm=(1, 0))
+    given_rounded, given_scale = rounded(given)
+    # CPUs multiply bytes without a sign by bytes with one, so those of a row are moved up.
+    moved = apply("Add", given_rounded, constant(_MIDDLE, ir.DataType.FLOAT))
+    given_bytes = apply("Cast", moved, to=ir.DataType.UINT8)
+    sums = apply("MatMulInteger", given_bytes, weight_bytes, constant(_MIDDLE, ir.DataType.UINT8))
+    by_output = apply(
+        "Mul", apply("Cast", sums, to=ir.DataType.FLOAT), apply("Transpose", weight_scale, perm=(1, 0))
+    )
+    # The rows' scales come last: of scales that are multiplied first, onnxruntime takes one for all rows.
+    result = apply("Mul", by_output, given_scale)
+    graph.insert_before(product, added)
+    product.outputs[0].replace_all_uses_with(result)
+    graph.remove(product, safe=True)
