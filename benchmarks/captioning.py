@@ -2,18 +2,17 @@
 
     python benchmarks/captioning.py --images train2017
 
-For each backend and batch size: pictures a second from file to caption with a beam of 3; by the encoder
-alone, on pictures that are ready (the floor); and JPEG decoding alone. Then how long the command takes for
-one picture, as a whole process, beside `python -c "import torch"`. What is compared takes turns. Figures are
-medians, with the least and the most.
+For each way to run the model and each batch size: pictures a second from file to caption with a beam of 3; by
+the encoder alone, on pictures that are ready, as many batches at once as in captioning (the floor); and
+JPEG decoding alone. Then how long the command takes for one picture, as a whole process, beside
+`python -c "import torch"`. What is compared takes turns. Figures are medians, with the least and the most.
 """
 
-import json
-import statistics
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,16 +21,15 @@ import tyro
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from captioner.config import BackendName
+from benchmarks.report import report
+from captioner.export import export_model
 from captioner.inference import Captioner
-from captioner.loading import batches, loaded_batches
+from captioner.loading import batches, loaded_batches, mapped
+from captioner.model_folder import SHIPPED_MODEL
 
 ROOT = Path(__file__).parent.parent
 BATCH_SIZES = (1, 8, 32)
-BACKENDS: tuple[BackendName, ...] = ("onnx", "torch")
 BEAM_SIZE = 3
-
-Figures = dict[str, list[float]]
 
 
 def tasks(captioner: Captioner, paths: list[Path], batch_size: int) -> dict[str, Callable[[], None]]:
@@ -46,8 +44,9 @@ def tasks(captioner: Captioner, paths: list[Path], batch_size: int) -> dict[str,
             pass
 
     def encode() -> None:
-        for images in ready:
-            captioner.backend.encode(images)
+        at_once = captioner.backend.num_at_once
+        for _ in mapped(captioner.backend.encode, ready, num_threads=at_once, ahead=at_once):
+            pass
 
     def caption() -> None:
         for _ in captioner.caption_files(paths, batch_size=batch_size, decoding=decoding):
@@ -56,12 +55,11 @@ def tasks(captioner: Captioner, paths: list[Path], batch_size: int) -> dict[str,
     return {"file to caption": caption, "encoder alone": encode, "JPEG decoding alone": decode}
 
 
-def captioning_rows(paths: list[Path], repeats: int, threads: int | None) -> Figures:
-    """Pictures a second, by backend, batch size and task."""
-    rows: Figures = {}
+def captioning_rows(ways: dict[str, Captioner], paths: list[Path], repeats: int) -> dict[str, list[float]]:
+    """Pictures a second, by way, batch size and task."""
+    rows: dict[str, list[float]] = {}
     for batch_size in BATCH_SIZES:
-        for backend in BACKENDS:
-            captioner = Captioner.load(backend=backend, device="cpu", threads=threads)
+        for way, captioner in ways.items():
             timed = tasks(captioner, paths, batch_size)
             for task in timed.values():
                 task()  # warm up
@@ -70,18 +68,18 @@ def captioning_rows(paths: list[Path], repeats: int, threads: int | None) -> Fig
                     started = time.perf_counter()
                     task()
                     rate = len(paths) / (time.perf_counter() - started)
-                    rows.setdefault(f"{backend}, batch of {batch_size}: {name}", []).append(rate)
+                    rows.setdefault(f"{way}, batch of {batch_size}: {name}", []).append(rate)
     return rows
 
 
-def start_rows(picture: Path, repeats: int) -> Figures:
+def start_rows(picture: Path, repeats: int) -> dict[str, list[float]]:
     """Seconds of whole processes."""
     commands = {
         "caption.py, onnx": ["caption.py", str(picture), "--backend", "onnx"],
         "caption.py, torch": ["caption.py", str(picture), "--backend", "torch"],
         "import torch": ["-c", "import torch"],
     }
-    rows: Figures = {}
+    rows: dict[str, list[float]] = {}
     for _ in range(repeats):
         for name, command in commands.items():
             started = time.perf_counter()
@@ -90,22 +88,10 @@ def start_rows(picture: Path, repeats: int) -> Figures:
     return rows
 
 
-def table(title: str, rows: Figures) -> str:
-    """Markdown, with medians first."""
-    return "\n".join(_lines(title, rows))
-
-
-def _lines(title: str, rows: Figures) -> Iterator[str]:
-    yield from (f"\n{title}", "", "| | median | least | most |", "|---|---:|---:|---:|")
-    for name, values in rows.items():
-        cells = (f"{figure:.2f}" for figure in (statistics.median(values), min(values), max(values)))
-        yield f"| {name} | {' | '.join(cells)} |"
-
-
 def main(
     *,
     images: Path,
-    num_pictures: int = 160,
+    num_pictures: int = 320,
     repeats: int = 5,
     threads: int | None = None,
     json_out: Path | None = None,
@@ -123,14 +109,19 @@ def main(
     if not found:
         sys.exit(f"captioning.py: {images} holds no JPEGs")
     paths = (found * (num_pictures // len(found) + 1))[:num_pictures]
-    measured = {
-        "pictures a second": captioning_rows(paths, repeats, threads),
-        "seconds of a whole process": start_rows(found[0].absolute(), repeats),
-    }
-    for title, rows in measured.items():
-        sys.stdout.write(table(title, rows) + "\n")
-    if json_out is not None:
-        json_out.write_text(json.dumps(measured, indent=1) + "\n")
+    with tempfile.TemporaryDirectory() as folder:
+        in_8_bits = Path(folder) / "int8"
+        export_model(SHIPPED_MODEL, in_8_bits, int8=True)
+        ways = {
+            "onnx": Captioner.load(backend="onnx", device="cpu", threads=threads),
+            "onnx, int8": Captioner.load(in_8_bits, backend="onnx", device="cpu", threads=threads),
+            "torch": Captioner.load(backend="torch", device="cpu", threads=threads),
+        }
+        measured = {
+            "pictures a second": captioning_rows(ways, paths, repeats),
+            "seconds of a whole process": start_rows(found[0].absolute(), repeats),
+        }
+    report(measured, json_out)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ are as many as in COCO's train2017 (118,287). Figures are medians, with the leas
 import json
 import multiprocessing
 import resource
-import statistics
 import sys
 import tempfile
 import time
@@ -21,6 +20,7 @@ import tyro
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from benchmarks.report import report
 from captioner.config import PreprocessConfig
 
 NUM_PICTURES = 118_287
@@ -179,14 +179,6 @@ def enlarged(paths: Iterable[Path], folder: Path) -> Iterator[Path]:
         yield large
 
 
-def table(title: str, rows: dict[str, list[float]]) -> str:
-    lines = [f"\n{title}", "| | median | least | most |", "|---|---|---|---|"]
-    for name, values in rows.items():
-        figures = (statistics.median(values), min(values), max(values))
-        lines.append(f"| {name} | " + " | ".join(f"{value:,.1f}" for value in figures) + " |")
-    return "\n".join(lines)
-
-
 def main(*, captions: Path, images: Path, repeats: int = 3, json_out: Path | None = None) -> None:
     """Measure and print one table each.
 
@@ -206,10 +198,7 @@ def main(*, captions: Path, images: Path, repeats: int = 3, json_out: Path | Non
             ),
             "training loader with augmentation, pictures/s": loader_rows(paths, repeats),
         }
-    for title, rows in measured.items():
-        sys.stdout.write(table(title, rows) + "\n")
-    if json_out is not None:
-        json_out.write_text(json.dumps(measured, indent=1))
+    report(measured, json_out)
 
 
 if __name__ == "__main__":
