@@ -8,16 +8,17 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from PIL import Image
 from tqdm import tqdm
 
 from captioner import __version__
+from captioner.cli_cluster import ClusterOptions
 from captioner.cli_figures import FigureOptions, FigureWriter
 from captioner.cli_model import ModelOptions
-from captioner.config import MAX_CAPTIONS, DecodingConfig, OutputFormat, SamplingConfig
+from captioner.config import MAX_CAPTIONS, DecodingConfig, Engine, OutputFormat, SamplingConfig
 from captioner.errors import CaptionerError, UsageError
 from captioner.flags import DATASET_PARSING, PARSING, hint
 from captioner.images import ImageError
@@ -44,10 +45,14 @@ class CaptionCommand:
     """Pictures, folders of pictures, or - for paths on standard input, one a line."""
     recursive: bool = False
     """Walk folders to the bottom."""
-    format: OutputFormat = "text"
+    format: Annotated[
+        OutputFormat | Literal["parquet"] | None, hint("{text,jsonl,csv,parquet}", "text; parquet with ray")
+    ] = None
     """What to print. jsonl has the file, caption, tokens, log-probability and grid of each picture."""
     output: Annotated[Path | None, hint("FILE", "standard output")] = None
-    """Write the captions to this file."""
+    """Write the captions to this file; with --engine ray, shards into this folder."""
+    engine: Engine = "local"
+    """Where to work: in this process, or on a cluster, by Ray, of which a rerun does what is missing."""
     with_attention: bool = False
     """With --format jsonl: add each word's attention over the grid."""
     beam_size: Annotated[int | None, hint("INT", "what scored best on the model's dev split")] = None
@@ -74,6 +79,7 @@ class CaptionCommand:
     batch_size: int = 8
     """Pictures captioned at a time."""
     run: ModelOptions = field(default_factory=ModelOptions)
+    cluster: ClusterOptions = field(default_factory=ClusterOptions)
     figures: FigureOptions = field(default_factory=FigureOptions)
 
 
@@ -156,6 +162,8 @@ def _exit_with(command: object) -> None:
 def run_caption(command: CaptionCommand) -> int:
     """Caption the pictures that a command names, and give the exit status."""
     given = _check_usage(command)
+    if command.engine == "ray":
+        return _run_on_cluster(command, given)
     captioner = _load(command)
     from captioner.output import CaptionWriter
 
@@ -170,7 +178,7 @@ def run_caption(command: CaptionCommand) -> int:
     )
     with contextlib.ExitStack() as stack:
         figures = command.figures.writers(stack)  # first, for they may be refused
-        writer = CaptionWriter(command.output, command.format, with_attention=command.with_attention)
+        writer = CaptionWriter(command.output, _format(command), with_attention=command.with_attention)
         captions, progress = stack.enter_context(writer), stack.enter_context(_progress(command))
         for batch in results:
             for result in batch:
@@ -183,6 +191,29 @@ def run_caption(command: CaptionCommand) -> int:
             captions.flush()
             progress.update(len(batch))
     return FAILED if failures.count else 0
+
+
+def _run_on_cluster(command: CaptionCommand, given: Mapping[str, Any]) -> int:
+    from captioner.cli_cluster import run_on_cluster
+    from captioner.cluster import Job
+    from captioner.model_folder import SHIPPED_MODEL, read_config
+
+    decoding = _decoding(command, read_config(command.run.model or SHIPPED_MODEL).decoding, given)
+    job = Job(
+        model=command.run,
+        decoding=decoding,
+        wanted=_wanted(command, decoding),
+        batch_size=command.batch_size,
+        output=str(command.output),
+        format="jsonl" if command.format == "jsonl" else "parquet",
+    )
+    num_errors = run_on_cluster(command.paths, command.cluster, job, is_recursive=command.recursive)
+    return FAILED if num_errors else 0
+
+
+def _format(command: CaptionCommand) -> OutputFormat:
+    assert command.format != "parquet"  # see _check_engine
+    return command.format or "text"
 
 
 def _decoding(command: CaptionCommand, default: DecodingConfig, given: Mapping[str, Any]) -> DecodingConfig:
@@ -226,11 +257,13 @@ def _check_usage(command: CaptionCommand) -> dict[str, Any]:
     if command.batch_size < 1:
         raise UsageError(f"--batch-size must be at least 1, not {command.batch_size}")
     if command.with_attention and command.format != "jsonl":
-        raise UsageError(f"--with-attention needs --format jsonl, not {command.format}")
+        raise UsageError(f"--with-attention needs --format jsonl, not {command.format or 'text'}")
     if command.output is not None and has_picture_suffix(command.output.name):
         raise UsageError(f"--output {command.output} would write captions over a picture; name a text file")
     command.run.check()
     command.figures.check()
+    command.cluster.check()
+    _check_engine(command)
     _check_wanted(command)
     names = [option.name for option in fields(DecodingConfig)]
     given = {name: value for name in names if (value := getattr(command, name)) is not None}
@@ -239,6 +272,22 @@ def _check_usage(command: CaptionCommand) -> dict[str, Any]:
     except ValueError as error:
         raise UsageError(str(error)) from error
     return given
+
+
+def _check_engine(command: CaptionCommand) -> None:
+    """Of Ray, what cannot be had with it; without it, what needs it."""
+    if command.engine == "local":
+        if command.cluster != ClusterOptions():
+            raise UsageError("--ray-address, --num-actors, --column and the like need --engine ray")
+        if command.format == "parquet":
+            raise UsageError("--format parquet needs --engine ray")
+        return
+    if command.output is None:
+        raise UsageError("--engine ray needs --output DIR, a folder for the captions")
+    if command.format not in (None, "parquet", "jsonl"):
+        raise UsageError(f"--engine ray writes parquet or jsonl, not {command.format}")
+    if command.with_attention or command.figures != FigureOptions() or "-" in command.paths:
+        raise UsageError("--engine ray draws no figures, keeps no attention and reads no standard input")
 
 
 def _check_wanted(command: CaptionCommand) -> None:

@@ -31,10 +31,13 @@ class ModelOptions:
         if self.threads is not None and self.threads < 1:
             raise UsageError(f"--threads must be at least 1, not {self.threads}")
 
-    def load(self) -> "Captioner":
-        """Load the model (see `captioner.inference.Captioner.load`)."""
+    def load(self, *, threads: int | None = None) -> "Captioner":
+        """Load the model; `threads` is for where none were given."""
         from captioner.inference import Captioner
 
         return Captioner.load(
-            self.model or SHIPPED_MODEL, device=self.device, backend=self.backend, threads=self.threads
+            self.model or SHIPPED_MODEL,
+            device=self.device,
+            backend=self.backend,
+            threads=self.threads or threads,
         )

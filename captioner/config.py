@@ -12,6 +12,7 @@ from typing import Literal
 Device = Literal["auto", "cpu", "cuda", "mps"]
 BackendName = Literal["auto", "onnx", "torch"]
 OutputFormat = Literal["text", "jsonl", "csv"]
+Engine = Literal["local", "ray"]
 OverlayStyle = Literal["smooth", "cells"]
 FigureFormat = Literal["png", "svg", "pdf"]
 DecoderKind = Literal["lstm", "transformer"]

@@ -26,7 +26,7 @@ from captioner.config import GridConfig, PreprocessConfig
 from captioner.data import Split
 from captioner.encoder import Encoder
 from captioner.errors import CaptionerError
-from captioner.images import ImageError, ImageSource, Preprocess
+from captioner.images import ImageError, Preprocess, StoredPicture
 from captioner.loading import loaded_batches
 from captioner.model_folder import replaced_folder
 from captioner.records import CaptionedImage
@@ -154,7 +154,7 @@ def _key(records: Sequence[CaptionedImage], encoder: Encoder, preprocess: Prepro
     }
 
 
-def _fingerprint(source: ImageSource) -> str:
+def _fingerprint(source: StoredPicture) -> str:
     """What changes when the picture does: size and time of a file, checksum of a zip's member."""
     if isinstance(source, Path):
         try:

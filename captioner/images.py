@@ -3,11 +3,12 @@
 Pillow and numpy only: captioning without torch uses this module as it is.
 """
 
+import io
 import os
 import struct
 import zipfile
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -81,8 +82,26 @@ def _opened_archive(path: Path, process: int) -> zipfile.ZipFile:  # noqa: ARG00
     return zipfile.ZipFile(path)
 
 
-ImageSource: TypeAlias = Path | ZipMember
-"""Where a picture's bytes are: a file, or a member of a zip archive."""
+@dataclass(frozen=True, slots=True)
+class PictureBytes:
+    """A picture that is in memory already, under the name that it is told by."""
+
+    name: str
+    content: bytes = field(repr=False)
+
+    def __str__(self) -> str:
+        return self.name
+
+    def open(self, mode: Literal["rb"] = "rb") -> Any:  # noqa: ARG002
+        """A binary file to read from."""
+        return io.BytesIO(self.content)
+
+
+StoredPicture: TypeAlias = Path | ZipMember
+"""A picture that can be read again and again: a file, or a member of a zip archive."""
+
+ImageSource: TypeAlias = StoredPicture | PictureBytes
+"""Where a picture's bytes are."""
 
 
 def load_image(source: ImageSource, *, enough_px: int | None = None) -> Image.Image:

@@ -10,20 +10,21 @@ from typing import TypeVar
 from captioner.images import ImageError, ImageSource
 
 Item = TypeVar("Item")
+Source = TypeVar("Source", bound=ImageSource)
 Loaded = TypeVar("Loaded")
 Result = TypeVar("Result")
 
 
 def loaded_batches(
-    sources: Iterable[ImageSource], load: Callable[[ImageSource], Loaded], *, batch_size: int
-) -> Iterator[list[tuple[ImageSource, Loaded | ImageError]]]:
+    sources: Iterable[Source], load: Callable[[Source], Loaded], *, batch_size: int
+) -> Iterator[list[tuple[Source, Loaded | ImageError]]]:
     """Call `load` on each source in threads, in order, one batch ahead.
 
     Pillow lets go of the interpreter while it decodes, so threads suffice. A picture that cannot be
     read comes out as its `ImageError`, in its place.
     """
 
-    def load_or_tell(source: ImageSource) -> tuple[ImageSource, Loaded | ImageError]:
+    def load_or_tell(source: Source) -> tuple[Source, Loaded | ImageError]:
         try:
             return source, load(source)
         except ImageError as error:

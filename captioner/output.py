@@ -87,6 +87,11 @@ def format_caption(caption: Caption, output_format: OutputFormat, *, with_attent
         return "".join(f"{file}\t{one.text}\t{one.log_prob:.4f}\n" for one in captions)
     if output_format == "csv":
         return "".join(_csv_line((one.file, one.text, f"{one.log_prob:.4f}")) for one in captions)
+    return json.dumps(caption_as_json(caption, with_attention=with_attention)) + "\n"
+
+
+def caption_as_json(caption: Caption, *, with_attention: bool) -> dict[str, Any]:
+    """All that there is to say of a caption, under the names that JSON lines have."""
     grid = [caption.grid.rows, caption.grid.cols]
     row = {"file": caption.file, **_as_json(caption), "grid": grid}
     if with_attention:
@@ -96,7 +101,7 @@ def format_caption(caption: Caption, output_format: OutputFormat, *, with_attent
             _as_json(one) | (_attention_as_json(one) if with_attention else {})
             for one in caption.alternatives
         ]
-    return json.dumps(row) + "\n"
+    return row
 
 
 def _as_json(caption: Caption) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from captioner.images import ImageSource
+from captioner.images import StoredPicture
 
 SplitName = Literal["train", "dev", "test"]
 """Training, choosing and testing. What some data sets call val is dev here."""
@@ -15,7 +15,7 @@ class CaptionedImage:
     """One picture of a data set with its captions, as its annotation file has them."""
 
     image_id: str
-    source: ImageSource
+    source: StoredPicture
     captions: tuple[str, ...]
     split: SplitName
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from tqdm import tqdm
 
-from captioner.images import ImageError, ImageSource, load_image
+from captioner.images import ImageError, StoredPicture, load_image
 from captioner.loading import loaded_batches
 from captioner.records import CaptionedImage, SplitName
 from captioner.vocabulary import Vocabulary, tokenize
@@ -106,7 +106,7 @@ def _look_at_pictures(records: Sequence[CaptionedImage]) -> Problems:
     return problems
 
 
-def _digest(source: ImageSource) -> bytes:
+def _digest(source: StoredPicture) -> bytes:
     """What two files share that hold the same pixels."""
     image = load_image(source)
     return hashlib.sha256(repr(image.size).encode() + image.tobytes()).digest()

@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from captioner.images import ImageSource, ZipMember
+from captioner.images import StoredPicture, ZipMember
 from captioner.records import CaptionedImage, SplitName
 
 from . import DatasetError
@@ -156,9 +156,9 @@ def _read_captions(path: Path) -> dict[str, list[str]]:
     return captions
 
 
-def _find_pictures(root: Path) -> dict[str, ImageSource]:
+def _find_pictures(root: Path) -> dict[str, StoredPicture]:
     """Pictures by file name, from folders and zip archives under the root; a folder's come first."""
-    sources: dict[str, ImageSource] = {}
+    sources: dict[str, StoredPicture] = {}
     for archive in sorted(root.glob("*.zip")):
         try:
             with zipfile.ZipFile(archive) as opened:

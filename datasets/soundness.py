@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from captioner.errors import first_of
-from captioner.images import ImageSource, ZipMember
+from captioner.images import StoredPicture, ZipMember
 from captioner.records import CaptionedImage
 
 from . import DatasetError
@@ -17,7 +17,7 @@ def find_problems(records: Sequence[CaptionedImage]) -> Problems:
     """Name pictures that are missing, listed twice, in two splits or without captions, and empty captions."""
     problems: Problems = defaultdict(list)
     split_of_id: dict[tuple[str, str], str] = {}
-    split_of_source: dict[ImageSource, str] = {}
+    split_of_source: dict[StoredPicture, str] = {}
     for record in records:
         if not is_there(record.source):
             problems["pictures are missing"].append(str(record.source))
@@ -35,7 +35,7 @@ def find_problems(records: Sequence[CaptionedImage]) -> Problems:
     return dict(problems)
 
 
-def is_there(source: ImageSource) -> bool:
+def is_there(source: StoredPicture) -> bool:
     """Whether the picture's file is there; an archive's members come from its own list."""
     try:
         return isinstance(source, ZipMember) or source.is_file()

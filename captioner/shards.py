@@ -1,0 +1,272 @@
+"""Where the pictures of a large job are, cut into parts, and the shards that their captions go to.
+
+A part is a tar archive, a row group of a Parquet file, or so many files of folders. Its captions are one
+file of the output, which has its whole content or is not there: a part that was begun and not ended is done
+anew, by whoever, and every picture has exactly one row.
+"""
+
+import hashlib
+import io
+import json
+import tarfile
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import fs
+
+from captioner.errors import CaptionerError
+from captioner.images import ImageError, ImageSource, PictureBytes
+from captioner.loading import batches
+from captioner.paths import has_picture_suffix
+
+ShardFormat = Literal["parquet", "jsonl"]
+
+_TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
+_COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "bytes", "content", "path", "file", "file_name", "url")
+
+ROW_SCHEMA = pa.schema(
+    {
+        "file": pa.string(),
+        "caption": pa.string(),
+        "tokens": pa.list_(pa.string()),
+        "log_prob": pa.float64(),
+        "alternatives": pa.list_(
+            pa.struct({"caption": pa.string(), "tokens": pa.list_(pa.string()), "log_prob": pa.float64()})
+        ),
+        "error": pa.string(),
+    }
+)
+"""The columns of a shard. A picture that cannot be read has an `error`, and nothing but its name besides."""
+
+
+class InputError(CaptionerError):
+    """An input that cannot be listed, or holds no pictures."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """What is captioned as one: `location` is a tar archive or a Parquet file, or nothing where `files` are.
+
+    `row_group` and `column` are of a Parquet file. Places are paths or URIs that pyarrow knows.
+    """
+
+    location: str = ""
+    row_group: int = 0
+    column: str = ""
+    files: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Of the shard, without its ending: the same for the same part in every run."""
+        return hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()[:20]
+
+    def pictures(self) -> Iterator[ImageSource | ImageError]:
+        """The pictures, in order. What cannot be opened gives an `ImageError` in place of its pictures."""
+        if self.files:
+            return map(_file, self.files)
+        reader = self._tar_members if self.location.endswith(_TAR_SUFFIXES) else self._parquet_rows
+        return _told(self.location, reader())
+
+    def _tar_members(self) -> Iterator[ImageSource]:
+        system, path = place(self.location)
+        with (
+            system.open_input_stream(path, compression=None) as stream,
+            tarfile.open(fileobj=stream, mode="r|*") as archive,
+        ):
+            for member in archive:
+                if member.isfile() and has_picture_suffix(member.name):
+                    content = archive.extractfile(member)
+                    assert content is not None  # it is a file
+                    yield PictureBytes(f"{self.location}/{member.name}", content.read())
+
+    def _parquet_rows(self) -> Iterator[ImageSource | ImageError]:
+        system, path = place(self.location)
+        with pq.ParquetFile(path, filesystem=system) as file:
+            before = sum(file.metadata.row_group(group).num_rows for group in range(self.row_group))
+            rows = file.iter_batches(64, row_groups=[self.row_group], columns=[self.column])
+            values = (value for batch in rows for value in batch.column(0).to_pylist())
+            for number, value in enumerate(values, start=before):
+                yield _parquet_picture(self.location, number, value)
+
+
+def _told(location: str, pictures: Iterator[ImageSource | ImageError]) -> Iterator[ImageSource | ImageError]:
+    """The pictures, and an `ImageError` in the place of those that can no longer be come by."""
+    try:
+        yield from pictures
+    except (OSError, EOFError, tarfile.TarError, pa.ArrowException, ValueError) as error:
+        yield ImageError(location, f"cannot be read on ({' '.join(str(error).split())})")
+
+
+def _parquet_picture(location: str, number: int, value: Any) -> ImageSource | ImageError:
+    """A picture's bytes, its path, or both as Hugging Face's datasets store an image. Paths are from where
+    the Parquet file is."""
+    name = f"{location}#{number}"
+    if isinstance(value, Mapping):
+        if value.get("bytes") is not None:
+            return PictureBytes(name, value["bytes"])
+        value = value.get("path")
+    if isinstance(value, bytes):
+        return PictureBytes(name, value)
+    if not isinstance(value, str) or not value:
+        return ImageError(name, "has no picture")
+    is_whole = "://" in value or value.startswith("/") or "/" not in location
+    return _file(value if is_whole else f"{location.rpartition('/')[0]}/{value}")
+
+
+def _file(location: str) -> ImageSource | ImageError:
+    if "://" not in location:
+        return Path(location)
+    try:
+        system, path = place(location)
+        with system.open_input_stream(path) as stream:
+            return PictureBytes(location, stream.read())
+    except (OSError, pa.ArrowException) as error:
+        return ImageError(location, f"cannot be fetched ({' '.join(str(error).split())})")
+
+
+def place(location: str) -> tuple[fs.FileSystem, str]:
+    """The file system that a path or URI is on, and its path there. Raises: InputError."""
+    if "://" not in location:
+        return fs.LocalFileSystem(), str(Path(location).absolute())
+    try:
+        system, path = fs.FileSystem.from_uri(location)
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise InputError(f"{location} cannot be come by: {' '.join(str(error).split())}") from error
+    return system, path
+
+
+def find_parts(
+    inputs: Sequence[str], *, is_recursive: bool, column: str | None, files_a_part: int, done: Iterable[str]
+) -> Iterator[Part]:
+    """The parts that files, folders and URIs consist of; of the pictures in folders, those not `done`.
+
+    Raises:
+        InputError: one of them is not there or holds nothing, or a Parquet file lacks the column.
+    """
+    files = []
+    for relative in inputs:
+        # Who works at a part may be in another folder.
+        given = relative if "://" in relative else str(Path(relative).absolute())
+        is_empty = True
+        for location in _files_at(given, is_recursive=is_recursive):
+            if location.endswith(_TAR_SUFFIXES):
+                yield Part(location=location)
+            elif location.endswith(".parquet"):
+                yield from _row_groups(location, column)
+            elif location == given or has_picture_suffix(location):
+                files.append(location)
+            else:
+                continue
+            is_empty = False
+        if is_empty:
+            raise InputError(f"{given}: no pictures, tar archives or Parquet files in this folder")
+    known = set(done) if files else set()
+    for chunk in batches((file for file in files if file not in known), files_a_part):
+        yield Part(files=tuple(chunk))
+
+
+def _files_at(given: str, *, is_recursive: bool) -> list[str]:
+    system, path = place(given)
+    start = given[: -len(path)] if given.endswith(path) and "://" in given else _scheme(given)
+    try:
+        info = system.get_file_info(path)
+        if info.type == fs.FileType.NotFound:
+            raise InputError(f"{given}: no such file or folder")
+        if info.type != fs.FileType.Directory:
+            return [given]
+        found = system.get_file_info(fs.FileSelector(path, recursive=is_recursive))
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(f"{given} cannot be listed: {' '.join(str(error).split())}") from error
+    visible = (
+        file.path
+        for file in found
+        if file.type == fs.FileType.File
+        and not any(part.startswith(".") for part in Path(file.path).relative_to(path).parts)
+    )
+    return sorted(f"{start}{name}" for name in visible)
+
+
+def _scheme(given: str) -> str:
+    return f"{given.split('://')[0]}://" if "://" in given else ""
+
+
+def _row_groups(location: str, column: str | None) -> Iterator[Part]:
+    system, path = place(location)
+    try:
+        with pq.ParquetFile(path, filesystem=system) as file:
+            names, num_groups = file.schema_arrow.names, file.num_row_groups
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(f"{location} is no sound Parquet file: {' '.join(str(error).split())}") from error
+    if column is None:
+        column = next((name for name in _COLUMNS if name in names), None)
+    if column is None or column not in names:
+        raise InputError(f"{location} has the columns {', '.join(names)}; say --column NAME, of the pictures")
+    for row_group in range(num_groups):
+        yield Part(location=location, row_group=row_group, column=column)
+
+
+class ShardFolder:
+    """The output: a file for each part that is done."""
+
+    def __init__(self, location: str, shard_format: ShardFormat) -> None:
+        self.format = shard_format
+        self.system, self.path = place(location)
+
+    def create(self) -> None:
+        """Raises: InputError, where it holds shards of another format or cannot be made."""
+        try:
+            self.system.create_dir(self.path, recursive=True)
+        except (OSError, pa.ArrowException) as error:
+            raise InputError(f"{self.path} cannot be made: {' '.join(str(error).split())}") from error
+        others = [name for name in self._names() if not name.endswith(f".{self.format}")]
+        if others:
+            raise InputError(f"{self.path} holds {others[0]}, which is no {self.format}; name another folder")
+
+    def claim(self, settings: Mapping[str, Any]) -> None:
+        """Note what its captions are made with. Raises: InputError, where those there are made otherwise."""
+        path, content = f"{self.path}/.settings.json", json.dumps(settings, indent=1, sort_keys=True)
+        if self.system.get_file_info(path).type == fs.FileType.NotFound:
+            with self.system.open_output_stream(path) as stream:
+                stream.write(content.encode())
+            return
+        with self.system.open_input_stream(path) as stream:
+            before = json.loads(stream.read())
+        changed = [name for name, value in json.loads(content).items() if before.get(name) != value]
+        if changed:
+            raise InputError(
+                f"{self.path} holds captions made with another {', '.join(changed)}; name another folder"
+            )
+
+    def done_parts(self) -> set[str]:
+        """The names of the parts that are done."""
+        return {name.removesuffix(f".{self.format}") for name in self._names()}
+
+    def done_files(self) -> Iterator[str]:
+        """What the rows that are there call their pictures."""
+        for name in self._names():
+            with self.system.open_input_file(f"{self.path}/{name}") as file:
+                if self.format == "parquet":
+                    yield from pq.read_table(file, columns=["file"])["file"].to_pylist()
+                else:
+                    yield from (json.loads(line)["file"] for line in io.BytesIO(file.read()))
+
+    def write(self, part: Part, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write a part's shard, whole or not at all."""
+        table = pa.Table.from_pylist(list(rows), schema=ROW_SCHEMA)
+        aside = f"{self.path}/.{part.name}.{uuid.uuid4().hex[:8]}"
+        with self.system.open_output_stream(aside) as stream:
+            if self.format == "parquet":
+                pq.write_table(table, stream)
+            else:
+                for row in rows:
+                    stream.write(json.dumps(row).encode() + b"\n")
+        self.system.move(aside, f"{self.path}/{part.name}.{self.format}")
+
+    def _names(self) -> list[str]:
+        found = self.system.get_file_info(fs.FileSelector(self.path))
+        return sorted(file.base_name for file in found if not file.base_name.startswith("."))
