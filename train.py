@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, get_args
 import tyro
 
 from captioner.cli_train import ARGUMENTS_FILE, Changes, RunOptions
-from captioner.errors import CaptionerError
+from captioner.errors import INTERRUPTED, CaptionerError, Stopped
 from captioner.flags import DATASET_PARSING, one_of
 from captioner.recipe import PRESETS
 from captioner.records import CaptionedImage, RecordReader, SplitName
@@ -98,6 +98,9 @@ def main() -> None:
                 check(tyro.cli(Check, args=arguments[1:], prog="train.py check", config=DATASET_PARSING))
             )
         train(tyro.cli(Train, args=arguments, prog="train.py", config=DATASET_PARSING), arguments)
+    except Stopped as stopped:
+        sys.stderr.write(f"train.py: {stopped}\n")
+        sys.exit(INTERRUPTED)
     except CaptionerError as error:
         sys.exit(f"train.py: {error}")
     except ModuleNotFoundError as error:

@@ -109,7 +109,7 @@ class Trainer:
     """One way to train, with a model and an optimiser of its own."""
 
     def __init__(
-        self, dataset: CaptionDataset, *, vocab_size: int, is_plain: bool, at_each_word: bool
+        self, dataset: CaptionDataset, *, vocab_size: int, is_plain: bool, at_each_word: bool = False
     ) -> None:
         torch.manual_seed(0)
         self.dataset, self.at_each_word = dataset, at_each_word

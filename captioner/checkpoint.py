@@ -1,5 +1,6 @@
 """A model folder as a torch model, and back."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         weights = load_file(folder / WEIGHTS)
     require_finite(folder, {name: bool(value.isfinite().all()) for name, value in weights.items()})
     try:
+        _require_fit(config, len(vocabulary), weights)
         model = CaptioningModel.from_config(config, vocab_size=len(vocabulary))
         model.load_state_dict(weights)
         grid = model.encoder.grid_config(config.preprocess.size_px)
@@ -80,3 +82,21 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     if grid != stated:
         raise CheckpointError(f"{folder}/{CONFIG} states {stated}, but its backbone gives {grid}")
     return Checkpoint(model, config, vocabulary, metrics)
+
+
+def _require_fit(config: ModelConfig, vocab_size: int, weights: Mapping[str, torch.Tensor]) -> None:
+    """Compare shapes before a model of the sizes that the config states is made, which may take any memory.
+
+    Raises: RuntimeError.
+    """
+    with torch.device("meta"):
+        stated = CaptioningModel.from_config(config, vocab_size=vocab_size).state_dict()
+    for name, value in stated.items():
+        if name not in weights:
+            raise RuntimeError(f"{WEIGHTS} lacks {name}")
+        if weights[name].shape != value.shape:
+            given = tuple(weights[name].shape)
+            raise RuntimeError(f"{CONFIG} states {tuple(value.shape)} for {name}, but {WEIGHTS} has {given}")
+    unknown = weights.keys() - stated.keys()
+    if unknown:
+        raise RuntimeError(f"{WEIGHTS} has {min(unknown)}, which {CONFIG} knows nothing of")

@@ -19,7 +19,7 @@ from captioner.cli_cluster import ClusterOptions
 from captioner.cli_figures import FigureOptions, FigureWriter
 from captioner.cli_model import ModelOptions
 from captioner.config import MAX_CAPTIONS, DecodingConfig, Engine, OutputFormat, SamplingConfig
-from captioner.errors import CaptionerError, UsageError
+from captioner.errors import INTERRUPTED, CaptionerError, UsageError
 from captioner.flags import DATASET_PARSING, PARSING, hint
 from captioner.images import ImageError
 from captioner.paths import Failures, has_picture_suffix, named_pictures
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from captioner.captions import Caption
     from captioner.inference import Captioner, Wanted
 
-FAILED, USAGE, INTERRUPTED = 1, 2, 130
+FAILED, USAGE = 1, 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +51,8 @@ class CaptionCommand:
     """What to print. jsonl has the file, caption, tokens, log-probability and grid of each picture."""
     output: Annotated[Path | None, hint("FILE", "standard output")] = None
     """Write the captions to this file; with --engine ray, shards into this folder."""
+    resume: bool = False
+    """Go on with the file of --output: pictures that it has captions of are passed over."""
     engine: Engine = "local"
     """Where to work: in this process, or on a cluster, by Ray, of which a rerun does what is missing."""
     with_attention: bool = False
@@ -169,17 +171,22 @@ def run_caption(command: CaptionCommand) -> int:
 
     failures = Failures()
     decoding = _decoding(command, captioner.config.decoding, given)
-    sources = named_pictures(command.paths, is_recursive=command.recursive, failures=failures)
-    results = captioner.caption_files(
-        sources,
-        batch_size=command.batch_size,
-        decoding=decoding,
-        wanted=_wanted(command, decoding),
-    )
+    named = named_pictures(command.paths, is_recursive=command.recursive, failures=failures)
     with contextlib.ExitStack() as stack:
         figures = command.figures.writers(stack)  # first, for they may be refused
-        writer = CaptionWriter(command.output, _format(command), with_attention=command.with_attention)
+        writer = CaptionWriter(
+            command.output,
+            _format(command),
+            with_attention=command.with_attention,
+            is_resumed=command.resume,
+        )
         captions, progress = stack.enter_context(writer), stack.enter_context(_progress(command))
+        results = captioner.caption_files(
+            (path for path in named if not captions.is_done(str(path))),
+            batch_size=command.batch_size,
+            decoding=decoding,
+            wanted=_wanted(command, decoding),
+        )
         for batch in results:
             for result in batch:
                 if isinstance(result, ImageError):
@@ -188,7 +195,6 @@ def run_caption(command: CaptionCommand) -> int:
                 captions.write(replace(result, alternatives=result.alternatives[: command.num_captions - 1]))
                 for figure in figures:
                     _draw(figure, result, failures)
-            captions.flush()
             progress.update(len(batch))
     return FAILED if failures.count else 0
 
@@ -260,6 +266,10 @@ def _check_usage(command: CaptionCommand) -> dict[str, Any]:
         raise UsageError(f"--with-attention needs --format jsonl, not {command.format or 'text'}")
     if command.output is not None and has_picture_suffix(command.output.name):
         raise UsageError(f"--output {command.output} would write captions over a picture; name a text file")
+    if command.resume and (command.output is None or command.engine == "ray"):
+        raise UsageError("--resume needs --output FILE; with --engine ray a rerun goes on by itself")
+    if command.resume and (command.num_captions > 1 or command.figures.gallery or command.figures.animate):
+        raise UsageError("--resume cannot go on with several captions a picture, a gallery or an animation")
     command.run.check()
     command.figures.check()
     command.cluster.check()
@@ -309,6 +319,7 @@ def _check_wanted(command: CaptionCommand) -> None:
 def _load(command: CaptionCommand) -> "Captioner":
     logging.getLogger("PIL").setLevel(logging.ERROR)
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # load_image has its own limit
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # a picture comes out as it can, or is told
     return command.run.load()
 
 

@@ -1,5 +1,6 @@
 """What a batch is, and how pictures and captions become one."""
 
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -191,6 +192,11 @@ def _stack(tensors: Sequence[Tensor], none: Tensor) -> Tensor:
     return torch.stack(list(tensors)) if tensors else none
 
 
+def _leave_interrupts(_: int) -> None:
+    """Ctrl-C goes to all processes of a terminal; the one that trains decides what comes of it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def load_batches(
     dataset: CaptionDataset, batches: Sequence[list[Key]], *, num_workers: int
 ) -> Iterator[CaptionBatch]:
@@ -206,6 +212,7 @@ def load_batches(
         num_workers=num_workers,
         collate_fn=collate,
         pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_leave_interrupts,
     )
     try:
         for batch in loader:

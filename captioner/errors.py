@@ -2,6 +2,9 @@
 
 from collections.abc import Sequence
 
+INTERRUPTED = 130
+"""Exit status of what was asked to stop."""
+
 
 class CaptionerError(Exception):
     """Something the user can mend; the message says what was given, what is wrong and what to do."""
@@ -9,6 +12,10 @@ class CaptionerError(Exception):
 
 class UsageError(CaptionerError):
     """Arguments of a command that make no sense together."""
+
+
+class Stopped(CaptionerError):  # noqa: N818 (it is none)
+    """Work that was asked to stop and has been saved: not an error, but an end."""
 
 
 def first_of(names: Sequence[str], count: int = 3) -> str:

@@ -86,8 +86,12 @@ class OnnxBackend:
     def _require_fit(self, folder: Path, config: ModelConfig, vocabulary: Vocabulary) -> None:
         """Raises: CheckpointError, where the graphs are not those of the config."""
         size = config.preprocess.size_px
-        images, annotations = self._encoder.input_shapes["images"], self._encoder.output_shapes["annotations"]
-        found = (*images[1:], *annotations[1:], self._step.output_shapes["log_probs"][-1])
+        images, annotations, log_probs = (
+            self._encoder.input_shapes.get("images", ()),
+            self._encoder.output_shapes.get("annotations", ()),
+            self._step.output_shapes.get("log_probs", ()),
+        )
+        found = (*images[1:], *annotations[1:], *log_probs[2:])
         stated = (size, size, 3, config.grid.num_cells, config.annotation_dim, len(vocabulary))
         if found != stated:
             raise CheckpointError(

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from captioner.model_folder import recover_folder
 from captioner.recipe import Recipe
 from captioner.records import CaptionedImage
 from captioner.resume import require_same_recipe
+from captioner.stopping import locked, stop_on_signals
 from captioner.training import Trainer
 from captioner.validation import settle_decoding
 from captioner.vocabulary import SPECIAL_TOKENS, Vocabulary
@@ -40,14 +42,21 @@ def run_training(
     Raises:
         CaptionerError: of one of many kinds; the message says what to do.
     """
-    trainer = prepare_training(recipe=recipe, train=train, dev=dev, options=options, arguments=arguments)
-    best = trainer.run()
+    accelerator = make_accelerator(recipe)
+    with locked(options.out) if accelerator.is_main_process else nullcontext():
+        trainer = prepare_training(recipe=recipe, train=train, dev=dev, options=options, arguments=arguments)
+        with stop_on_signals(trainer.accelerator):
+            best = trainer.run()
+        _settle(trainer, best)
+    trainer.accelerator.end_training()
+    return best
+
+
+def _settle(trainer: Trainer, best: Path) -> None:
     if trainer.accelerator.is_main_process:
         _logger.info("choosing the beam size and length penalty on dev")
         scores = settle_decoding(best, trainer.dev, num_workers=trainer.num_workers)
         _logger.info("%s on dev: %s", best, scores)
-    trainer.accelerator.end_training()
-    return best
 
 
 def prepare_training(

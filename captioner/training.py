@@ -31,6 +31,7 @@ from captioner.config import FORMAT_VERSION, GridConfig, ModelConfig, Preprocess
 from captioner.data import CaptionDataset, Split, load_batches
 from captioner.dealing import Key, epoch_batches
 from captioner.encoder import Encoder
+from captioner.errors import Stopped
 from captioner.images import Preprocess
 from captioner.inference import Captioner
 from captioner.learner import Learner, full_memory_told
@@ -123,6 +124,7 @@ class Trainer:
         Raises:
             TrainingError: the loss is not finite (the message names the step and the pictures), or
                 memory is full.
+            Stopped: a signal asked for it, and the run is saved.
             captioner.model_folder.CheckpointError, captioner.run_log.LogError: the disk refuses.
         """
         is_main = self.accelerator.is_main_process
@@ -176,6 +178,17 @@ class Trainer:
         if log.is_on:
             self._log_overlays(log)
         self.accelerator.wait_for_everyone()
+        if not self._is_over():
+            self._stop_if_asked()
+
+    def _stop_if_asked(self) -> None:
+        """Raises: Stopped, once what there is has been saved, where any process got a signal."""
+        if self.accelerator.check_trigger():
+            self.save()
+            raise Stopped(
+                f"stopped after step {self.progress.step:,}, which is saved; "
+                f"to go on: train.py --resume {self.out}"
+            )
 
     def _train_epoch(self, log: RunLog) -> dict[str, Any]:
         training, progress = self.recipe.training, self.progress
@@ -203,6 +216,7 @@ class Trainer:
                 self._log_step(log, values)
                 bar.set_postfix_str(f"loss {values['total']:.3f}, {progress.captions_per_s:.0f} captions/s")
                 bar.update()
+                self._stop_if_asked()
                 if time.monotonic() - saved >= 60 * self.save_minutes:
                     self.save()
                     saved = time.monotonic()

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import zipfile
@@ -282,25 +283,44 @@ def test_unsound_data_are_refused_and_checked(
     assert "1 pictures are in two splits: " in str(run("flickr8k"))
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def two_processes(kind: str) -> list[list[str]]:
+    """The launchers of two processes, on one machine or as if on two that meet at an address."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run"]
+    if kind == "one machine":
+        return [[*torchrun, "--standalone", "--nproc-per-node", "2"]]
+    meeting = ["--master-addr", "127.0.0.1", "--master-port", str(free_port())]
+    of_each = ["--nnodes", "2", "--nproc-per-node", "1", *meeting]
+    return [[*torchrun, *of_each, "--node-rank", rank] for rank in ("0", "1")]
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("kind", ["one machine", "two machines"])
 def test_two_processes_train_to_the_same_as_one_and_score_every_picture_once(
-    run: Run, root: Path, recipe: list[str], tmp_path: Path
+    run: Run, root: Path, recipe: list[str], tmp_path: Path, kind: str
 ) -> None:
     """Started as users do, by torch's launcher, over gloo; the CNN's last stage trains in epoch 2."""
     changes = ("--finetune-from-epoch", "2", "--finetune-stages", "1", "--epochs", "3", "--workers", "0")
     assert run("flickr8k", *changes) is None
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     places = ["--root", str(root), "--out", str(tmp_path / "pair")]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PATH": ""}
-    result = subprocess.run(
-        [*launcher, str(ROOT / "train.py"), "flickr8k", *places, *recipe, *changes],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
-    assert "Num processes: 2" in result.stderr
+    machines = [
+        subprocess.Popen(
+            [*launcher, str(ROOT / "train.py"), "flickr8k", *places, *recipe, *changes],
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for launcher in two_processes(kind)
+    ]
+    errors = [machine.communicate(timeout=300)[1] for machine in machines]
+    assert [machine.returncode for machine in machines] == [0] * len(machines), errors
+    assert "Num processes: 2" in errors[0]
     alone, pair = (
         [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
         for name in ("run", "pair")
