@@ -1,13 +1,14 @@
 # The first commands of the README. Each builds .venv first, from pinned versions, if it is not there.
 PYTHON ?= python3
 .DEFAULT_GOAL := help
-.PHONY: help setup caption test lint
+.PHONY: help setup caption test test-lowest lint
 
 help:
 	@echo "make caption   set up what captions pictures, then caption those in examples/ and draw overlays into out/"
 	@echo "make test      set up the rest, PyTorch included, then run the tests"
 	@echo "make lint      set up, then check format, style and types"
 	@echo "make setup     set up alone: build .venv"
+	@echo "make test-lowest  run the faster tests with the lowest versions that are allowed, in .venv-lowest"
 
 setup: .venv/.complete
 
@@ -31,6 +32,19 @@ caption: .venv/.light
 
 test: setup
 	.venv/bin/python -m pytest
+
+# The lowest versions that pyproject.toml admits, in an environment of their own. Their deprecations are no
+# errors, and the shapes of arrays are checked with the newest versions only.
+.venv-lowest/.complete: pyproject.toml
+	$(PYTHON) -m venv --clear .venv-lowest
+	command -v uv >/dev/null || .venv-lowest/bin/python -m pip install --quiet uv
+	PATH="$$PATH:$(CURDIR)/.venv-lowest/bin" uv pip install --python .venv-lowest/bin/python \
+		--resolution lowest-direct --editable '.[dev]'
+	touch $@
+
+test-lowest: .venv-lowest/.complete
+	.venv-lowest/bin/python -m pytest -m "not slow" -o addopts=--strict-markers -o filterwarnings= \
+		-o cache_dir=.venv-lowest/.pytest_cache
 
 lint: setup
 	.venv/bin/ruff format --check .

@@ -97,28 +97,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from captioner.cli_export import ExportCommand
     from captioner.cli_ground import GroundCommand
 
-    command = tyro.cli(
+    _exit_with(
         Annotated[CaptionCommand, tyro.conf.subcommand("caption")]
         | Annotated[EvaluateCommand, tyro.conf.subcommand("evaluate")]
         | Annotated[GroundCommand, tyro.conf.subcommand("ground")]
         | Annotated[AverageCommand, tyro.conf.subcommand("average")]
         | Annotated[ExportCommand, tyro.conf.subcommand("export")]
         | Annotated[VersionCommand, tyro.conf.subcommand("version")],
-        args=arguments,
+        arguments,
         prog="captioner",
         description="Image captions with attention.",
         config=DATASET_PARSING,
     )
-    _exit_with(command)
 
 
 def caption_main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of caption.py."""
-    _exit_with(
-        tyro.cli(
-            CaptionCommand, args=arguments, prog="caption.py", config=(*PARSING, tyro.conf.OmitArgPrefixes)
-        )
-    )
+    _exit_with(CaptionCommand, arguments, prog="caption.py", config=(*PARSING, tyro.conf.OmitArgPrefixes))
 
 
 def _run(command: object) -> int:
@@ -143,9 +138,13 @@ def _run(command: object) -> int:
     return 0
 
 
-def _exit_with(command: object) -> None:
+def _exit_with(kind: Any, arguments: Sequence[str] | None, **parsing: Any) -> None:
+    """Run the command that the arguments give, one of a kind, and exit with its status."""
+    status: Any
     try:
-        status = _run(command)
+        status = _run(tyro.cli(kind, args=arguments, **parsing))
+    except SystemExit as ended:  # after --help, or wrong usage
+        status = ended.code
     except CaptionerError as error:
         sys.stderr.write(f"captioner: {error}\n")
         status = USAGE if isinstance(error, UsageError) else FAILED

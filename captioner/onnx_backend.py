@@ -27,7 +27,7 @@ MEMORY, STATE, NEXT = "memory.", "state.", "next."
 
 _ENCODED_AT_ONCE = 1  # pictures: what a larger batch saves, it loses in the CPU's caches
 
-_ERRORS_ONLY = 3
+_FATAL_ONLY = 4  # errors are raised, and told by us
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ def _session(folder: Path, name: str) -> onnxruntime.InferenceSession:
     """
     path = folder / GRAPHS[name]
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = _ERRORS_ONLY
+    options.log_severity_level = _FATAL_ONLY
     options.intra_op_num_threads = 1
     try:
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])

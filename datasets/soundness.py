@@ -9,12 +9,16 @@ from captioner.records import CaptionedImage
 
 from . import DatasetError
 
+LONGEST_CAPTION = 10_000
+"""What has more characters is no caption."""
+
 Problems = dict[str, list[str]]
 """What is wrong, and with which pictures."""
 
 
 def find_problems(records: Sequence[CaptionedImage]) -> Problems:
-    """Name pictures that are missing, listed twice, in two splits or without captions, and empty captions."""
+    """Name pictures that are missing, listed twice, in two splits or without captions, and captions that
+    are empty or endless."""
     problems: Problems = defaultdict(list)
     split_of_id: dict[tuple[str, str], str] = {}
     split_of_source: dict[StoredPicture, str] = {}
@@ -24,7 +28,10 @@ def find_problems(records: Sequence[CaptionedImage]) -> Problems:
         if not record.captions:
             problems["pictures have no caption"].append(record.image_id)
         for caption in record.captions:
-            if not any(character.isalnum() for character in caption):
+            if len(caption) > LONGEST_CAPTION:
+                kind = f"captions have more than {LONGEST_CAPTION:,} characters"
+                problems[kind].append(f"{record.image_id} ({len(caption):,})")
+            elif not any(character.isalnum() for character in caption):
                 problems["captions are empty"].append(f"{record.image_id} ({caption!r})")
         if (record.split, record.image_id) in split_of_id:
             problems["picture ids are there twice"].append(record.image_id)

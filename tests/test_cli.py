@@ -277,6 +277,15 @@ def test_reader_that_closes_the_pipe_ends_it_quietly(pictures: Path, model_folde
     assert result.stderr == ""
 
 
+@pytest.mark.parametrize("arguments", ["caption --help", "caption --nonsense 2>&1"])
+def test_help_that_is_not_read_to_its_end_ends_quietly(arguments: str) -> None:
+    start = "from captioner.cli import main; main()"
+    command = f"{sys.executable} -c '{start}' {arguments} | head -n 1"
+    result = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert len(result.stdout.splitlines()) == 1
+    assert result.stderr == ""
+
+
 def names_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 

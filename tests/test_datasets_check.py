@@ -87,6 +87,23 @@ def test_name_that_no_file_can_have_is_missing(records: list[CaptionedImage], tm
     assert list(find_problems([*records, long])) == ["pictures are missing"]
 
 
+def test_links_in_a_circle_are_missing_and_endless_captions_are_told_in_short(
+    records: list[CaptionedImage], tmp_path: Path
+) -> None:
+    (tmp_path / "a.png").symlink_to("b.png")
+    (tmp_path / "b.png").symlink_to("a.png")
+    circle = replace(records[0], image_id="circle", source=tmp_path / "a.png")
+    endless = replace(records[0], image_id="endless", captions=("dog " * 25_000_000,))
+    problems = find_problems([*records, circle, endless])
+    assert problems == {
+        "pictures are missing": [str(tmp_path / "a.png")],
+        "captions have more than 10,000 characters": ["endless (100,000,000)"],
+    }
+    with pytest.raises(DatasetError, match=r"endless \(100,000,000\)\. Mend") as refused:
+        require_sound([*records, circle, endless])
+    assert len(str(refused.value)) < 1000
+
+
 def test_many_names_are_counted_rather_than_all_told(records: list[CaptionedImage], tmp_path: Path) -> None:
     many = [replace(records[0], image_id=str(n), source=tmp_path / f"gone {n}") for n in range(25)]
     assert len(find_problems(many)["pictures are missing"]) == 25
