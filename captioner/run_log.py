@@ -2,6 +2,7 @@
 
 import json
 import logging
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -31,8 +32,16 @@ class RunLog:
     def __init__(self, folder: Path, *, first_step: int, is_on: bool = True) -> None:
         self.path, self.is_on = folder / "log.jsonl", is_on
         self.writer = SummaryWriter(folder / "tensorboard", purge_step=first_step) if is_on else None
+        self._hook = threading.excepthook
+        threading.excepthook = self._leave_disk_errors
+
+    def _leave_disk_errors(self, failed: threading.ExceptHookArgs) -> None:
+        """TensorBoard writes in a thread; what the disk refuses there is raised anew by the next call."""
+        if not issubclass(failed.exc_type, OSError):
+            self._hook(failed)
 
     def close(self) -> None:
+        threading.excepthook = self._hook
         if self.writer:
             with suppress(OSError):  # what is under way says more than this could
                 self.writer.close()

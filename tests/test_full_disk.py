@@ -1,0 +1,88 @@
+"""Disks that are really full: small file systems in memory, where the tests may mount one."""
+
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from captioner.export import export_model
+from tests.conftest import ROOT, noise_picture
+from tests.test_interrupted_output import files_in
+from tests.test_stopping import Start, saved_step, start, wait_for_epochs  # noqa: F401 (a fixture)
+from tests.test_train import recipe, root  # noqa: F401 (fixtures)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A folder on a disk of 20 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=20m", "tmpfs", str(folder)]
+    try:
+        subprocess.run(mount, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("no file system can be mounted here")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def fill(folder: Path, *, but: int) -> Path:
+    """Fill the disk but for so many bytes."""
+    ballast = folder / "ballast"
+    with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(b"x" * 4096)
+    os.truncate(ballast, ballast.stat().st_size - but)
+    return ballast
+
+
+@pytest.mark.slow
+def test_training_on_a_disk_that_fills_says_so_and_goes_on_once_there_is_room(
+    start: Start,  # noqa: F811
+    small_disk: Path,
+) -> None:
+    run = small_disk / "run"
+    places = ("--out", str(run))
+    process = start(*places)
+    wait_for_epochs(process, run / "log.jsonl", 2)
+    ballast = fill(small_disk, but=0)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    last = errors.strip().splitlines()[-1]
+    assert last.startswith("train.py: cannot ")
+    assert "No space left on device" in last
+    assert "Traceback" not in errors
+    before = saved_step(run)
+    ballast.unlink()
+    process = start(*places, "--resume")
+    wait_for_epochs(process, run / "log.jsonl", 2)
+    process.terminate()
+    process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert saved_step(run) > before
+
+
+@pytest.mark.slow
+def test_captions_on_a_disk_that_fills_stop_in_one_line_and_go_on_once_there_is_room(
+    small_disk: Path, model_folder: Path, tmp_path: Path
+) -> None:
+    export_model(model_folder, tmp_path / "model")
+    pictures = [tmp_path / "in" / f"{number:03}.png" for number in range(120)]
+    pictures[0].parent.mkdir()
+    for number, path in enumerate(pictures):
+        noise_picture(number % 9).save(path)
+    output = small_disk / "captions.txt"
+    ballast = fill(small_disk, but=2 * 4096)
+    command = [sys.executable, "caption.py", str(tmp_path / "in"), "--model", str(tmp_path / "model")]
+    command += ["--output", str(output), "--resume"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert result.stderr == f"captioner: cannot write {output}: No space left on device\n"
+    assert output.stat().st_size == 2 * 4096
+    ballast.unlink()
+    subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
+    assert files_in(output, "text") == list(map(str, pictures))
