@@ -49,7 +49,7 @@ class CaptionCommand:
         OutputFormat | Literal["parquet"] | None, hint("{text,jsonl,csv,parquet}", "text; parquet with ray")
     ] = None
     """What to print. jsonl has the file, caption, tokens, log-probability and grid of each picture."""
-    output: Annotated[Path | None, hint("FILE", "standard output")] = None
+    output: Annotated[str | None, hint("FILE", "standard output")] = None
     """Write the captions to this file; with --engine ray, shards into this folder."""
     resume: bool = False
     """Go on with the file of --output: pictures that it has captions of are passed over."""
@@ -79,7 +79,7 @@ class CaptionCommand:
     """Draw captions at random instead, by their probability."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     batch_size: int = 8
-    """Pictures captioned at a time."""
+    """Pictures captioned as one batch; on a CPU each thread has a batch of its own."""
     run: ModelOptions = field(default_factory=ModelOptions)
     cluster: ClusterOptions = field(default_factory=ClusterOptions)
     figures: FigureOptions = field(default_factory=FigureOptions)
@@ -174,7 +174,7 @@ def run_caption(command: CaptionCommand) -> int:
     with contextlib.ExitStack() as stack:
         figures = command.figures.writers(stack)  # first, for they may be refused
         writer = CaptionWriter(
-            command.output,
+            None if command.output is None else Path(command.output),
             _format(command),
             with_attention=command.with_attention,
             is_resumed=command.resume,
@@ -202,14 +202,15 @@ def _run_on_cluster(command: CaptionCommand, given: Mapping[str, Any]) -> int:
     from captioner.cli_cluster import run_on_cluster
     from captioner.cluster import Job
     from captioner.model_folder import SHIPPED_MODEL, read_config
+    from captioner.shards import whole
 
     decoding = _decoding(command, read_config(command.run.model or SHIPPED_MODEL).decoding, given)
     job = Job(
-        model=command.run,
+        model=replace(command.run, model=(command.run.model or SHIPPED_MODEL).absolute()),
         decoding=decoding,
         wanted=_wanted(command, decoding),
         batch_size=command.batch_size,
-        output=str(command.output),
+        output=whole(str(command.output)),
         format="jsonl" if command.format == "jsonl" else "parquet",
     )
     num_errors = run_on_cluster(command.paths, command.cluster, job, is_recursive=command.recursive)
@@ -263,12 +264,12 @@ def _check_usage(command: CaptionCommand) -> dict[str, Any]:
         raise UsageError(f"--batch-size must be at least 1, not {command.batch_size}")
     if command.with_attention and command.format != "jsonl":
         raise UsageError(f"--with-attention needs --format jsonl, not {command.format or 'text'}")
-    if command.output is not None and has_picture_suffix(command.output.name):
+    if command.output is not None and has_picture_suffix(command.output):
         raise UsageError(f"--output {command.output} would write captions over a picture; name a text file")
     if command.resume and (command.output is None or command.engine == "ray"):
         raise UsageError("--resume needs --output FILE; with --engine ray a rerun goes on by itself")
-    if command.resume and (command.num_captions > 1 or command.figures.gallery or command.figures.animate):
-        raise UsageError("--resume cannot go on with several captions a picture, a gallery or an animation")
+    if command.resume and (command.num_captions > 1 or command.figures != FigureOptions()):
+        raise UsageError("--resume cannot go on with several captions a picture, nor with figures")
     command.run.check()
     command.figures.check()
     command.cluster.check()
@@ -297,6 +298,8 @@ def _check_engine(command: CaptionCommand) -> None:
         raise UsageError(f"--engine ray writes parquet or jsonl, not {command.format}")
     if command.with_attention or command.figures != FigureOptions() or "-" in command.paths:
         raise UsageError("--engine ray draws no figures, keeps no attention and reads no standard input")
+    if command.sample:
+        raise UsageError("--engine ray draws no captions at random")
 
 
 def _check_wanted(command: CaptionCommand) -> None:

@@ -1,5 +1,6 @@
 """The flags of `captioner caption --engine ray`, and what runs them."""
 
+import hashlib
 import os
 import sys
 from dataclasses import asdict, dataclass
@@ -7,16 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tqdm import tqdm
 
-from captioner.errors import CaptionerError, UsageError
+from captioner.errors import UsageError
 from captioner.flags import hint
-from captioner.model_folder import SHIPPED_MODEL, WEIGHTS
+from captioner.model_folder import GRAPHS, SHIPPED_MODEL, VOCABULARY, WEIGHTS
 
 if TYPE_CHECKING:
     from captioner.cluster import Job
-
-
-class ClusterError(CaptionerError):
-    """A job that the cluster could not run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +22,9 @@ class ClusterOptions:
     Parquet files, or folders of these, and URIs such as s3://bucket/folder.
     """
 
-    ray_address: Annotated[str | None, hint("ADDRESS", "RAY_ADDRESS, else a cluster of this machine")] = None
+    ray_address: Annotated[
+        str | None, hint("ADDRESS", "RAY_ADDRESS, or what runs on this machine, else a new one")
+    ] = None
     """Cluster to connect to."""
     num_actors: Annotated[int | None, hint("INT", "one for each GPU, else for each core")] = None
     """Processes that caption, each with a model."""
@@ -54,12 +53,12 @@ def run_on_cluster(
     Raises:
         UsageError: ray is not installed.
         captioner.shards.InputError: an input or the output cannot be used.
-        ClusterError: the cluster failed.
+        captioner.cluster.ClusterError: the cluster failed.
     """
     try:
         import ray
 
-        from captioner.cluster import Cluster, caption_parts
+        from captioner.cluster import Cluster, ClusterError, caption_parts
         from captioner.shards import ShardFolder, find_parts
     except ModuleNotFoundError as error:
         raise UsageError(
@@ -90,7 +89,10 @@ def run_on_cluster(
     num_pictures = num_errors = 0
     try:
         if not ray.is_initialized():
-            _connect(options.ray_address)
+            try:
+                _connect(options.ray_address)
+            except ValueError as error:
+                raise UsageError(f"--ray-address {options.ray_address}: {error}") from error
         with tqdm(total=len(left), desc="captioning", unit=" parts") as progress:
             for part in caption_parts(left, job, cluster):
                 num_pictures, num_errors = num_pictures + part.num_pictures, num_errors + part.num_errors
@@ -120,11 +122,14 @@ def _connect(address: str | None) -> None:
 
 
 def _settings(job: "Job") -> dict[str, Any]:
-    """What decides the captions: the model by the size and name of its weights, and what is searched."""
+    """What decides the captions: the model's files, and what is searched."""
     model = job.model.model or SHIPPED_MODEL
-    weights = model / WEIGHTS
+    digest = hashlib.sha256()
+    for name in (WEIGHTS, VOCABULARY, *GRAPHS.values()):
+        if (model / name).is_file():
+            digest.update((model / name).read_bytes())
     return {
-        "model": [model.name, weights.stat().st_size if weights.is_file() else 0],
+        "model": digest.hexdigest(),
         "decoding": asdict(job.decoding),
         "wanted": asdict(job.wanted),
     }

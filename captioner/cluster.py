@@ -1,6 +1,7 @@
 """Captions by many machines: Ray Data deals the parts of a job to actors, each with a model of its own."""
 
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -12,10 +13,17 @@ import ray.data
 from captioner.captions import Caption
 from captioner.cli_model import ModelOptions
 from captioner.config import DecodingConfig
+from captioner.errors import CaptionerError
 from captioner.images import ImageError
 from captioner.inference import Wanted
 from captioner.output import caption_as_json
 from captioner.shards import Part, ShardFolder, ShardFormat
+
+_MOST_RETRIES = 8  # of a part: a picture may crash what decodes it
+
+
+class ClusterError(CaptionerError):
+    """A job that the cluster could not run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,15 +51,21 @@ class Cluster:
 
     def resolve(self) -> "Cluster":
         """With numbers in the place of what was left out, from what the connected cluster has."""
-        there = ray.cluster_resources()
-        gpus = self.gpus_an_actor if self.gpus_an_actor is not None else float(there.get("GPU", 0) >= 1)
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        gpus = self.gpus_an_actor
+        if gpus is None:
+            gpus = float(any(node.get("GPU", 0) >= 1 for node in nodes))
         cpus = self.cpus_an_actor
-        if cpus is None:  # a GPU is fed by its share of the cores, which decode pictures
-            cpus = max(1.0, there.get("CPU", 1) // there["GPU"] * gpus - 1) if gpus else 1.0
-        fitting = there.get("GPU", 0) / gpus if gpus else there.get("CPU", 1) / cpus
-        return Cluster(
-            num_actors=self.num_actors or max(1, int(fitting)), cpus_an_actor=cpus, gpus_an_actor=gpus
+        if cpus is None:  # a GPU is fed by its share of its node's cores, which decode pictures
+            shares = [node.get("CPU", 0) // node["GPU"] * gpus for node in nodes if node.get("GPU")]
+            cpus = max(1.0, min(shares) - 1) if gpus and shares else 1.0
+        fitting = sum(
+            int(min(node.get("CPU", 0) / cpus, node.get("GPU", 0) / gpus if gpus else math.inf))
+            for node in nodes
         )
+        if not fitting:
+            raise ClusterError(f"no node of the cluster has {cpus:g} CPUs and {gpus:g} GPUs for an actor")
+        return Cluster(num_actors=self.num_actors or fitting, cpus_an_actor=cpus, gpus_an_actor=gpus)
 
 
 @dataclass(frozen=True)
@@ -66,6 +80,8 @@ def caption_parts(parts: Sequence[Part], job: Job, cluster: Cluster) -> Iterator
     """Caption the parts on the connected cluster and write their shards; gives one item as each is done.
 
     An actor that dies is replaced, and the part that it was at is done anew.
+
+    Raises: ClusterError, where an actor fits nowhere.
     """
     cluster = cluster.resolve()
     logging.getLogger("ray.data").setLevel(logging.WARNING)
@@ -77,6 +93,7 @@ def caption_parts(parts: Sequence[Part], job: Job, cluster: Cluster) -> Iterator
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=min(cluster.num_actors or 1, len(parts))),
         num_cpus=cluster.cpus_an_actor,
         num_gpus=cluster.gpus_an_actor or None,
+        max_task_retries=_MOST_RETRIES,
         fn_constructor_args=(job, max(1, int(cluster.cpus_an_actor or 1))),
     )
     for row in done.iter_rows():

@@ -192,9 +192,11 @@ def _stack(tensors: Sequence[Tensor], none: Tensor) -> Tensor:
     return torch.stack(list(tensors)) if tensors else none
 
 
-def _leave_interrupts(_: int) -> None:
-    """Ctrl-C goes to all processes of a terminal; the one that trains decides what comes of it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _leave_signals(_: int) -> None:
+    """Ctrl-C goes to all processes of a terminal, SIGTERM to all of a job; the one that trains decides what
+    comes of it, and ends those that load."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def load_batches(
@@ -212,7 +214,7 @@ def load_batches(
         num_workers=num_workers,
         collate_fn=collate,
         pin_memory=torch.cuda.is_available(),
-        worker_init_fn=_leave_interrupts,
+        worker_init_fn=_leave_signals,
     )
     try:
         for batch in loader:

@@ -66,8 +66,16 @@ class _Settled:
 class Captioner:
     """A model that is ready to caption pictures."""
 
-    def __init__(self, *, backend: Backend[Any], config: ModelConfig, vocabulary: Vocabulary) -> None:
-        self.backend = backend
+    def __init__(
+        self,
+        *,
+        backend: Backend[Any],
+        config: ModelConfig,
+        vocabulary: Vocabulary,
+        threads: int | None = None,
+    ) -> None:
+        """`threads` decode pictures, by default one a core."""
+        self.backend, self.threads = backend, threads
         self.config = config
         self.vocabulary = vocabulary
         self.preprocess = Preprocess(config.preprocess)
@@ -93,7 +101,7 @@ class Captioner:
         folder = Path(folder)
         config, vocabulary = read_config(folder), read_vocabulary(folder)
         chosen = load_backend(folder, config, vocabulary, device=device, backend=backend, threads=threads)
-        return cls(backend=chosen, config=config, vocabulary=vocabulary)
+        return cls(backend=chosen, config=config, vocabulary=vocabulary, threads=threads)
 
     def caption(
         self,
@@ -163,7 +171,7 @@ class Captioner:
             return self._caption_loaded(*numbered, settled)
 
         paths = (Path(source) if isinstance(source, str) else source for source in sources)
-        loaded = loaded_batches(paths, self.preprocess.load, batch_size=batch_size)
+        loaded = loaded_batches(paths, self.preprocess.load, batch_size=batch_size, num_threads=self.threads)
         numbered = zip(count(step=batch_size), loaded)
         at_once = self.backend.num_at_once
         if at_once == 1:

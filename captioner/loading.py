@@ -16,9 +16,13 @@ Result = TypeVar("Result")
 
 
 def loaded_batches(
-    sources: Iterable[Source], load: Callable[[Source], Loaded], *, batch_size: int
+    sources: Iterable[Source],
+    load: Callable[[Source], Loaded],
+    *,
+    batch_size: int,
+    num_threads: int | None = None,
 ) -> Iterator[list[tuple[Source, Loaded | ImageError]]]:
-    """Call `load` on each source in threads, in order, one batch ahead.
+    """Call `load` on each source in threads, by default one a core, in order and one batch ahead.
 
     Pillow lets go of the interpreter while it decodes, so threads suffice. A picture that cannot be
     read comes out as its `ImageError`, in its place.
@@ -30,7 +34,7 @@ def loaded_batches(
         except ImageError as error:
             return source, error
 
-    loaded = mapped(load_or_tell, sources, num_threads=num_cores(), ahead=batch_size)
+    loaded = mapped(load_or_tell, sources, num_threads=num_threads or num_cores(), ahead=batch_size)
     with closing(loaded):
         yield from batches(loaded, batch_size)
 

@@ -15,6 +15,7 @@ from captioner.config import OutputFormat
 from captioner.errors import CaptionerError
 from captioner.paths import on_one_line
 
+_LONGEST_PATH = 4096  # bytes, in Linux
 CSV_HEADER = ("file", "caption", "log_prob")
 
 
@@ -150,6 +151,8 @@ def _cut_to_whole(output: Path, output_format: OutputFormat) -> frozenset[str]:
     with output.open("r+b") as file:
         for number, line in enumerate(file):
             if not line.endswith(b"\n"):
+                if number == 0 and not _may_begin(line, output_format):
+                    raise OutputError(f"{output} is no {output_format} of ours; give another --output")
                 break
             end += len(line)
             if number == 0 and output_format == "csv":
@@ -158,12 +161,20 @@ def _cut_to_whole(output: Path, output_format: OutputFormat) -> frozenset[str]:
                 continue
             try:
                 names.add(_name_in(line.decode(errors="surrogateescape"), output_format))
-            except (ValueError, LookupError, TypeError) as error:
+            except (ValueError, LookupError, TypeError, RecursionError, csv.Error) as error:
                 raise OutputError(
                     f"line {number + 1} of {output} is no {output_format} of ours; give another --output"
                 ) from error
         file.truncate(end)
     return frozenset(names)
+
+
+def _may_begin(part: bytes, output_format: OutputFormat) -> bool:
+    """Whether a file of a part of a line may be what was left of ours."""
+    if output_format == "text":
+        return len(part) < _LONGEST_PATH
+    begin = _csv_line(CSV_HEADER).encode() if output_format == "csv" else b'{"file": "'
+    return part.startswith(begin) or begin.startswith(part)
 
 
 def _name_in(line: str, output_format: OutputFormat) -> str:

@@ -72,7 +72,7 @@ def _walk(folder: str, is_recursive: bool, failures: Failures) -> Iterator[Path]
     for top, subfolders, names in os.walk(folder, onerror=tell):
         subfolders[:] = sorted(filter(_is_visible, subfolders)) if is_recursive else []
         for name in sorted(filter(_is_visible, names)):
-            if has_picture_suffix(name) and not _is_our_figure(name):
+            if has_picture_suffix(name) and not is_our_figure(name):
                 yield Path(top) / name
 
 
@@ -80,7 +80,7 @@ def _is_visible(name: str) -> bool:
     return not name.startswith(".")
 
 
-def _is_our_figure(name: str) -> bool:
+def is_our_figure(name: str) -> bool:
     return name.endswith((f"{OVERLAY_STEM}.png", f"{MATRIX_STEM}.png"))
 
 

@@ -5,15 +5,20 @@ file of the output, which has its whole content or is not there: a part that was
 anew, by whoever, and every picture has exactly one row.
 """
 
+import gzip
 import hashlib
 import io
 import json
+import lzma
 import tarfile
 import uuid
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import quote, urlsplit, urlunsplit
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,7 +27,7 @@ from pyarrow import fs
 from captioner.errors import CaptionerError
 from captioner.images import ImageError, ImageSource, PictureBytes
 from captioner.loading import batches
-from captioner.paths import has_picture_suffix
+from captioner.paths import has_picture_suffix, is_our_figure
 
 ShardFormat = Literal["parquet", "jsonl"]
 
@@ -45,7 +50,14 @@ ROW_SCHEMA = pa.schema(
 
 
 class InputError(CaptionerError):
-    """An input that cannot be listed, or holds no pictures."""
+    """An input that cannot be listed or holds no pictures, or an output that cannot be used."""
+
+
+_DAMAGE = (
+    *(FileNotFoundError, PermissionError, IsADirectoryError, EOFError, ValueError),
+    *(tarfile.TarError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, pa.ArrowInvalid),
+)
+"""What is raised of what is not there or damaged, now and at any other time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +88,7 @@ class Part:
         system, path = place(self.location)
         with (
             system.open_input_stream(path, compression=None) as stream,
-            tarfile.open(fileobj=stream, mode="r|*") as archive,
+            tarfile.open(fileobj=stream, mode="r|*", tarinfo=_StrictHeader) as archive,
         ):
             for member in archive:
                 if member.isfile() and has_picture_suffix(member.name):
@@ -94,12 +106,28 @@ class Part:
                 yield _parquet_picture(self.location, number, value)
 
 
+class _StrictHeader(tarfile.TarInfo):
+    """tarfile takes a header that is cut off or damaged for the end of the archive, and says nothing."""
+
+    @classmethod
+    def fromtarfile(cls, tarfile_: tarfile.TarFile) -> "_StrictHeader":
+        try:
+            return super().fromtarfile(tarfile_)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
+            raise
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(f"a header is damaged: {error}") from error
+
+
 def _told(location: str, pictures: Iterator[ImageSource | ImageError]) -> Iterator[ImageSource | ImageError]:
-    """The pictures, and an `ImageError` in the place of those that can no longer be come by."""
+    """The pictures, and an `ImageError` in the place of those that are lost to damage.
+
+    Raises: OSError, where what holds them does not answer, which another time it may.
+    """
     try:
         yield from pictures
-    except (OSError, EOFError, tarfile.TarError, pa.ArrowException, ValueError) as error:
-        yield ImageError(location, f"cannot be read on ({' '.join(str(error).split())})")
+    except (*_DAMAGE, InputError) as error:
+        yield ImageError(location, f"cannot be read on ({_in_a_line(error)})")
 
 
 def _parquet_picture(location: str, number: int, value: Any) -> ImageSource | ImageError:
@@ -123,10 +151,19 @@ def _file(location: str) -> ImageSource | ImageError:
         return Path(location)
     try:
         system, path = place(location)
-        with system.open_input_stream(path) as stream:
+        with system.open_input_stream(path, compression=None) as stream:
             return PictureBytes(location, stream.read())
-    except (OSError, pa.ArrowException) as error:
-        return ImageError(location, f"cannot be fetched ({' '.join(str(error).split())})")
+    except (*_DAMAGE, InputError) as error:
+        return ImageError(location, f"cannot be fetched ({_in_a_line(error)})")
+
+
+def _in_a_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def whole(location: str) -> str:
+    """A path from the root on, for who works at it may be in another folder; a URI as it is."""
+    return location if "://" in location else str(Path(location).absolute())
 
 
 def place(location: str) -> tuple[fs.FileSystem, str]:
@@ -136,7 +173,7 @@ def place(location: str) -> tuple[fs.FileSystem, str]:
     try:
         system, path = fs.FileSystem.from_uri(location)
     except (OSError, ValueError, pa.ArrowException) as error:
-        raise InputError(f"{location} cannot be come by: {' '.join(str(error).split())}") from error
+        raise InputError(f"{location} cannot be come by: {_in_a_line(error)}") from error
     return system, path
 
 
@@ -149,16 +186,14 @@ def find_parts(
         InputError: one of them is not there or holds nothing, or a Parquet file lacks the column.
     """
     files = []
-    for relative in inputs:
-        # Who works at a part may be in another folder.
-        given = relative if "://" in relative else str(Path(relative).absolute())
+    for given in dict.fromkeys(map(whole, inputs)):
         is_empty = True
         for location in _files_at(given, is_recursive=is_recursive):
             if location.endswith(_TAR_SUFFIXES):
                 yield Part(location=location)
             elif location.endswith(".parquet"):
                 yield from _row_groups(location, column)
-            elif location == given or has_picture_suffix(location):
+            elif location == given or (has_picture_suffix(location) and not is_our_figure(location)):
                 files.append(location)
             else:
                 continue
@@ -166,13 +201,13 @@ def find_parts(
         if is_empty:
             raise InputError(f"{given}: no pictures, tar archives or Parquet files in this folder")
     known = set(done) if files else set()
-    for chunk in batches((file for file in files if file not in known), files_a_part):
+    left = (file for file in dict.fromkeys(files) if as_stored(file) not in known)
+    for chunk in batches(left, files_a_part):
         yield Part(files=tuple(chunk))
 
 
 def _files_at(given: str, *, is_recursive: bool) -> list[str]:
     system, path = place(given)
-    start = given[: -len(path)] if given.endswith(path) and "://" in given else _scheme(given)
     try:
         info = system.get_file_info(path)
         if info.type == fs.FileType.NotFound:
@@ -180,19 +215,21 @@ def _files_at(given: str, *, is_recursive: bool) -> list[str]:
         if info.type != fs.FileType.Directory:
             return [given]
         found = system.get_file_info(fs.FileSelector(path, recursive=is_recursive))
-    except (OSError, pa.ArrowException) as error:
-        raise InputError(f"{given} cannot be listed: {' '.join(str(error).split())}") from error
+    except (OSError, pa.ArrowException, UnicodeError) as error:
+        raise InputError(f"{given} cannot be listed: {_in_a_line(error)}") from error
     visible = (
         file.path
         for file in found
         if file.type == fs.FileType.File
         and not any(part.startswith(".") for part in Path(file.path).relative_to(path).parts)
     )
-    return sorted(f"{start}{name}" for name in visible)
-
-
-def _scheme(given: str) -> str:
-    return f"{given.split('://')[0]}://" if "://" in given else ""
+    if "://" not in given:
+        return sorted(visible)
+    # Host, port and options stay as they were given.
+    uri = urlsplit(given)
+    above = uri.path.rstrip("/")
+    below = (quote(str(Path(name).relative_to(path))) for name in visible)
+    return sorted(urlunsplit(uri._replace(path=f"{above}/{name}")) for name in below)
 
 
 def _row_groups(location: str, column: str | None) -> Iterator[Part]:
@@ -201,13 +238,18 @@ def _row_groups(location: str, column: str | None) -> Iterator[Part]:
         with pq.ParquetFile(path, filesystem=system) as file:
             names, num_groups = file.schema_arrow.names, file.num_row_groups
     except (OSError, pa.ArrowException) as error:
-        raise InputError(f"{location} is no sound Parquet file: {' '.join(str(error).split())}") from error
+        raise InputError(f"{location} is no sound Parquet file: {_in_a_line(error)}") from error
     if column is None:
         column = next((name for name in _COLUMNS if name in names), None)
     if column is None or column not in names:
         raise InputError(f"{location} has the columns {', '.join(names)}; say --column NAME, of the pictures")
     for row_group in range(num_groups):
         yield Part(location=location, row_group=row_group, column=column)
+
+
+def as_stored(name: str) -> str:
+    """A name as a row has it: what is not UTF-8 comes as \\x.., for Parquet's text is UTF-8."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 class ShardFolder:
@@ -222,7 +264,7 @@ class ShardFolder:
         try:
             self.system.create_dir(self.path, recursive=True)
         except (OSError, pa.ArrowException) as error:
-            raise InputError(f"{self.path} cannot be made: {' '.join(str(error).split())}") from error
+            raise InputError(f"{self.path} cannot be made: {_in_a_line(error)}") from error
         others = [name for name in self._names() if not name.endswith(f".{self.format}")]
         if others:
             raise InputError(f"{self.path} holds {others[0]}, which is no {self.format}; name another folder")
@@ -230,12 +272,15 @@ class ShardFolder:
     def claim(self, settings: Mapping[str, Any]) -> None:
         """Note what its captions are made with. Raises: InputError, where those there are made otherwise."""
         path, content = f"{self.path}/.settings.json", json.dumps(settings, indent=1, sort_keys=True)
-        if self.system.get_file_info(path).type == fs.FileType.NotFound:
-            with self.system.open_output_stream(path) as stream:
-                stream.write(content.encode())
-            return
-        with self.system.open_input_stream(path) as stream:
-            before = json.loads(stream.read())
+        try:
+            if self.system.get_file_info(path).type == fs.FileType.NotFound:
+                with self._replaced(path) as stream:
+                    stream.write(content.encode())
+                return
+            with self.system.open_input_stream(path) as stream:
+                before = json.loads(stream.read())
+        except (OSError, pa.ArrowException, ValueError) as error:
+            raise InputError(f"{path} cannot be written or read: {_in_a_line(error)}") from error
         changed = [name for name, value in json.loads(content).items() if before.get(name) != value]
         if changed:
             raise InputError(
@@ -247,25 +292,35 @@ class ShardFolder:
         return {name.removesuffix(f".{self.format}") for name in self._names()}
 
     def done_files(self) -> Iterator[str]:
-        """What the rows that are there call their pictures."""
+        """What the rows that are there call their pictures. Raises: InputError, where a file is not ours."""
         for name in self._names():
-            with self.system.open_input_file(f"{self.path}/{name}") as file:
-                if self.format == "parquet":
-                    yield from pq.read_table(file, columns=["file"])["file"].to_pylist()
-                else:
-                    yield from (json.loads(line)["file"] for line in io.BytesIO(file.read()))
+            try:
+                with self.system.open_input_file(f"{self.path}/{name}") as file:
+                    if self.format == "parquet":
+                        names = pq.read_table(file, columns=["file"])["file"].to_pylist()
+                    else:
+                        names = [json.loads(line)["file"] for line in io.BytesIO(file.read())]
+            except (OSError, pa.ArrowException, ValueError, LookupError, TypeError) as error:
+                raise InputError(f"{self.path}/{name} is no shard of ours: {_in_a_line(error)}") from error
+            yield from names
 
     def write(self, part: Part, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write a part's shard, whole or not at all."""
-        table = pa.Table.from_pylist(list(rows), schema=ROW_SCHEMA)
-        aside = f"{self.path}/.{part.name}.{uuid.uuid4().hex[:8]}"
-        with self.system.open_output_stream(aside) as stream:
+        named = [{**row, "file": as_stored(row["file"])} for row in rows]
+        with self._replaced(f"{self.path}/{part.name}.{self.format}") as stream:
             if self.format == "parquet":
-                pq.write_table(table, stream)
+                pq.write_table(pa.Table.from_pylist(named, schema=ROW_SCHEMA), stream)
             else:
-                for row in rows:
+                for row in named:
                     stream.write(json.dumps(row).encode() + b"\n")
-        self.system.move(aside, f"{self.path}/{part.name}.{self.format}")
+
+    @contextmanager
+    def _replaced(self, path: str) -> Iterator[pa.NativeFile]:
+        """A file that takes its name once it is whole."""
+        aside = f"{self.path}/.{uuid.uuid4().hex}"
+        with self.system.open_output_stream(aside) as stream:
+            yield stream
+        self.system.move(aside, path)
 
     def _names(self) -> list[str]:
         found = self.system.get_file_info(fs.FileSelector(self.path))

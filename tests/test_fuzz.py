@@ -23,6 +23,8 @@ from datasets.own import Own
 from tests.conftest import noise_picture
 from tests.test_bad_pictures import FORMATS, encoded
 
+pytestmark = pytest.mark.filterwarnings("ignore")  # Pillow's, of which the command tells nothing either
+
 many = settings(
     max_examples=int(os.environ.get("FUZZ_EXAMPLES", "150")),
     deadline=None,

@@ -116,6 +116,11 @@ def test_other_files_are_not_gone_on_with(
         assert ended.value.code == 1
         assert "give another --output" in capfd.readouterr().err
         assert output.read_text() == "my notes\nof long ago"
+        if output_format != "text":  # of which any short text may be what was left
+            output.write_text('{"my": "notes"}')
+            with pytest.raises(SystemExit):
+                main([*arguments, "--format", output_format])
+            assert output.read_text() == '{"my": "notes"}'
 
 
 def test_cells_of_csv_cannot_be_formulas(

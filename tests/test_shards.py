@@ -62,6 +62,29 @@ def test_folder_is_cut_into_parts_of_what_is_not_done(tmp_path: Path) -> None:
     assert names_and_contents(parts_of(f"file://{tmp_path}"))[f"file://{pictures[7]}"] == png(7)
 
 
+def damaged(content: bytes, place: int) -> bytes:
+    return content[:place] + b"\xff" * 20 + content[place + 20 :]
+
+
+def test_odd_names_and_what_is_given_twice(tmp_path: Path) -> None:
+    names = ["a b.png", "c#d.png", "e%20f.png", "g?h.png"]
+    for number, name in enumerate(names):
+        (tmp_path / name).write_bytes(png(number))
+    (tmp_path / "a.attention.png").write_bytes(png(9))
+    for folder in (str(tmp_path), f"file://{tmp_path}", f"file://{tmp_path}/"):
+        found = names_and_contents(parts_of(folder))
+        assert sorted(map(bytes, found.values())) == sorted(png(number) for number in range(4))  # type: ignore[arg-type]
+    parts = parts_of(tmp_path, tmp_path / names[0], f"{tmp_path}/")
+    assert sorted(file for part in parts for file in part.files) == sorted(
+        str(tmp_path / name) for name in names
+    )
+    paths = tmp_path / "0.parquet"
+    pq.write_table(pa.table({"url": ["https://nowhere.example/a.png", "nonsense://a b/c", ""]}), paths)
+    errors = names_and_contents(parts_of(paths))
+    assert len(errors) == 3
+    assert all(str(error).startswith("error: ") for error in errors.values())
+
+
 @pytest.mark.parametrize("suffix", [".tar", ".tar.gz"])
 def test_tar_archive_is_a_part_of_its_pictures(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"0{suffix}"
@@ -80,6 +103,13 @@ def test_tar_archive_that_is_cut_off_gives_its_whole_pictures_and_an_error(tmp_p
     assert found[f"{path}/1.png"] == png(1)
     assert str(found[str(path)]).startswith("error: cannot be read on (")
     assert len(found) == 3
+    write_tar(path, [(f"{number}.png", png(number)) for number in range(3)])
+    for spoiled in (path.read_bytes()[: second_ends + 100], damaged(path.read_bytes(), second_ends)):
+        path.write_bytes(spoiled)  # cut off within a header, and a header that is wrong
+        found = names_and_contents(parts_of(tmp_path))
+        assert found[f"{path}/1.png"] == png(1)
+        assert len(found) == 3
+        assert str(found[str(path)]).startswith("error: cannot be read on (")
     path.write_bytes(b"no archive")
     assert list(names_and_contents(parts_of(tmp_path))) == [str(path)]
 
@@ -145,6 +175,11 @@ def test_shards_hold_the_rows_and_know_what_is_done(tmp_path: Path, shard_format
     else:
         read = [json.loads(line) for line in shard.read_text().splitlines()]
     assert read == rows
+    folder.write(parts[1], [{"file": "caf\udce9.png", "error": "odd"}])
+    assert "caf\\xe9.png" in list(folder.done_files())
+    (tmp_path / "out" / f"{parts[1].name}.{shard_format}").write_text("[]")
+    with pytest.raises(InputError, match="is no shard of ours"):
+        list(folder.done_files())
     folder.claim({"beam": 3})
     with pytest.raises(InputError, match="holds captions made with another beam; name another folder"):
         folder.claim({"beam": 5})
