@@ -202,7 +202,7 @@ def _run_on_cluster(command: CaptionCommand, given: Mapping[str, Any]) -> int:
     from captioner.cli_cluster import run_on_cluster
     from captioner.cluster import Job
     from captioner.model_folder import SHIPPED_MODEL, read_config
-    from captioner.shards import whole
+    from captioner.parts import whole
 
     decoding = _decoding(command, read_config(command.run.model or SHIPPED_MODEL).decoding, given)
     job = Job(

@@ -52,14 +52,15 @@ def run_on_cluster(
 
     Raises:
         UsageError: ray is not installed.
-        captioner.shards.InputError: an input or the output cannot be used.
+        captioner.parts.InputError: an input or the output cannot be used.
         captioner.cluster.ClusterError: the cluster failed.
     """
     try:
         import ray
 
         from captioner.cluster import Cluster, ClusterError, caption_parts
-        from captioner.shards import ShardFolder, find_parts
+        from captioner.parts import find_parts
+        from captioner.shards import ShardFolder
     except ModuleNotFoundError as error:
         raise UsageError(
             f"--engine ray needs {error.name}; install it with: pip install 'captioner[ray]'"
@@ -67,17 +68,16 @@ def run_on_cluster(
     folder = ShardFolder(job.output, job.format)
     folder.create()
     folder.claim(_settings(job))
-    parts = list(
-        find_parts(
-            inputs,
-            is_recursive=is_recursive,
-            column=options.column,
-            files_a_part=options.files_per_shard,
-            done=folder.done_files(),
-        )
+    parts = find_parts(
+        inputs,
+        is_recursive=is_recursive,
+        column=options.column,
+        files_a_part=options.files_per_shard,
+        done=folder.done_files(),
     )
+    by_name = {part.name: part for part in parts}  # an archive may be named twice
     done = folder.done_parts()
-    left = [part for part in parts if part.name not in done]
+    left = [part for name, part in by_name.items() if name not in done]
     if not left:
         sys.stderr.write(f"captioner: all is done already; see {job.output}\n")
         return 0

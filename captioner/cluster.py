@@ -17,7 +17,8 @@ from captioner.errors import CaptionerError
 from captioner.images import ImageError
 from captioner.inference import Wanted
 from captioner.output import caption_as_json
-from captioner.shards import Part, ShardFolder, ShardFormat
+from captioner.parts import Part
+from captioner.shards import ShardFolder, ShardFormat
 
 _MOST_RETRIES = 8  # of a part: a picture may crash what decodes it
 

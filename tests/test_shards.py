@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from captioner.images import ImageError, PictureBytes
-from captioner.shards import InputError, Part, ShardFolder, find_parts
+from captioner.parts import InputError, Part, find_parts
+from captioner.shards import ShardFolder
 from tests.conftest import noise_picture
 
 
@@ -79,7 +80,7 @@ def test_odd_names_and_what_is_given_twice(tmp_path: Path) -> None:
         str(tmp_path / name) for name in names
     )
     paths = tmp_path / "0.parquet"
-    pq.write_table(pa.table({"url": ["https://nowhere.example/a.png", "nonsense://a b/c", ""]}), paths)
+    pq.write_table(pa.table({"path": ["https://nowhere.example/a.png", "nonsense://a b/c", ""]}), paths)
     errors = names_and_contents(parts_of(paths))
     assert len(errors) == 3
     assert all(str(error).startswith("error: ") for error in errors.values())
