@@ -200,10 +200,15 @@ def run_caption(command: CaptionCommand) -> int:
 
 def _run_on_cluster(command: CaptionCommand, given: Mapping[str, Any]) -> int:
     from captioner.cli_cluster import run_on_cluster
-    from captioner.cluster import Job
     from captioner.model_folder import SHIPPED_MODEL, read_config
-    from captioner.parts import whole
 
+    try:
+        from captioner.cluster import Job
+        from captioner.parts import whole
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            f"--engine ray needs {error.name}; install it with: pip install 'captioner[ray]'"
+        ) from error
     decoding = _decoding(command, read_config(command.run.model or SHIPPED_MODEL).decoding, given)
     job = Job(
         model=replace(command.run, model=(command.run.model or SHIPPED_MODEL).absolute()),

@@ -51,20 +51,16 @@ def run_on_cluster(
     """Caption what is not done yet; gives how many pictures could not be read.
 
     Raises:
-        UsageError: ray is not installed.
+        UsageError: the cluster's address is none.
         captioner.parts.InputError: an input or the output cannot be used.
         captioner.cluster.ClusterError: the cluster failed.
     """
-    try:
-        import ray
+    import ray
 
-        from captioner.cluster import Cluster, ClusterError, caption_parts
-        from captioner.parts import find_parts
-        from captioner.shards import ShardFolder
-    except ModuleNotFoundError as error:
-        raise UsageError(
-            f"--engine ray needs {error.name}; install it with: pip install 'captioner[ray]'"
-        ) from error
+    from captioner.cluster import Cluster, ClusterError, caption_parts
+    from captioner.parts import find_parts
+    from captioner.shards import ShardFolder
+
     folder = ShardFolder(job.output, job.format)
     folder.create()
     folder.claim(_settings(job))
