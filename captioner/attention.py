@@ -169,6 +169,11 @@ class AttentionOutput:
     choice: Choice | None
 
 
+def masked(energies: Energies, is_cell: Bool[Tensor, "batch cells"] | None) -> Energies:
+    """Energies that leave no weight to places that only fill a batch up."""
+    return energies if is_cell is None else energies.masked_fill(~is_cell[:, None, None], -torch.inf)
+
+
 def attend(energies: Energies, values: Values) -> AttentionOutput:
     """Soft attention (Xu et al. 2015, eq. 5 and 13): alpha = softmax(e), z = sum_i alpha_i a_i."""
     alphas = energies.float().softmax(dim=-1)
@@ -197,7 +202,8 @@ def attend_hard(
     alphas = torch.where(is_expected[..., None], probabilities, one_hot(cells, probabilities.shape[-1]))
     log_probabilities = energies.float().log_softmax(dim=-1)
     log_prob = log_probabilities.gather(-1, cells[..., None])[..., 0].masked_fill(is_expected, 0.0)
-    entropy = -(probabilities * log_probabilities).sum(dim=-1)
+    finite = log_probabilities.masked_fill(probabilities == 0, 0.0)  # p log p is 0 where p is
+    entropy = -(probabilities * finite).sum(dim=-1)
     return AttentionOutput(_context(alphas, values), alphas, Choice(log_prob[..., 0], entropy[..., 0]))
 
 

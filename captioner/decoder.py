@@ -3,8 +3,12 @@
 `captioner.lstm.LSTMDecoder` and `captioner.transformer.TransformerDecoder` are decoders. Training,
 greedy decoding, beam search and sampling all take the same `step`.
 
+What is written about is a picture, or a sentence to be translated: the decoder sees annotation vectors and
+does not know of what.
+
 Shapes: a picture has several captions in training and several hypotheses in a search; both are the
-axis `captions`, so that what depends on the picture alone is computed and kept once.
+axis `captions`, so that what depends on the picture alone is computed and kept once. `is_cell` is false
+where a batch is filled up because one sentence is shorter than another; None stands for no such places.
 """
 
 from dataclasses import dataclass
@@ -25,9 +29,20 @@ class Memory:
     keys: Float[Tensor, "batch *keys"]
     values: Float[Tensor, "batch *values"]
     mean: Float[Tensor, "batch annotation"]
+    is_cell: Bool[Tensor, "batch cells"] | None = None
 
     def select(self, pictures: "slice | Int[Tensor, ' kept']") -> "Memory":
-        return Memory(self.keys[pictures], self.values[pictures], self.mean[pictures])
+        is_cell = None if self.is_cell is None else self.is_cell[pictures]
+        return Memory(self.keys[pictures], self.values[pictures], self.mean[pictures], is_cell)
+
+
+def mean_annotation(
+    annotations: Float[Tensor, "batch cells annotation"], is_cell: Bool[Tensor, "batch cells"] | None
+) -> Float[Tensor, "batch annotation"]:
+    """The mean over the cells that are there."""
+    if is_cell is None:
+        return annotations.float().mean(dim=1)
+    return (annotations.float() * is_cell[..., None]).sum(dim=1) / is_cell.sum(dim=1, keepdim=True)
 
 
 @runtime_checkable
@@ -69,13 +84,18 @@ class DecoderOutput:
     alphas: Float[Tensor, "batch captions steps cells"]
     is_word: Bool[Tensor, "batch captions steps"]
     choice: Choice | None = None
+    is_cell: Bool[Tensor, "batch cells"] | None = None
 
 
 @runtime_checkable
 class Decoder(Protocol[State]):
     """Writes captions word by word, looking back at annotation vectors."""
 
-    def remember(self, annotations: Float[Tensor, "batch cells annotation"]) -> Memory:
+    def remember(
+        self,
+        annotations: Float[Tensor, "batch cells annotation"],
+        is_cell: Bool[Tensor, "batch cells"] | None = None,
+    ) -> Memory:
         """Normalise and project the annotations once for all the words and captions to come."""
         ...
 
@@ -97,13 +117,15 @@ def teacher_forced(
     annotations: Float[Tensor, "batch cells annotation"],
     tokens: Int[Tensor, "batch captions tokens"],
     lengths: Int[Tensor, "batch captions"],
+    *,
+    is_cell: Bool[Tensor, "batch cells"] | None = None,
 ) -> DecoderOutput:
     """Feed given captions through `step`.
 
     At each step only the leading block of pictures and captions that still have words is computed;
-    with a batch sorted as `captioner.data.collate` does it, little of that block is padding.
+    with a batch sorted as `captioner.batches.collate` does it, little of that block is padding.
     """
-    memory = decoder.remember(annotations)
+    memory = decoder.remember(annotations, is_cell)
     batch, captions, num_steps = tokens.shape[0], tokens.shape[1], tokens.shape[2] - 1
     state = decoder.initial_state(memory, captions)
     is_word = torch.arange(num_steps, device=lengths.device) < lengths[..., None]
@@ -122,7 +144,7 @@ def teacher_forced(
     choice = None
     if log_probs:
         choice = Choice(*(torch.stack(values, dim=2) * is_word for values in (log_probs, entropies)))
-    return DecoderOutput(logits, torch.stack(alphas, dim=2) * is_word[..., None], is_word, choice)
+    return DecoderOutput(logits, torch.stack(alphas, dim=2) * is_word[..., None], is_word, choice, is_cell)
 
 
 def _unfinished_blocks(is_word: Bool[Tensor, "batch captions steps"]) -> list[tuple[int, int]]:

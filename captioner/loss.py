@@ -148,5 +148,7 @@ class BatchSize:
 def attention_penalty(output: DecoderOutput) -> Float[Tensor, ""]:
     """How far each cell's attention, summed over a caption's words, is from one: summed over captions."""
     is_caption = output.is_word.any(dim=2)
-    coverage = output.alphas.sum(dim=2)[is_caption]
-    return (1 - coverage).square().sum()
+    lacking = (1 - output.alphas.sum(dim=2)).square()
+    if output.is_cell is not None:
+        lacking = lacking * output.is_cell[:, None]
+    return lacking[is_caption].sum()

@@ -4,12 +4,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from captioner.attention import AttentionOutput, attend, attend_hard, make_score
+from captioner.attention import AttentionOutput, attend, attend_hard, make_score, masked
 from captioner.config import DecoderConfig
-from captioner.decoder import Memory, StepOutput
+from captioner.decoder import Memory, StepOutput, mean_annotation
 
 
 @dataclass(frozen=True)
@@ -67,12 +67,16 @@ class LSTMDecoder(nn.Module):
             # Start with an open forget gate, so that the cell remembers (Jozefowicz et al. 2015).
             self.lstm.bias[hidden_dim : 2 * hidden_dim] = 1.0
 
-    def remember(self, annotations: Float[Tensor, "batch cells annotation"]) -> Memory:
+    def remember(
+        self,
+        annotations: Float[Tensor, "batch cells annotation"],
+        is_cell: Bool[Tensor, "batch cells"] | None = None,
+    ) -> Memory:
         annotations = self.annotation_norm(annotations)
         keys, values = self.attention.project(annotations)
         if torch.is_autocast_enabled(values.device.type):
             values = values.to(torch.get_autocast_dtype(values.device.type))  # once, not at each step
-        return Memory(keys, values, annotations.float().mean(dim=1))
+        return Memory(keys, values, mean_annotation(annotations, is_cell), is_cell)
 
     def initial_state(self, memory: Memory, num_captions: int) -> LSTMState:
         """h_0 and c_0 from the mean annotation, the same for each of a picture's captions."""
@@ -110,7 +114,7 @@ class LSTMDecoder(nn.Module):
 
     def _look(self, memory: Memory, hidden: Float[Tensor, "batch captions hidden"]) -> AttentionOutput:
         """What a hidden state attends to; the context comes gated, beta z."""
-        energies = self.attention(memory.keys, hidden)
+        energies = masked(self.attention(memory.keys, hidden), memory.is_cell)
         if self.config.attention == "hard":
             looked = attend_hard(energies, memory.values, is_training=self.training)
         else:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from captioner.backends import DeviceError
@@ -34,16 +34,16 @@ class DecoderSearchState:
 
 
 class TorchDecoder:
-    """A torch decoder as a `captioner.decoding.StepModel`."""
+    """A torch decoder as a `captioner.decoding.StepModel`; `is_cell` as in `captioner.decoder`."""
 
-    def __init__(self, decoder: Decoder[Any]) -> None:
-        self.decoder = decoder
+    def __init__(self, decoder: Decoder[Any], is_cell: Bool[Tensor, "batch cells"] | None = None) -> None:
+        self.decoder, self.is_cell = decoder, is_cell
 
     @torch.inference_mode()
     def start(
         self, annotations: Float[Tensor, "pictures cells annotation"], num_hypotheses: int
     ) -> DecoderSearchState:
-        memory = self.decoder.remember(annotations)
+        memory = self.decoder.remember(annotations, self.is_cell)
         return DecoderSearchState(memory, self.decoder.initial_state(memory, num_hypotheses))
 
     @torch.inference_mode()

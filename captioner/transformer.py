@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import gelu, scaled_dot_product_attention
 
-from captioner.attention import MultiheadScore, attend
+from captioner.attention import MultiheadScore, attend, masked
 from captioner.config import DecoderConfig
-from captioner.decoder import Memory, StepOutput
+from captioner.decoder import Memory, StepOutput, mean_annotation
 
 
 @dataclass(frozen=True)
@@ -50,11 +50,15 @@ class TransformerDecoder(nn.Module):
         self.output = nn.Linear(width, vocab_size)
         self.dropout = nn.Dropout(config.dropout)
 
-    def remember(self, annotations: Float[Tensor, "batch cells annotation"]) -> Memory:
+    def remember(
+        self,
+        annotations: Float[Tensor, "batch cells annotation"],
+        is_cell: Bool[Tensor, "batch cells"] | None = None,
+    ) -> Memory:
         annotations = self.annotation_norm(annotations)
         projected = [layer.cross_attention.project(annotations) for layer in self._each_layer()]
         keys, values = (torch.stack(parts, dim=1) for parts in zip(*projected, strict=True))
-        return Memory(keys, values, annotations.float().mean(dim=1))
+        return Memory(keys, values, mean_annotation(annotations, is_cell), is_cell)
 
     def initial_state(self, memory: Memory, num_captions: int) -> TransformerState:
         heads = self.config.num_heads
@@ -80,7 +84,7 @@ class TransformerDecoder(nn.Module):
             keys.append(torch.cat([state.keys[:, :, index], key], dim=3))
             values.append(torch.cat([state.values[:, :, index], value], dim=3))
             hidden = layer.attend_to_words(hidden, query, keys[-1], values[-1])
-            hidden, used = layer.attend_to_cells(hidden, memory.keys[:, index], memory.values[:, index])
+            hidden, used = layer.attend_to_cells(hidden, memory, index)
             alphas.append(used)
             hidden = layer.feed_forward(hidden)
         next_state = TransformerState(torch.stack(keys, dim=2), torch.stack(values, dim=2))
@@ -137,11 +141,12 @@ class _Layer(nn.Module):
     def attend_to_cells(
         self,
         hidden: Hidden,
-        keys: Float[Tensor, "batch cells keys"],
-        values: Float[Tensor, "batch cells values"],
+        memory: Memory,
+        index: int,
     ) -> tuple[Hidden, Float[Tensor, "batch captions heads cells"]]:
-        energies = self.cross_attention(keys, self.cross_attention_norm(hidden))
-        attended = attend(energies, values)
+        """`index` is the place of this layer, whose keys and values are one of the memory's."""
+        energies = self.cross_attention(memory.keys[:, index], self.cross_attention_norm(hidden))
+        attended = attend(masked(energies, memory.is_cell), memory.values[:, index])
         return hidden + self.dropout(self.cross_attention_out(attended.context)), attended.alphas
 
     def feed_forward(self, hidden: Hidden) -> Hidden:

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from captioner import lstm
-from captioner.attention import AttentionOutput, Choice, attend, attend_hard
+from captioner.attention import AttentionOutput, Choice, attend, attend_hard, masked
 from captioner.config import DecoderConfig
 from captioner.decoder import Memory, teacher_forced
-from captioner.loss import CaptionLoss
+from captioner.loss import CaptionLoss, attention_penalty
 from captioner.lstm import LSTMDecoder, LSTMState
 from captioner.model import AnyDecoder, make_decoder
 from captioner.vocabulary import END, START
@@ -77,6 +77,44 @@ def test_gradients_do_not_come_from_padding(any_decoder: AnyDecoder) -> None:
     longer = nn.functional.pad(tokens, (0, 4), value=5)
     teacher_forced(decoder, annotations, longer, lengths).logits.sum().backward()
     torch.testing.assert_close(decoder.embedding.weight.grad, before)
+
+
+def test_what_fills_a_batch_up_is_neither_looked_at_nor_learnt_from(any_decoder: AnyDecoder) -> None:
+    """Sentences are of different length: with a mask, one is read as it is alone, whatever the padding."""
+    annotations, tokens, lengths = ragged_batch()
+    num_cells = [9, 4, 1]
+    is_cell = torch.arange(9) < torch.tensor(num_cells)[:, None]
+    filled = annotations.masked_fill(~is_cell[..., None], 1e4).requires_grad_()
+    together = teacher_forced(any_decoder, filled, tokens, lengths, is_cell=is_cell)
+    penalty = attention_penalty(together)
+    (gradient,) = torch.autograd.grad(together.logits.square().sum() + penalty, filled)
+    assert gradient.isfinite().all()
+    assert (gradient[~is_cell] == 0).all()
+    logits = torch.zeros(*together.is_word.shape, together.logits.shape[-1])
+    logits[together.is_word] = together.logits
+    penalties = 0.0
+    for sentence, cells in enumerate(num_cells):
+        one = slice(sentence, sentence + 1)
+        alone = teacher_forced(any_decoder, annotations[one, :cells], tokens[one], lengths[one])
+        torch.testing.assert_close(logits[one][alone.is_word], alone.logits)
+        torch.testing.assert_close(together.alphas[one, ..., :cells], alone.alphas)
+        assert (together.alphas[one, ..., cells:] == 0).all()
+        penalties += attention_penalty(alone)
+    torch.testing.assert_close(penalty, penalties)
+
+
+def test_hard_attention_learns_under_a_mask() -> None:
+    """The entropy of a distribution with zeros is that of the rest, and its gradient is finite."""
+    torch.manual_seed(0)
+    energies = torch.randn(2, 3, 1, 5, requires_grad=True)
+    is_cell = torch.arange(5) < torch.tensor([5, 2])[:, None]
+    found = attend_hard(masked(energies, is_cell), torch.randn(2, 5, 4), is_training=True).choice
+    assert found is not None
+    of_two = energies[1, :, 0, :2].softmax(dim=-1)
+    torch.testing.assert_close(found.entropy[1], -(of_two * of_two.log()).sum(dim=-1))
+    (gradient,) = torch.autograd.grad(found.entropy.sum() + found.log_prob.sum(), energies)
+    assert gradient.isfinite().all()
+    assert (gradient[1, :, 0, 2:] == 0).all()
 
 
 @torch.no_grad()
