@@ -1,5 +1,6 @@
-"""How words become ids and back."""
+"""How words, or parts of words, become ids and back."""
 
+import io
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -11,6 +12,8 @@ import msgspec
 
 PAD, START, END, UNK = range(4)
 SPECIAL_TOKENS = ("<pad>", "<start>", "<end>", "<unk>")
+WORD_START = "\N{LOWER ONE EIGHTH BLOCK}"
+"""What sentencepiece puts in the place of the space before a word."""
 
 
 @cache
@@ -53,15 +56,25 @@ def detokenize(words: Sequence[str]) -> str:
     return text
 
 
+def _pieces(subword_model: Any) -> tuple[str, ...]:
+    return tuple(subword_model.id_to_piece(number) for number in range(len(subword_model)))
+
+
 @dataclass(frozen=True)
 class Vocabulary:
     """The words a model knows; a word's id is its place.
 
+    With `subwords`, a model of sentencepiece, they are parts of words as they stand in a text, of which all
+    texts can be made (Kudo and Richardson 2018, "SentencePiece"); a part that begins a word begins with
+    `WORD_START`.
+
     Raises:
-        ValueError: the first four are not `SPECIAL_TOKENS`, or a word occurs twice.
+        ValueError: the first four are not `SPECIAL_TOKENS`, a word occurs twice, or the words are not those
+            of the subword model.
     """
 
     words: tuple[str, ...]
+    subwords: bytes | None = None
 
     def __post_init__(self) -> None:
         if self.words[:4] != SPECIAL_TOKENS:
@@ -69,6 +82,10 @@ class Vocabulary:
         repeated = [word for word, count in Counter(self.words).items() if count > 1]
         if repeated:
             raise ValueError(f"a vocabulary holds each word once, but {repeated[0]!r} is there again")
+        if self.subwords is not None and self.words != _pieces(self._subword_model):
+            raise ValueError(
+                "a vocabulary of subwords holds the words of its sentencepiece model, not others"
+            )
 
     @classmethod
     def build(cls, captions: Iterable[str], *, min_count: int) -> "Vocabulary":
@@ -77,6 +94,52 @@ class Vocabulary:
         kept = [word for word, count in counts.items() if count >= min_count and word not in SPECIAL_TOKENS]
         kept.sort(key=lambda word: (-counts[word], word))
         return cls(SPECIAL_TOKENS + tuple(kept))
+
+    @classmethod
+    def build_subwords(cls, texts: Iterable[str], *, size: int) -> "Vocabulary":
+        """The `size` parts of words that byte-pair encoding finds in the texts (Sennrich et al. 2016), or
+        fewer where the texts do not have so many.
+
+        Raises:
+            ValueError: there are fewer than the texts have letters.
+        """
+        import sentencepiece
+
+        written = io.BytesIO()
+        special: dict[str, Any] = {}
+        for number, (name, token) in enumerate(
+            zip(("pad", "bos", "eos", "unk"), SPECIAL_TOKENS, strict=True)
+        ):
+            special |= {f"{name}_id": number, f"{name}_piece": token}
+        try:
+            sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=iter(texts),
+                model_writer=written,
+                model_type="bpe",
+                vocab_size=size,
+                hard_vocab_limit=False,
+                character_coverage=1.0,
+                num_threads=1,
+                minloglevel=2,
+                **special,
+            )
+        except RuntimeError as error:
+            raise ValueError(f"sentencepiece finds no {size} subwords in these texts: {error}") from None
+        model = written.getvalue()
+        return cls(_pieces(sentencepiece.SentencePieceProcessor(model_proto=model)), model)
+
+    @cached_property
+    def _subword_model(self) -> Any:
+        try:
+            import sentencepiece
+
+            return sentencepiece.SentencePieceProcessor(model_proto=self.subwords)
+        except RuntimeError as error:
+            raise ValueError(f"the vocabulary's sentencepiece model cannot be read: {error}") from None
+        except ModuleNotFoundError:
+            raise ValueError(
+                "subwords need sentencepiece; install it with: pip install 'captioner[translate]'"
+            ) from None
 
     @cached_property
     def _id_of(self) -> dict[str, int]:
@@ -87,7 +150,14 @@ class Vocabulary:
 
     def encode(self, caption: str) -> list[int]:
         """Ids of a caption's words between <start> and <end>; an unknown word becomes <unk>."""
-        return self.ids(tokenize(caption))
+        return self.ids(self.split(caption))
+
+    def split(self, caption: str) -> list[str]:
+        """A caption's words, or its subwords."""
+        if self.subwords is None:
+            return tokenize(caption)
+        pieces: list[str] = self._subword_model.encode(caption, out_type=str)
+        return pieces
 
     def ids(self, words: Iterable[str]) -> list[int]:
         """Ids of words between <start> and <end>; an unknown word becomes <unk>."""
@@ -99,10 +169,14 @@ class Vocabulary:
 
     def caption(self, tokens: Iterable[int]) -> str:
         """The ids as the text that a user is shown."""
-        return detokenize(self.decode(tokens))
+        words = self.decode(tokens)
+        if self.subwords is None:
+            return detokenize(words)
+        return " ".join("".join(words).replace(WORD_START, " ").split())
 
     def to_json(self) -> bytes:
-        return msgspec.json.format(msgspec.json.encode(self), indent=1)
+        fields = {"words": self.words} if self.subwords is None else self
+        return msgspec.json.format(msgspec.json.encode(fields), indent=1)
 
     @classmethod
     def from_json(cls, text: bytes) -> "Vocabulary":

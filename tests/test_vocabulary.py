@@ -33,6 +33,50 @@ def test_json_round_trip_is_exact() -> None:
     assert Vocabulary.from_json(vocabulary.to_json()) == vocabulary
 
 
+@pytest.fixture(scope="module")
+def subwords() -> Vocabulary:
+    return Vocabulary.build_subwords(real_captions(), size=300)
+
+
+def test_subwords_give_back_every_text_that_they_are_made_for(subwords: Vocabulary) -> None:
+    """With its cases, its marks and words that were never seen; runs of spaces become one."""
+    assert len(subwords) == 300
+    assert subwords.words[:4] == SPECIAL_TOKENS
+    for caption in [*real_captions()[:200], "Unseenwordish - Thing", ""]:
+        tokens = subwords.encode(caption)
+        assert tokens[0] == START
+        assert tokens[-1] == END
+        assert subwords.caption(tokens) == " ".join(caption.split())
+        assert subwords.decode(tokens) == subwords.split(caption)
+
+
+def test_letters_that_no_subword_has_are_unknown_and_left_out(subwords: Vocabulary) -> None:
+    tokens = subwords.encode("a 犬 dog")
+    assert UNK in tokens
+    assert subwords.caption(tokens) == "a dog"
+
+
+def test_frequent_words_are_whole_and_rare_ones_are_parts(subwords: Vocabulary) -> None:
+    assert subwords.split("a man") == ["▁a", "▁man"]
+    assert len(subwords.split("xylophonist")) > 3
+
+
+def test_subwords_are_kept_as_json_with_their_model(subwords: Vocabulary) -> None:
+    again = Vocabulary.from_json(subwords.to_json())
+    assert again == subwords
+    assert again.encode("A man rides.") == subwords.encode("A man rides.")
+    assert Vocabulary.build_subwords(real_captions(), size=300).to_json() == subwords.to_json()
+
+
+def test_subwords_that_cannot_be_had_or_do_not_fit_are_refused(subwords: Vocabulary) -> None:
+    with pytest.raises(ValueError, match="no 5 subwords in these texts"):
+        Vocabulary.build_subwords(["abcdefghijk"], size=5)
+    with pytest.raises(ValueError, match="sentencepiece model cannot be read"):
+        Vocabulary(subwords.words, b"nonsense")
+    with pytest.raises(ValueError, match="the words of its sentencepiece model"):
+        Vocabulary((*subwords.words[:-1], "other"), subwords.subwords)
+
+
 def test_unsound_vocabularies_are_refused() -> None:
     with pytest.raises(ValueError, match="begins with <pad>"):
         Vocabulary(("a", "b"))
