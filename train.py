@@ -1,8 +1,9 @@
-"""Train a captioner, or check a data set: `python train.py coco --root DIR --out runs/NAME`."""
+"""Train a model, or check a data set: `python train.py coco --root DIR --out runs/NAME`."""
 
 import json
 import logging
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
@@ -13,24 +14,27 @@ from captioner.cli_train import ARGUMENTS_FILE, Changes, RunOptions
 from captioner.errors import INTERRUPTED, CaptionerError, Stopped
 from captioner.flags import DATASET_PARSING, one_of
 from captioner.recipe import PRESETS
-from captioner.records import CaptionedImage, RecordReader, SplitName
-from datasets.registry import DATASETS
+from captioner.records import CaptionedImage, RecordReader, SentenceReader, SplitName, TranslatedSentence
+from datasets.registry import DATASETS, TRANSLATION_DATASETS
+
+TRAINABLE = DATASETS | TRANSLATION_DATASETS
 
 if TYPE_CHECKING:
     Dataset = RecordReader
+    TrainingDataset = RecordReader | SentenceReader
 else:
-    Dataset = one_of(DATASETS)
+    Dataset, TrainingDataset = one_of(DATASETS), one_of(TRAINABLE)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Train:
     """Train on a data set, scoring decoded captions of its dev split every epoch.
 
-    Writes OUT/best, a model folder for caption.py. `train.py DATASET --help` shows where a data set's files
-    go, `train.py check DATASET` looks them over first.
+    Writes OUT/best, a model folder for caption.py; of multi30k, a translator. `train.py DATASET --help` shows
+    where a data set's files go, `train.py check DATASET` looks them over first.
     """
 
-    dataset: Dataset
+    dataset: TrainingDataset
     run: RunOptions
     recipe: Changes = field(default_factory=Changes)
 
@@ -49,10 +53,11 @@ def train(command: Train, arguments: list[str]) -> None:
     from captioner.run import run_training
     from datasets.soundness import require_sound
 
-    (name,) = (name for name, reader in DATASETS.items() if isinstance(command.dataset, reader))
+    (name,) = (name for name, reader in TRAINABLE.items() if isinstance(command.dataset, reader))
     recipe = command.recipe.applied_to(PRESETS[name])
-    records = command.dataset.read(["train", "dev"])
-    require_sound(records)
+    records: Sequence[CaptionedImage | TranslatedSentence] = command.dataset.read(["train", "dev"])
+    if name in DATASETS:
+        require_sound([record for record in records if isinstance(record, CaptionedImage)])
     run_training(
         recipe=recipe,
         train=[record for record in records if record.split == "train"],

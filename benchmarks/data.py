@@ -140,7 +140,8 @@ def decoder_rows(paths: list[Path], repeats: int) -> dict[str, list[float]]:
 def loader_rows(paths: list[Path], repeats: int, epochs: int = 5) -> dict[str, list[float]]:
     """Pictures a second through the training loader, augmented, by the number of its workers."""
     from captioner.augmentation import Augmentation
-    from captioner.data import CaptionDataset, Split, load_batches
+    from captioner.batches import load_batches
+    from captioner.data import CaptionDataset, Split
     from captioner.dealing import epoch_batches
     from captioner.images import Preprocess
     from captioner.records import CaptionedImage
@@ -163,7 +164,7 @@ def loader_rows(paths: list[Path], repeats: int, epochs: int = 5) -> dict[str, l
             batches = epoch_batches(len(records), batch_size=32, seed=0, epoch=repeat)
             started = time.perf_counter()
             num_loaded = sum(
-                len(batch.image_ids) for batch in load_batches(dataset, batches, num_workers=num_workers)
+                len(batch.ids) for batch in load_batches(dataset, batches, num_workers=num_workers)
             )
             rows.setdefault(f"{num_workers} workers", []).append(num_loaded / (time.perf_counter() - started))
     return rows

@@ -32,8 +32,9 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.report import report
+from captioner.batches import CaptionBatch, load_batches
 from captioner.config import DecoderConfig, PreprocessConfig
-from captioner.data import CaptionBatch, CaptionDataset, Split, load_batches
+from captioner.data import CaptionDataset, Pictures, Split
 from captioner.dealing import epoch_batches
 from captioner.decoder import Decoder, Memory, StepOutput, teacher_forced
 from captioner.images import Preprocess
@@ -53,8 +54,8 @@ class ProjectingAtEachWord:
     decoder: Decoder[Any]
     annotations: Float[Tensor, "batch cells annotation"]
 
-    def remember(self, annotations: Float[Tensor, "batch cells annotation"]) -> Memory:
-        return self.decoder.remember(annotations)
+    def remember(self, annotations: Float[Tensor, "batch cells annotation"], is_cell: None = None) -> Memory:
+        return self.decoder.remember(annotations, is_cell)
 
     def initial_state(self, memory: Memory, num_captions: int) -> Any:
         return self.decoder.initial_state(memory, num_captions)
@@ -126,7 +127,8 @@ class Trainer:
         """Train for so many steps; gives the number of captions."""
         captions = 0
         for _, batch in zip(range(num_steps), self.batches(epoch), strict=False):
-            annotations = batch.grids.float()
+            assert isinstance(batch.sources, Pictures)
+            annotations = batch.sources.grids.float()
             decoder = ProjectingAtEachWord(self.decoder, annotations) if self.at_each_word else self.decoder
             output = teacher_forced(decoder, annotations, batch.tokens, batch.lengths)
             self.optimiser.zero_grad()

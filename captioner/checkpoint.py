@@ -1,44 +1,58 @@
 """A model folder as a torch model, and back."""
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic
 
 import msgspec
 import torch
 from safetensors.torch import load_file, save
 
-from captioner.config import ModelConfig
-from captioner.encoder import EncoderError
-from captioner.model import CaptioningModel
+from captioner.config import ModelConfig, TranslationConfig
+from captioner.encoder import Encoder, EncoderError
+from captioner.model import (
+    AttentionModel,
+    EncoderT,
+    make_captioning_model,
+    make_translation_model,
+)
 from captioner.model_folder import (
     CONFIG,
     METRICS,
     VOCABULARY,
     WEIGHTS,
     CheckpointError,
+    Config,
     damage_told,
     read_config,
+    read_translation_config,
     read_vocabulary,
     replaced_folder,
     require_finite,
     to_json,
 )
+from captioner.text_encoder import TextEncoder
 from captioner.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class StoredModel(Generic[EncoderT, Config]):
     """A model with all that belongs to it. `metrics` is free-form JSON, for people to read."""
 
-    model: CaptioningModel
-    config: ModelConfig
+    model: AttentionModel[EncoderT]
+    config: Config
     vocabulary: Vocabulary
     metrics: dict[str, Any]
 
 
-def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, dtype: torch.dtype = torch.float16) -> None:
+Checkpoint = StoredModel[Encoder, ModelConfig]
+TranslationCheckpoint = StoredModel[TextEncoder, TranslationConfig]
+
+
+def save_checkpoint(
+    folder: Path, checkpoint: StoredModel[EncoderT, Config], *, dtype: torch.dtype = torch.float16
+) -> None:
     """Save a model folder, in place of what stood there before.
 
     Raises:
@@ -64,39 +78,60 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     Raises:
         CheckpointError: a file is missing, or does not fit the others.
     """
-    config = read_config(folder)
-    vocabulary = read_vocabulary(folder)
-    with damage_told(folder):
-        metrics = msgspec.json.decode((folder / METRICS).read_bytes(), type=dict[str, Any])
-        weights = load_file(folder / WEIGHTS)
-    require_finite(folder, {name: bool(value.isfinite().all()) for name, value in weights.items()})
+    config, vocabulary = read_config(folder), read_vocabulary(folder)
     try:
-        _require_fit(config, len(vocabulary), weights)
-        model = CaptioningModel.from_config(config, vocab_size=len(vocabulary))
-        model.load_state_dict(weights)
+        model = _filled(folder, lambda: make_captioning_model(config, vocab_size=len(vocabulary)))
         grid = model.encoder.grid_config(config.preprocess.size_px)
-    except (EncoderError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise CheckpointError(f"the files of {folder} do not fit one another: {reason}") from error
+    except EncoderError as error:
+        raise _misfit(folder, error) from error
     stated = replace(config.grid, field_px=None)  # that is measured on pictures
     if grid != stated:
         raise CheckpointError(f"{folder}/{CONFIG} states {stated}, but its backbone gives {grid}")
-    return Checkpoint(model, config, vocabulary, metrics)
+    return Checkpoint(model, config, vocabulary, read_metrics(folder))
 
 
-def _require_fit(config: ModelConfig, vocab_size: int, weights: Mapping[str, torch.Tensor]) -> None:
-    """Compare shapes before a model of the sizes that the config states is made, which may take any memory.
+def load_translation_checkpoint(folder: Path) -> TranslationCheckpoint:
+    """As `load_checkpoint`, of a translator's folder. Raises: CheckpointError."""
+    config, vocabulary = read_translation_config(folder), read_vocabulary(folder)
+    model = _filled(folder, lambda: make_translation_model(config, vocab_size=len(vocabulary)))
+    return TranslationCheckpoint(model, config, vocabulary, read_metrics(folder))
 
-    Raises: RuntimeError.
+
+def read_metrics(folder: Path) -> dict[str, Any]:
+    """Raises: CheckpointError."""
+    with damage_told(folder):
+        return msgspec.json.decode((folder / METRICS).read_bytes(), type=dict[str, Any])
+
+
+def _filled(folder: Path, make: Callable[[], AttentionModel[EncoderT]]) -> AttentionModel[EncoderT]:
+    """The model that `make` makes, with the weights of a folder. Raises: CheckpointError.
+
+    Shapes are compared before a model of the sizes that the config states is made, which may take any memory.
     """
-    with torch.device("meta"):
-        stated = CaptioningModel.from_config(config, vocab_size=vocab_size).state_dict()
-    for name, value in stated.items():
-        if name not in weights:
-            raise RuntimeError(f"{WEIGHTS} lacks {name}")
-        if weights[name].shape != value.shape:
-            given = tuple(weights[name].shape)
-            raise RuntimeError(f"{CONFIG} states {tuple(value.shape)} for {name}, but {WEIGHTS} has {given}")
-    unknown = weights.keys() - stated.keys()
-    if unknown:
-        raise RuntimeError(f"{WEIGHTS} has {min(unknown)}, which {CONFIG} knows nothing of")
+    with damage_told(folder):
+        weights = load_file(folder / WEIGHTS)
+    require_finite(folder, {name: bool(value.isfinite().all()) for name, value in weights.items()})
+    try:
+        with torch.device("meta"):
+            stated = make().state_dict()
+        for name, value in stated.items():
+            if name not in weights:
+                raise RuntimeError(f"{WEIGHTS} lacks {name}")
+            if weights[name].shape != value.shape:
+                given = tuple(weights[name].shape)
+                raise RuntimeError(
+                    f"{CONFIG} states {tuple(value.shape)} for {name}, but {WEIGHTS} has {given}"
+                )
+        unknown = weights.keys() - stated.keys()
+        if unknown:
+            raise RuntimeError(f"{WEIGHTS} has {min(unknown)}, which {CONFIG} knows nothing of")
+        model = make()
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise _misfit(folder, error) from error
+    return model
+
+
+def _misfit(folder: Path, error: Exception) -> CheckpointError:
+    reason = " ".join(str(error).split())[:300]
+    return CheckpointError(f"the files of {folder} do not fit one another: {reason}")

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from captioner.config import Attention, DecoderKind, ScoreName
+from captioner.config import Attention, DecoderKind, ScoreName, TextEncoderConfig
 from captioner.errors import CaptionerError
 from captioner.flags import hint
 from captioner.recipe import EncoderConfig, Recipe
@@ -51,7 +51,7 @@ class Changes:
     score: Annotated[ScoreName | None, hint("additive|dot|general|multihead", _RECIPES)] = None
     """How a cell is compared with the hidden state."""
     batch_size: Annotated[int | None, hint("INT", _RECIPES)] = None
-    """Pictures in a step, over all processes; each comes with all its captions."""
+    """Pictures, or sentences, in a step, over all processes; each comes with all its captions."""
     accumulate: Annotated[int | None, hint("INT", _RECIPES)] = None
     """Parts in which a process works through its share of a step: more take less memory."""
     epochs: Annotated[int | None, hint("INT", _RECIPES)] = None
@@ -65,7 +65,7 @@ class Changes:
     self_critical_from_epoch: Annotated[int | None, hint("INT", _RECIPES)] = None
     """First epoch, counted from 1, in which sampled captions are rewarded by their CIDEr-D."""
     patience: Annotated[int | None, hint("INT", _RECIPES)] = None
-    """Epochs without a better dev CIDEr after which training stops."""
+    """Epochs without a better dev score, CIDEr or BLEU, after which training stops."""
     mixed_precision: Annotated[Literal["no", "bf16", "fp16"] | None, hint("no|bf16|fp16", _RECIPES)] = None
     """bf16 is several times faster where the processor or GPU has it."""
     seed: Annotated[int | None, hint("INT", _RECIPES)] = None
@@ -109,9 +109,12 @@ class Changes:
 
 
 def _starting_from(start: Path, preset: Recipe) -> Recipe:
-    """The preset with the backbone and the decoder of the model in a folder. Raises: CheckpointError."""
-    from captioner.model_folder import read_config
+    """The preset with the encoder and the decoder of the model in a folder. Raises: CheckpointError."""
+    from captioner.model_folder import read_config, read_translation_config
 
+    if isinstance(preset.encoder, TextEncoderConfig):
+        translator = read_translation_config(start)
+        return replace(preset, encoder=translator.text_encoder, decoder=translator.decoder)
     config = read_config(start)
     encoder = EncoderConfig(backbone=config.backbone, image_size=config.preprocess.size_px)
     return replace(preset, encoder=encoder, decoder=config.decoder)

@@ -1,9 +1,9 @@
 """What can be set, its default and its allowed range.
 
-`ModelConfig` is what a checkpoint folder needs to be loaded (its config.json); what a training run needs
-to be repeated is `captioner.recipe.Recipe`. Both are plain frozen dataclasses, read and written as JSON
-by msgspec, and every range is checked where the value is made, whether that is by hand, by a command
-line or by a file.
+`ModelConfig`, or of a translator `TranslationConfig`, is what a checkpoint folder needs to be loaded (its
+config.json); what a training run needs to be repeated is `captioner.recipe.Recipe`. All are plain frozen
+dataclasses, read and written as JSON by msgspec, and every range is checked where the value is made, whether
+that is by hand, by a command line or by a file.
 """
 
 from dataclasses import dataclass
@@ -86,6 +86,31 @@ class GridConfig:
     def field_or_default_px(self) -> float:
         """`field_px`, or where it is unknown 1.4 strides, as with EfficientNet-Lite2 at 320 pixels."""
         return 1.4 * self.stride_px if self.field_px is None else self.field_px
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextEncoderConfig:
+    """What reads a sentence that is to be translated."""
+
+    num_subwords: int = 6_000
+    """Parts of words that both languages share."""
+    embedding_dim: int = 256
+    """Size of a subword's embedding."""
+    hidden_dim: int = 256
+    """Size of the LSTM's hidden state in each direction."""
+    num_layers: int = 1
+    """Layers of the LSTM."""
+    annotation_dim: int = 256
+    """Size of the annotation vector of each subword."""
+    dropout: float = 0.3
+    """Share of units dropped from the embedding and from what the LSTM gives."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_subwords", "embedding_dim", "hidden_dim", "annotation_dim"):
+            value = getattr(self, name)
+            require(1 <= value <= MAX_DIM, f"{name} must be in 1..{MAX_DIM}", value)
+        require(1 <= self.num_layers <= MAX_HEADS, f"num_layers must be in 1..{MAX_HEADS}", self.num_layers)
+        require(0 <= self.dropout < 1, "dropout must be in [0, 1)", self.dropout)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,13 +278,30 @@ class ModelConfig:
     decoding: DecodingConfig
 
     def __post_init__(self) -> None:
-        require(
-            1 <= self.format_version <= FORMAT_VERSION,
-            f"update captioner: this one reads model folders of formats 1 to {FORMAT_VERSION}",
-            self.format_version,
-        )
+        _require_known_format(self.format_version)
         require(
             1 <= self.annotation_dim <= MAX_DIM,
             f"annotation_dim must be in 1..{MAX_DIM}",
             self.annotation_dim,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TranslationConfig:
+    """As `ModelConfig`, of a model that translates sentences."""
+
+    format_version: int
+    text_encoder: TextEncoderConfig
+    decoder: DecoderConfig
+    decoding: DecodingConfig
+
+    def __post_init__(self) -> None:
+        _require_known_format(self.format_version)
+
+
+def _require_known_format(version: int) -> None:
+    require(
+        1 <= version <= FORMAT_VERSION,
+        f"update captioner: this one reads model folders of formats 1 to {FORMAT_VERSION}",
+        version,
+    )

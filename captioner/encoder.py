@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 import timm
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from safetensors import SafetensorError
 from timm.data import resolve_data_config
 from timm.models import group_parameters
 from torch import Tensor, nn
 
 from captioner.config import GridConfig, Interpolation, PreprocessConfig
+from captioner.data import Pictures
 from captioner.errors import CaptionerError
 from captioner.recipe import EncoderConfig
 
@@ -119,6 +120,16 @@ class Encoder(nn.Module):
         """Annotations of squashed RGB pictures."""
         annotations: Tensor = self(self.normalise(images))
         return annotations
+
+    def annotations_of(
+        self, pictures: Pictures
+    ) -> tuple[Float[Tensor, "batch cells annotation"], Bool[Tensor, "batch cells"] | None]:
+        """The annotations of a batch, cached or computed, and which are there: in a picture, all."""
+        if len(pictures.images) == 0:
+            return pictures.grids.float()[pictures.order], None
+        live = self.annotate(pictures.images).float()
+        joined = torch.cat([pictures.grids.float(), live]) if len(pictures.grids) else live
+        return joined[pictures.order], None
 
     def _flatten(self, grid: Tensor) -> Float[Tensor, "batch cells annotation"]:
         if grid.ndim == 3:  # a transformer's tokens: (batch, prefix + cells, annotation)

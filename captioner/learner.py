@@ -11,16 +11,16 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, gather_object
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
-from captioner.data import CaptionBatch
+from captioner.batches import CaptionBatch
 from captioner.errors import CaptionerError
 from captioner.loss import BatchSize, CaptionLoss, SelfCriticalLoss
-from captioner.model import CaptioningModel
+from captioner.model import AttentionModel
 from captioner.optimisation import Cycles, OneCycle, make_optimizer, moving_average, set_learning_rates
 from captioner.randomness import derived_seed
-from captioner.recipe import Recipe
+from captioner.recipe import EncoderConfig, Recipe
 from captioner.resume import Progress
 from captioner.reward import Reward, advantages
 from captioner.sampling import sample_captions
@@ -84,7 +84,7 @@ class Learner:
         *,
         accelerator: Accelerator,
         recipe: Recipe,
-        model: CaptioningModel,
+        model: AttentionModel[Any],
         steps_an_epoch: int,
         reward: Reward | None = None,
     ) -> None:
@@ -107,8 +107,10 @@ class Learner:
         given = OneCycle(training.learning_rate, 0, self.first_self_critical_step)
         sampled = OneCycle(training.self_critical_learning_rate, self.first_self_critical_step, last_step)
         self.rates = {"learning_rate": Cycles((given, sampled))}
-        groups: list[list[nn.Parameter]] = [list(model.decoder.parameters())]
+        # The CNN is frozen to begin with; what reads text is not.
+        groups = [[parameter for parameter in model.parameters() if parameter.requires_grad]]
         if training.finetune_from_epoch is not None:
+            assert isinstance(recipe.encoder, EncoderConfig)  # as the recipe itself requires
             groups.append(
                 model.encoder.last_stages(training.finetune_stages, size_px=recipe.encoder.image_size)
             )
@@ -123,14 +125,14 @@ class Learner:
         self.model = accelerator.prepare_model(model)
 
     @property
-    def raw_model(self) -> CaptioningModel:
+    def raw_model(self) -> AttentionModel[Any]:
         """The model without the wrapper that shares its gradients among processes."""
-        return cast(CaptioningModel, self.accelerator.unwrap_model(self.model))
+        return cast(AttentionModel[Any], self.accelerator.unwrap_model(self.model))
 
     @property
-    def averaged_model(self) -> CaptioningModel:
+    def averaged_model(self) -> AttentionModel[Any]:
         """What is scored and saved."""
-        return cast(CaptioningModel, self.averaged.module)
+        return cast(AttentionModel[Any], self.averaged.module)
 
     def unfreeze(self) -> None:
         """Let the CNN's last stages train from now on."""
@@ -172,10 +174,10 @@ class Learner:
         added = accelerator.reduce(torch.stack(list(sums.values())), "sum")
         values = dict(zip(sums, added.tolist(), strict=True))
         if not math.isfinite(values["total"]):
-            pictures = gather_object([file for part in parts for file in part.files])
+            names = gather_object([name for part in parts for name in part.names])
             raise TrainingError(
-                f"the loss is {values['total']} at step {number} on {', '.join(pictures)}; "
-                "lower the learning rate, or look at these pictures and captions"
+                f"the loss is {values['total']} at step {number} on {', '.join(names)}; "
+                "lower the learning rate, or look at these and their captions"
             )
         norm = float(accelerator.clip_grad_norm_(self.model.parameters(), self.training.gradient_clip))
         if not (math.isfinite(norm) or accelerator.scaler):  # a scaler passes such steps over itself
@@ -213,15 +215,16 @@ class Learner:
         is_frozen = not any(parameter.requires_grad for parameter in model.encoder.parameters())
         for batch in batches:
             with torch.no_grad(), self.accelerator.autocast():
-                annotations = model.annotations(batch)
+                annotations, is_cell = model.encoder.annotations_of(batch.sources)
                 tokens, lengths = sample_captions(
                     model.decoder,
                     annotations,
                     num_captions=self.training.self_critical_samples,
                     max_words=self.max_words,
+                    is_cell=is_cell,
                 )
-            encoded = batch.encoded(annotations) if is_frozen else batch
-            sampled.append(replace(encoded, tokens=tokens, lengths=lengths))
+            sources = batch.sources.encoded(annotations) if is_frozen else batch.sources
+            sampled.append(replace(batch, sources=sources, tokens=tokens, lengths=lengths))
         model.decoder.train()
         return sampled, [self.reward(batch).to(batch.tokens.device) for batch in sampled]
 

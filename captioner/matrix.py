@@ -1,7 +1,7 @@
 """The attention matrix: words by places, as a heat map with its margins.
 
-For a caption the places are the cells of the grid, in reading order; in translation they would be the
-words of the source (Bahdanau et al. 2015, figure 3).
+For a caption the places are the cells of the grid, in reading order; for a translation they are the words
+of the sentence (Bahdanau et al. 2015, figure 3).
 """
 
 from collections.abc import Sequence
@@ -93,7 +93,8 @@ def draw_matrices(
     longest = max((len(word) for matrix in matrices for word in matrix.rows), default=0)
     words_width = max(_LETTER_IN * longest + 0.1, _WORDS_IN)
     width = len(matrices) * (words_width + _MATRIX_IN + _MARGIN_IN + 0.15)
-    height = _TOP_IN + _MARGIN_IN + heat_height + _BOTTOM_IN
+    below = max(map(_names_height, matrices))
+    height = _TOP_IN + _MARGIN_IN + heat_height + below + _BOTTOM_IN
     figure = Figure(figsize=(width, height), facecolor="white")
     FigureCanvasAgg(figure)
     for number, matrix in enumerate(matrices):
@@ -123,6 +124,12 @@ def draw_matrices(
     return figure
 
 
+def _names_height(matrix: AttentionMatrix) -> float:
+    """The height in inches of the names below a heat map that do not fit there unless they stand upright."""
+    longest = max((len(name) for name, _ in matrix.groups), default=0)
+    return _LETTER_IN * longest if longest > 2 else 0.0
+
+
 def _draw_heat(axes: Axes, matrix: AttentionMatrix, scale: Normalize, colormap: Colormap) -> None:
     num_rows, num_places = matrix.weights.shape
     if num_rows:
@@ -138,7 +145,12 @@ def _draw_heat(axes: Axes, matrix: AttentionMatrix, scale: Normalize, colormap: 
     axes.set_yticklabels(matrix.rows, fontsize=_WORD_PT, parse_math=False)
     ends = np.cumsum([0, *(count for _, count in matrix.groups)])
     axes.set_xticks((ends[:-1] + ends[1:]) / 2)
-    axes.set_xticklabels([name for name, _ in matrix.groups], fontsize=_SMALL_PT, parse_math=False)
+    axes.set_xticklabels(
+        [name for name, _ in matrix.groups],
+        fontsize=_SMALL_PT,
+        parse_math=False,
+        rotation=90 if _names_height(matrix) else 0,
+    )
     for end in ends[1:-1]:
         axes.axvline(end, color="white", linewidth=0.3, alpha=0.6)
     axes.set_xlabel(matrix.places, fontsize=_SMALL_PT, labelpad=2)

@@ -1,7 +1,7 @@
 """A model as a folder: which files it has, and how they are read and replaced.
 
     model.safetensors   the weights, in half precision unless asked otherwise
-    config.json         `captioner.config.ModelConfig`
+    config.json         `captioner.config.ModelConfig`, or of a translator `TranslationConfig`
     vocabulary.json     the words, by id
     metrics.json        what the model scored, and the recipe that made it
 
@@ -17,12 +17,12 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from safetensors import SafetensorError
 
-from captioner.config import ModelConfig
+from captioner.config import ModelConfig, TranslationConfig
 from captioner.errors import CaptionerError
 from captioner.vocabulary import Vocabulary
 
@@ -42,12 +42,24 @@ class CheckpointError(CaptionerError):
     """A model folder that cannot be loaded or saved; the message says what is wrong and what to do."""
 
 
+Config = TypeVar("Config", ModelConfig, TranslationConfig)
+
+
 def read_config(folder: Path) -> ModelConfig:
     """The config of a model folder.
 
     Raises:
-        CheckpointError: the folder lacks a file, or the config is damaged.
+        CheckpointError: the folder lacks a file, or the config is damaged or that of a translator.
     """
+    return _read_config(folder, ModelConfig)
+
+
+def read_translation_config(folder: Path) -> TranslationConfig:
+    """The config of a translator's folder. Raises: CheckpointError, as `read_config`."""
+    return _read_config(folder, TranslationConfig)
+
+
+def _read_config(folder: Path, kind: type[Config]) -> Config:
     recover_folder(folder)
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is no model folder; give one that holds {', '.join(FILES)}")
@@ -55,7 +67,12 @@ def read_config(folder: Path) -> ModelConfig:
     if missing:
         raise CheckpointError(f"{folder} is no whole model folder: it lacks {', '.join(missing)}")
     with damage_told(folder):
-        return msgspec.json.decode((folder / CONFIG).read_bytes(), type=ModelConfig)
+        content = (folder / CONFIG).read_bytes()
+        is_translator = "text_encoder" in msgspec.json.decode(content, type=dict[str, msgspec.Raw])
+        if is_translator != (kind is TranslationConfig):
+            does, wanted = ("translates sentences", "captions pictures")[:: 1 if is_translator else -1]
+            raise CheckpointError(f"the model in {folder} {does}; give one that {wanted}")
+        return msgspec.json.decode(content, type=kind)
 
 
 def require_finite(folder: Path, is_finite: Mapping[str, bool]) -> None:

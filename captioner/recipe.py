@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from captioner.config import MAX_IMAGE_SIZE_PX, DecoderConfig, DecodingConfig, require
+from captioner.config import MAX_IMAGE_SIZE_PX, DecoderConfig, DecodingConfig, TextEncoderConfig, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,11 +59,12 @@ class TrainingConfig:
     gradient_clip: float = 1.0
     """Largest norm of the gradient."""
     patience: int = 3
-    """Epochs without a better dev CIDEr after which training stops; each new phase begins the count anew."""
+    """Epochs without a better dev score, CIDEr or BLEU, after which training stops; each new phase begins the
+    count anew."""
     max_dev_pictures: int | None = None
     """Pictures of dev that are captioned and scored after each epoch; None is all."""
     min_count: int = 5
-    """Times a word must occur in the training captions to enter the vocabulary."""
+    """Times a word must occur in the training captions to enter the vocabulary; not for subwords."""
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     """bf16 is several times faster where the processor or GPU has it."""
     max_caption_words: int = 20
@@ -115,12 +116,18 @@ class EncoderConfig:
 class Recipe:
     """Everything that decides what a training run gives, apart from its data."""
 
-    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    encoder: EncoderConfig | TextEncoderConfig = field(default_factory=EncoderConfig)
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     decoding: DecodingConfig = field(default_factory=DecodingConfig)
 
     def __post_init__(self) -> None:
+        first = self.training.finetune_from_epoch
+        require(
+            first is None or isinstance(self.encoder, EncoderConfig),
+            "what reads text trains from the start; leave finetune_from_epoch out",
+            first,
+        )
         is_hard, first = self.decoder.attention == "hard", self.training.self_critical_from_epoch
         require(
             not is_hard or first is None,
@@ -131,7 +138,7 @@ class Recipe:
     def described(self) -> dict[str, dict[str, Any]]:
         """All settings as plain values; of files and folders the name, for their place is a machine's own."""
         settings = asdict(self)
-        if self.encoder.weights is not None:
+        if isinstance(self.encoder, EncoderConfig) and self.encoder.weights is not None:
             settings["encoder"]["weights"] = Path(self.encoder.weights).name
         if self.training.start_from is not None:
             settings["training"]["start_from"] = "/".join(Path(self.training.start_from).parts[-2:])
@@ -150,8 +157,9 @@ class Recipe:
             for name, value in values.items():
                 require(name in settings[part], f"{part} has the settings {', '.join(settings[part])}", name)
                 settings[part][name] = value
-        try:
-            return msgspec.convert(settings, Recipe)
+        try:  # each part as the kind that it is
+            kinds = {name: type(part) for name, part in vars(self).items()}
+            return Recipe(**{name: msgspec.convert(value, kinds[name]) for name, value in settings.items()})
         except msgspec.ValidationError as error:
             raise ValueError(str(error)) from None
 
@@ -160,6 +168,19 @@ _FLICKR = Recipe()
 _COCO = Recipe(
     training=TrainingConfig(batch_size=64, epochs=10, learning_rate=1.5e-3, max_dev_pictures=5_000)
 )
+_MULTI30K = Recipe(
+    encoder=TextEncoderConfig(),
+    decoder=DecoderConfig(embedding_dim=256, hidden_dim=256, attention_dim=128, gate="none", dropout=0.3),
+    training=TrainingConfig(
+        batch_size=64,
+        epochs=8,
+        learning_rate=2e-3,
+        attention_penalty=0.0,
+        ema_decay=0.999,
+        max_caption_words=80,
+    ),
+    decoding=DecodingConfig(max_words=80),
+)
 
 PRESETS = {
     "flickr8k": _FLICKR,
@@ -167,6 +188,7 @@ PRESETS = {
     "coco": _COCO,
     "coco-karpathy": _COCO,
     "own": _FLICKR,
+    "multi30k": _MULTI30K,
 }
-"""Complete recipes by the name of their data set, as in the package datasets. The one of flickr8k was
-chosen on its dev split."""
+"""Complete recipes by the name of their data set, as in the package datasets. Those of flickr8k and multi30k
+were chosen on their dev splits."""

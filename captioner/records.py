@@ -1,4 +1,5 @@
-"""What a picture of a data set with its captions is, and what reads them from disk."""
+"""What a picture of a data set with its captions is, or a sentence with its translations, and what reads them
+from disk."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,9 +26,25 @@ class CaptionedImage:
         return str(self.source).rpartition("/")[2]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TranslatedSentence:
+    """One sentence of a data set with its translations, as they are written there."""
+
+    sentence_id: str
+    sentence: str
+    translations: tuple[str, ...]
+    split: SplitName
+
+
 class RecordReader(Protocol):
     """A data set on disk: where it is, and how its records are read. The package datasets has them."""
 
     def read(self, splits: Sequence[SplitName]) -> list[CaptionedImage]:
         """The records of the given splits. The pictures themselves are not opened."""
         ...
+
+
+class SentenceReader(Protocol):
+    """As `RecordReader`, of sentences with their translations."""
+
+    def read(self, splits: Sequence[SplitName]) -> list[TranslatedSentence]: ...

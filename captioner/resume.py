@@ -31,7 +31,7 @@ class Progress:
     step: int = 0
     step_in_epoch: int = 0
     sums: dict[str, float] = field(default_factory=dict)
-    best_cider: float = -1.0
+    best_score: float = -1.0
     epochs_without_gain: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
 
@@ -83,7 +83,8 @@ def require_same_recipe(folder: Path, recipe: Recipe) -> dict[str, Any]:
         raise ResumeError(f"{path} is not there: nothing was saved yet; start without --resume")
     state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     try:  # a setting that came later has its default, by which a run goes on as it did
-        before = Recipe().changed(json.loads(state["recipe"])).described()
+        defaults = Recipe(encoder=type(recipe.encoder)())
+        before = defaults.changed(json.loads(state["recipe"])).described()
     except ValueError as error:
         raise ResumeError(
             f"the run in {folder.parent} was begun by another version of captioner ({error}); start another"

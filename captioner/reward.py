@@ -1,6 +1,6 @@
 """What a sampled caption is worth: its CIDEr-D against the picture's own captions, as it would be printed."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from jaxtyping import Float
@@ -8,10 +8,9 @@ from pycocoevalcap.bleu.bleu import Bleu
 from torch import Tensor
 from tqdm import tqdm
 
+from captioner.batches import CaptionBatch
 from captioner.cider import CiderD
-from captioner.data import CaptionBatch
 from captioner.metrics import ptb_tokenize
-from captioner.records import CaptionedImage
 from captioner.vocabulary import END, SPECIAL_TOKENS, Vocabulary
 
 _END = SPECIAL_TOKENS[END]
@@ -26,20 +25,21 @@ class Reward:
     """
 
     def __init__(
-        self, records: Sequence[CaptionedImage], *, vocabulary: Vocabulary, bleu_weight: float
+        self, references: Mapping[str, Sequence[str]], *, vocabulary: Vocabulary, bleu_weight: float
     ) -> None:
+        """`references` are the training captions, by the id of what they are about."""
         self.vocabulary, self.bleu_weight = vocabulary, bleu_weight
-        bar = tqdm(records, desc="captions for the reward", unit=" pictures", delay=2)
+        bar = tqdm(references.items(), desc="captions for the reward", unit=" pictures", delay=2)
         self._references = {
-            record.image_id: [[*ptb_tokenize(text), _END] for text in record.captions] for record in bar
+            source: [[*ptb_tokenize(text), _END] for text in captions] for source, captions in bar
         }
         self._cider = CiderD(self._references.values())
 
     def __call__(self, batch: CaptionBatch) -> Float[Tensor, "batch captions"]:
-        """The rewards of a batch's captions, whose pictures are among the records."""
+        """The rewards of a batch's captions, which are about what the references are about."""
         rewards = []
-        for image_id, tokens in zip(batch.image_ids, batch.tokens.tolist(), strict=True):
-            references = self._references[image_id]
+        for source, tokens in zip(batch.ids, batch.tokens.tolist(), strict=True):
+            references = self._references[source]
             captions = [self._words(caption) for caption in tokens]
             scores = self._cider.scores(captions, references)
             if self.bleu_weight:

@@ -9,20 +9,30 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from captioner.checkpoint import Checkpoint, load_checkpoint
+from accelerate import Accelerator
+
+from captioner.captioning_task import CaptioningTask
+from captioner.checkpoint import (
+    Checkpoint,
+    TranslationCheckpoint,
+    load_checkpoint,
+    load_translation_checkpoint,
+)
 from captioner.cli_train import ARGUMENTS_FILE, RunOptions
-from captioner.data import Split
+from captioner.config import DecoderConfig, TextEncoderConfig
 from captioner.encoder import build_encoder
 from captioner.features import cached_splits, read_ahead
 from captioner.learner import TrainingError, make_accelerator
 from captioner.model_folder import recover_folder
-from captioner.recipe import Recipe
-from captioner.records import CaptionedImage
+from captioner.recipe import EncoderConfig, Recipe
+from captioner.records import CaptionedImage, TranslatedSentence
 from captioner.resume import require_same_recipe
 from captioner.stopping import locked, stop_on_signals
 from captioner.training import Trainer
-from captioner.validation import settle_decoding
+from captioner.translation_task import TranslationTask
 from captioner.vocabulary import SPECIAL_TOKENS, Vocabulary
+
+Record = CaptionedImage | TranslatedSentence
 
 _logger = logging.getLogger(__name__)
 
@@ -30,8 +40,8 @@ _logger = logging.getLogger(__name__)
 def run_training(
     *,
     recipe: Recipe,
-    train: Sequence[CaptionedImage],
-    dev: Sequence[CaptionedImage],
+    train: Sequence[Record],
+    dev: Sequence[Record],
     options: RunOptions,
     arguments: Sequence[str],
 ) -> Path:
@@ -55,15 +65,15 @@ def run_training(
 def _settle(trainer: Trainer, best: Path) -> None:
     if trainer.accelerator.is_main_process:
         _logger.info("choosing the beam size and length penalty on dev")
-        scores = settle_decoding(best, trainer.dev, num_workers=trainer.num_workers)
+        scores = trainer.task.settle(best, num_workers=trainer.num_workers)
         _logger.info("%s on dev: %s", best, scores)
 
 
 def prepare_training(
     *,
     recipe: Recipe,
-    train: Sequence[CaptionedImage],
-    dev: Sequence[CaptionedImage],
+    train: Sequence[Record],
+    dev: Sequence[Record],
     options: RunOptions,
     arguments: Sequence[str],
 ) -> Trainer:
@@ -89,7 +99,37 @@ def prepare_training(
         _keep(options.out / "recipe.json", recipe.described())
     _logger.info("%s", accelerator.state)
     dev = dev[: recipe.training.max_dev_pictures]
-    _logger.info("%s training pictures, %s dev pictures", f"{len(train):,}", f"{len(dev):,}")
+    make_task: Any = _captioning_task if isinstance(recipe.encoder, EncoderConfig) else _translation_task
+    _logger.info(
+        "%s training %s, %s dev %s",
+        f"{len(train):,}",
+        sources := "pictures" if make_task is _captioning_task else "sentences",
+        f"{len(dev):,}",
+        sources,
+    )
+    task, num_workers = make_task(recipe, train, dev, options, accelerator)
+    trainer = Trainer(
+        accelerator=accelerator,
+        recipe=recipe,
+        task=task,
+        out=options.out,
+        num_workers=num_workers if options.workers is None else options.workers,
+        save_minutes=options.save_minutes,
+    )
+    if options.resume:
+        trainer.resume()
+    return trainer
+
+
+def _captioning_task(
+    recipe: Recipe,
+    train: Sequence[CaptionedImage],
+    dev: Sequence[CaptionedImage],
+    options: RunOptions,
+    accelerator: Accelerator,
+) -> tuple[CaptioningTask, int]:
+    """The task with its grids cached, and how many workers it is best to have."""
+    assert isinstance(recipe.encoder, EncoderConfig)
     start = _start(recipe)
     encoder = build_encoder(recipe.encoder) if start is None else start.model.encoder
     preprocess = encoder.preprocess_config(recipe.encoder.image_size)
@@ -116,8 +156,7 @@ def prepare_training(
             f"no word occurs {recipe.training.min_count} times in the training captions; lower min_count by "
             '--recipe, a file with {"training": {"min_count": 1}}'
         )
-    trainer = Trainer(
-        accelerator=accelerator,
+    task = CaptioningTask(
         recipe=recipe,
         encoder=encoder,
         preprocess=preprocess,
@@ -125,30 +164,66 @@ def prepare_training(
         vocabulary=vocabulary,
         train=train_split,
         dev=dev_split,
-        out=options.out,
         start=start,
-        num_workers=_num_workers(options, recipe, [dev_split, train_split]),
-        save_minutes=options.save_minutes,
     )
-    if options.resume:
-        trainer.resume()
-    return trainer
+    # Workers pay where pictures are decoded; cached grids are read faster than they are handed over.
+    is_live = any(len(split.grids) < len(split.records) for split in (dev_split, train_split))
+    return task, min(8, os.cpu_count() or 1) if is_live or recipe.training.finetune_from_epoch else 0
+
+
+def _translation_task(
+    recipe: Recipe,
+    train: Sequence[TranslatedSentence],
+    dev: Sequence[TranslatedSentence],
+    options: RunOptions,  # noqa: ARG001 (there is nothing to cache)
+    accelerator: Accelerator,  # noqa: ARG001
+) -> tuple[TranslationTask, int]:
+    """The task with its vocabulary, and how many workers it is best to have."""
+    assert isinstance(recipe.encoder, TextEncoderConfig)
+    start = _translation_start(recipe)
+    if start is None:
+        texts = (text for record in train for text in (record.sentence, *record.translations))
+        try:
+            vocabulary = Vocabulary.build_subwords(texts, size=recipe.encoder.num_subwords)
+        except ValueError as error:
+            raise TrainingError(f"{error}; change num_subwords by --recipe") from error
+    else:
+        vocabulary = start.vocabulary
+    return TranslationTask(recipe=recipe, vocabulary=vocabulary, train=train, dev=dev, start=start), 0
+
+
+def _translation_start(recipe: Recipe) -> TranslationCheckpoint | None:
+    """The translator that the run starts from, if it does not start afresh."""
+    if recipe.training.start_from is None:
+        return None
+    assert isinstance(recipe.encoder, TextEncoderConfig)
+    start = load_translation_checkpoint(Path(recipe.training.start_from))
+    encoder = replace(start.config.text_encoder, dropout=recipe.encoder.dropout)
+    _require_same_build(recipe, start.config.decoder, is_same_encoder=encoder == recipe.encoder)
+    return start
 
 
 def _start(recipe: Recipe) -> Checkpoint | None:
     """The model that the run starts from, if it does not start afresh."""
     if recipe.training.start_from is None:
         return None
+    assert isinstance(recipe.encoder, EncoderConfig)
     if recipe.encoder.weights is not None:
         raise TrainingError("a run that starts from a model has its weights; leave those of the backbone out")
     start = load_checkpoint(Path(recipe.training.start_from))
-    sizes = replace(start.config.decoder, dropout=recipe.decoder.dropout)
-    if (recipe.encoder.backbone, recipe.decoder) != (start.config.backbone, sizes):
+    is_same_encoder = recipe.encoder.backbone == start.config.backbone
+    _require_same_build(recipe, start.config.decoder, is_same_encoder=is_same_encoder)
+    return start
+
+
+def _require_same_build(recipe: Recipe, decoder: DecoderConfig, *, is_same_encoder: bool) -> None:
+    """`decoder` is that of the model which the run starts from. Raises: TrainingError."""
+    sizes = replace(decoder, dropout=recipe.decoder.dropout)
+    if not is_same_encoder or sizes != recipe.decoder:
         raise TrainingError(
-            f"the recipe has another backbone or decoder than {recipe.training.start_from}; of these a run "
+            f"the recipe has another encoder or decoder than {recipe.training.start_from}; of these a run "
             "that starts from a model can change the dropout alone"
         )
-    return start
 
 
 def _keep(path: Path, values: Mapping[str, Any] | Sequence[str]) -> None:
@@ -160,11 +235,3 @@ def _keep(path: Path, values: Mapping[str, Any] | Sequence[str]) -> None:
         path.write_text(described + "\n")
     except OSError as error:
         raise TrainingError(f"cannot write to {path.parent}: {error.strerror}; give another --out") from error
-
-
-def _num_workers(options: RunOptions, recipe: Recipe, splits: Sequence[Split]) -> int:
-    """Workers pay where pictures are decoded; cached grids are read faster than they are handed over."""
-    if options.workers is not None:
-        return options.workers
-    is_live = any(len(split.grids) < len(split.records) for split in splits)
-    return min(8, os.cpu_count() or 1) if is_live or recipe.training.finetune_from_epoch else 0

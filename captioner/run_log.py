@@ -3,18 +3,16 @@
 import json
 import logging
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
 
 from captioner.errors import CaptionerError
 from captioner.figures import rendered
-from captioner.images import ImageError, ImageSource
-from captioner.inference import Captioner
-from captioner.overlay import draw_overlay
 
 _logger = logging.getLogger(__name__)
 
@@ -53,16 +51,14 @@ class RunLog:
                 for name, value in values.items():
                     self.writer.add_scalar(name, value, step)
 
-    def overlays(self, step: int, captioner: Captioner, pictures: Sequence[ImageSource]) -> None:
-        """Add the overlays of a few pictures; TensorBoard shows them over the steps. Raises: LogError."""
+    def figures(self, step: int, figures: Iterable[Figure]) -> None:
+        """Add a few figures, the same ones each time; TensorBoard shows them over the steps. Where the log is
+        off none is drawn. Raises: LogError."""
         if self.writer is None:
             return
-        results = (result for batch in captioner.caption_files(pictures) for result in batch)
-        for number, caption in enumerate(results):
-            if not isinstance(caption, ImageError):
-                figure = draw_overlay(caption, caption.image())
-                with self._refusal_told():
-                    self.writer.add_image(f"dev_pictures/{number}", rendered(figure), step, dataformats="HWC")
+        for number, figure in enumerate(figures):
+            with self._refusal_told():
+                self.writer.add_image(f"dev_figures/{number}", rendered(figure), step, dataformats="HWC")
 
     def epoch(self, history: Sequence[Mapping[str, Any]]) -> None:
         """Write the log of all epochs anew, and add the last one's dev scores to the curves.
@@ -75,7 +71,7 @@ class RunLog:
         entry = history[-1]
         dev = {f"dev/{name}": value for name, value in entry["dev"].items() if value is not None}
         # At the last step rather than after it, for a run resumed after it drops what is there.
-        wording = entry["dev_wording"]
+        wording = entry.get("dev_wording", {})
         words = {f"dev_wording/{name}": value for name, value in wording.items()}
         self.step(entry["step"] - 1, {**dev, **words, "data_wait_share": entry["data_wait_share"]})
         scores = ", ".join(
@@ -83,15 +79,13 @@ class RunLog:
             for name, value in entry["dev"].items()
         )
         _logger.info(
-            "epoch %d: loss %.3f; %.0f captions/s, %.1f %% of the time spent waiting for data; dev %s; "
-            "%.1f words, %.0f %% distinct, %.1f %% broken off, %.1f %% repetitive",
+            "epoch %d: loss %.3f; %.0f captions/s, %.1f %% of the time spent waiting for data; dev %s%s",
             entry["epoch"],
             entry["loss"]["total"],
             entry["captions_per_s"],
             100 * entry["data_wait_share"],
             scores,
-            wording["mean_length"],
-            *(100 * wording[f"{name}_share"] for name in ("distinct", "broken_off", "repetitive")),
+            _told(wording),
         )
         self.rewrite(history)
 
@@ -111,3 +105,14 @@ class RunLog:
                 f"cannot write the log in {self.path.parent}: {error.strerror or error}; make room and go on "
                 "with --resume"
             ) from error
+
+
+def _told(wording: Mapping[str, float]) -> str:
+    """How captions are worded, where the entry tells of it."""
+    if not wording:
+        return ""
+    shares = {name: 100 * value for name, value in wording.items() if name.endswith("_share")}
+    return "; {:.1f} words, {:.0f} % distinct, {:.1f} % broken off, {:.1f} % repetitive".format(
+        wording["mean_length"],
+        *(shares[f"{name}_share"] for name in ("distinct", "broken_off", "repetitive")),
+    )

@@ -2,7 +2,7 @@
 
 A run's folder holds
 
-    best/               the model with the highest dev CIDEr so far, ready for caption.py
+    best/               the model with the highest dev score so far, ready for use
     last/               what is needed to go on where the run was
     arguments.json      what the command was started with
     recipe.json         every setting that decides what comes out
@@ -10,7 +10,8 @@ A run's folder holds
     tensorboard/        the same and more, for TensorBoard
 
 Several processes, started by `accelerate launch` or `torchrun`, share the pictures of each step and of
-dev; the first one writes.
+dev; the first one writes. What is learnt, from pictures or from sentences, is the affair of a
+`captioner.task.Task`.
 """
 
 import json
@@ -25,104 +26,61 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from tqdm import tqdm
 
-from captioner.augmentation import Augmentation
-from captioner.checkpoint import Checkpoint, save_checkpoint
-from captioner.config import FORMAT_VERSION, GridConfig, ModelConfig, PreprocessConfig
-from captioner.data import CaptionDataset, Split, load_batches
+from captioner.batches import load_batches
+from captioner.checkpoint import save_checkpoint
 from captioner.dealing import Key, epoch_batches
-from captioner.encoder import Encoder
 from captioner.errors import Stopped
-from captioner.images import Preprocess
-from captioner.inference import Captioner
 from captioner.learner import Learner, full_memory_told
 from captioner.loss import LossTerms
-from captioner.metrics import Scores
-from captioner.model import CaptioningModel, make_decoder
 from captioner.recipe import Recipe
-from captioner.resume import Progress, data_digest, load_state, save_state
+from captioner.resume import Progress, load_state, save_state
 from captioner.reward import Reward
 from captioner.run_log import RunLog
-from captioner.torch_backend import TorchBackend
-from captioner.validation import validate
-from captioner.vocabulary import Vocabulary
-from captioner.wording import Wording
+from captioner.task import Task, Validation
 
 _LOSSES = (*(field.name for field in fields(LossTerms)), "reward")
-_NUM_SHOWN = 8  # dev pictures whose overlays go to TensorBoard each epoch
 
 
 class Trainer:
-    """One training run, of the decoder alone or of the CNN's last stages too."""
+    """One training run: of the decoder alone, of the CNN's last stages too, or of all that reads text."""
 
     def __init__(
         self,
         *,
         accelerator: Accelerator,
         recipe: Recipe,
-        encoder: Encoder,
-        preprocess: PreprocessConfig,
-        grid: GridConfig,
-        vocabulary: Vocabulary,
-        train: Split,
-        dev: Split,
+        task: Task,
         out: Path,
-        start: Checkpoint | None = None,
         num_workers: int = 0,
         save_minutes: float = 10.0,
     ) -> None:
-        """`start` is the model that the decoder's first weights are taken from; else they are random. How it
-        came about is kept with the new model's metrics."""
         training = recipe.training
-        self.accelerator, self.recipe, self.vocabulary, self.out = accelerator, recipe, vocabulary, out
+        self.accelerator, self.recipe, self.task, self.out = accelerator, recipe, task, out
         self.num_workers, self.save_minutes = num_workers, save_minutes
-        self.train = self._dataset(train, preprocess, is_augmented=training.augmentation)
-        self.dev = self._dataset(dev, preprocess, is_augmented=False)
-        self.digest = data_digest(train, vocabulary, encoder)
-        self.model_config = ModelConfig(
-            format_version=FORMAT_VERSION,
-            backbone=recipe.encoder.backbone,
-            preprocess=preprocess,
-            grid=grid,
-            annotation_dim=encoder.annotation_dim,
-            decoder=recipe.decoder,
-            decoding=recipe.decoding,
-        )
+        self.digest = task.digest()
         set_seed(training.seed)
-        decoder = make_decoder(
-            recipe.decoder, annotation_dim=encoder.annotation_dim, vocab_size=len(vocabulary)
-        )
-        if start is not None:
-            decoder.load_state_dict(start.model.decoder.state_dict())
-        self.start_metrics: dict[str, Any] = {} if start is None else {"start": start.metrics}
+        model = task.make_model()
         reward = None
         if training.self_critical_from_epoch is not None:
             reward = Reward(
-                train.records, vocabulary=vocabulary, bleu_weight=training.self_critical_bleu_weight
+                task.train.references,
+                vocabulary=task.vocabulary,
+                bleu_weight=training.self_critical_bleu_weight,
             )
         self.learner = Learner(
             accelerator=accelerator,
             recipe=recipe,
-            model=CaptioningModel(encoder=encoder, decoder=decoder),
+            model=model,
             steps_an_epoch=len(self._epoch_batches(0)) // training.accumulate,
             reward=reward,
         )
         self.progress = Progress()
 
-    def _dataset(self, split: Split, preprocess: PreprocessConfig, *, is_augmented: bool) -> CaptionDataset:
-        training = self.recipe.training
-        return CaptionDataset(
-            split=split,
-            preprocess=Preprocess(preprocess),
-            vocabulary=self.vocabulary,
-            max_words=training.max_caption_words,
-            augmentation=Augmentation(training.seed, preprocess.size_px) if is_augmented else None,
-        )
-
     def run(self) -> Path:
-        """Train to the end or until dev CIDEr no longer grows; gives the folder of the best model.
+        """Train to the end or until the dev score no longer grows; gives the folder of the best model.
 
         Raises:
-            TrainingError: the loss is not finite (the message names the step and the pictures), or
+            TrainingError: the loss is not finite (the message names the step and what it was on), or
                 memory is full.
             Stopped: a signal asked for it, and the run is saved.
             captioner.model_folder.CheckpointError, captioner.run_log.LogError: the disk refuses.
@@ -148,10 +106,10 @@ class Trainer:
         firsts = (training.finetune_from_epoch, training.self_critical_from_epoch)
         return [first for first in firsts if first is not None]
 
-    def _leave_cache(self) -> None:
+    def _forget_encoded(self) -> None:
         """Encode every picture live: once the CNN has changed, cached grids no longer hold."""
-        for dataset in (self.train, self.dev):
-            dataset.split = dataset.split.without_grids()
+        for dataset in (self.task.train, self.task.dev):
+            dataset.forget_encoded()
 
     def _is_over(self) -> bool:
         training, progress = self.recipe.training, self.progress
@@ -161,22 +119,14 @@ class Trainer:
 
     def _run_epoch(self, log: RunLog) -> None:
         entry = self._train_epoch(log)
-        scores, captions = validate(
-            self.learner.averaged_model,
-            self.dev,
-            vocabulary=self.vocabulary,
-            config=self.recipe.decoding,
-            num_workers=self.num_workers,
-        )
-        wording = asdict(Wording.of(captions.values()))
-        self.progress.end_epoch(entry | {"dev": asdict(scores), "dev_wording": wording})
-        self._keep_if_best(scores)
+        validation = self.task.validate(self.learner.averaged_model, num_workers=self.num_workers)
+        self.progress.end_epoch(entry | validation.entries)
+        self._keep_if_best(validation)
         if self.progress.epoch + 1 in self._phases:
             self.progress.epochs_without_gain = 0
         self.save()
         log.epoch(self.progress.history)
-        if log.is_on:
-            self._log_overlays(log)
+        log.figures(self.progress.step - 1, self.task.figures(self.learner.averaged_model))
         self.accelerator.wait_for_everyone()
         if not self._is_over():
             self._stop_if_asked()
@@ -193,12 +143,12 @@ class Trainer:
     def _train_epoch(self, log: RunLog) -> dict[str, Any]:
         training, progress = self.recipe.training, self.progress
         if self._is_finetuning():
-            self._leave_cache()
+            self._forget_encoded()
             self.learner.unfreeze()
         batches = self._epoch_batches(progress.epoch)
         num_steps = len(batches) // training.accumulate
         left = batches[progress.step_in_epoch * training.accumulate :]
-        loader = load_batches(self.train, left, num_workers=self.num_workers)
+        loader = load_batches(self.task.train, left, num_workers=self.num_workers)
         saved = time.monotonic()
         with tqdm(
             desc=f"epoch {progress.epoch + 1}/{training.epochs}",
@@ -234,7 +184,7 @@ class Trainer:
     def _epoch_batches(self, epoch: int) -> list[list[Key]]:
         training, accelerator = self.recipe.training, self.accelerator
         return epoch_batches(
-            len(self.train),
+            len(self.task.train),
             batch_size=training.batch_size,
             seed=training.seed,
             epoch=epoch,
@@ -250,33 +200,20 @@ class Trainer:
         speed = {"captions_per_s": self.progress.captions_per_s}
         log.step(step, {**losses, **rates, "gradient_norm": values["gradient_norm"], **speed})
 
-    def _log_overlays(self, log: RunLog) -> None:
-        """Show the same few dev pictures every epoch, with what each word looked at."""
-        captioner = Captioner(
-            backend=TorchBackend(self.learner.averaged_model, self.accelerator.device),
-            config=self.model_config,
-            vocabulary=self.vocabulary,
-        )
-        records = self.dev.split.records
-        shown = records[:: max(len(records) // _NUM_SHOWN, 1)][:_NUM_SHOWN]
-        log.overlays(self.progress.step - 1, captioner, [record.source for record in shown])
-
-    def _keep_if_best(self, scores: Scores) -> None:
+    def _keep_if_best(self, validation: Validation) -> None:
         """Save the model where it is the best so far."""
         progress = self.progress
         progress.epochs_without_gain += 1
-        if scores.cider <= progress.best_cider:
+        if validation.score <= progress.best_score:
             return
-        progress.best_cider, progress.epochs_without_gain = scores.cider, 0
+        progress.best_score, progress.epochs_without_gain = validation.score, 0
         if self.accelerator.is_main_process:
             metrics = {
-                "dev": {**asdict(self.recipe.decoding), **asdict(scores)},
+                "dev": {**asdict(self.recipe.decoding), **validation.entries["dev"]},
                 "recipe": self.recipe.described(),
                 "history": progress.history,
-                **self.start_metrics,
             }
-            model = self.learner.averaged_model
-            save_checkpoint(self.out / "best", Checkpoint(model, self.model_config, self.vocabulary, metrics))
+            save_checkpoint(self.out / "best", self.task.stored(self.learner.averaged_model, metrics))
 
     def save(self) -> None:
         """Save all that decides how the run goes on."""
@@ -295,4 +232,4 @@ class Trainer:
         self.learner.load_state(state)
         self.progress = Progress(**json.loads(state["progress"]))
         if self._is_finetuning():
-            self._leave_cache()
+            self._forget_encoded()

@@ -1,10 +1,11 @@
 """Which data sets can be named on a command line."""
 
-from captioner.records import RecordReader
+from captioner.records import RecordReader, SentenceReader
 
 from .coco import Coco
 from .flickr import Flickr8k, Flickr30k
 from .karpathy import CocoKarpathy
+from .multi30k import Multi30k
 from .own import Own
 
 DATASETS: dict[str, type[RecordReader]] = {
@@ -15,3 +16,6 @@ DATASETS: dict[str, type[RecordReader]] = {
     "own": Own,
 }
 """The reader of each; `captioner.recipe.PRESETS` has a training recipe for each of these names."""
+
+TRANSLATION_DATASETS: dict[str, type[SentenceReader]] = {"multi30k": Multi30k}
+"""As `DATASETS`, of sentences to be translated."""

@@ -8,13 +8,13 @@ from captioner.averaging import AveragingError, average_models
 from captioner.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from captioner.cli import main
 from captioner.inference import Captioner
-from captioner.model import CaptioningModel
+from captioner.model import make_captioning_model
 from captioner.vocabulary import Vocabulary
 
 
 def model_with(captioner: Captioner, seed: int) -> Checkpoint:
     """A model of the same build with other weights."""
-    model = CaptioningModel.from_config(captioner.config, vocab_size=len(captioner.vocabulary))
+    model = make_captioning_model(captioner.config, vocab_size=len(captioner.vocabulary))
     torch.manual_seed(seed)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.1)

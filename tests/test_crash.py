@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from captioner.captioning_task import CaptioningTask
 from captioner.config import DecoderConfig, DecodingConfig
 from captioner.data import Split
 from captioner.encoder import Encoder
@@ -48,8 +49,7 @@ def train(folder: Path, pictures: Path, num_steps_seen: "multiprocessing.sharedc
     ]
     grid = encoder.grid_config(TINY_SIZE_PX)
     split = Split(records=records, grids=np.zeros((0, grid.num_cells, encoder.annotation_dim), np.float16))
-    trainer = Trainer(
-        accelerator=make_accelerator(RECIPE),
+    task = CaptioningTask(
         recipe=RECIPE,
         encoder=encoder,
         preprocess=encoder.preprocess_config(TINY_SIZE_PX),
@@ -57,10 +57,11 @@ def train(folder: Path, pictures: Path, num_steps_seen: "multiprocessing.sharedc
         vocabulary=Vocabulary.build((text for record in records for text in record.captions), min_count=1),
         train=split,
         dev=split,
-        out=folder,
-        save_minutes=0.0,
     )
-    trainer._log_overlays = lambda _: None
+    task.figures = lambda _: iter(())
+    trainer = Trainer(
+        accelerator=make_accelerator(RECIPE), recipe=RECIPE, task=task, out=folder, save_minutes=0.0
+    )
     learn = trainer.learner.step
 
     def step(*arguments: object) -> dict[str, float]:

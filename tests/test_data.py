@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from captioner.augmentation import Augmentation
-from captioner.data import CaptionDataset, Split, collate, load_batches
+from captioner.batches import collate, load_batches
+from captioner.data import CaptionDataset, Split
 from captioner.dealing import Key, LoadingError, epoch_batches, in_order
 from captioner.encoder import Encoder
 from captioner.images import ImageError, Preprocess
@@ -47,8 +48,8 @@ def dataset_of(records: list[CaptionedImage], encoder: Encoder, *, num_cached: i
 
 def test_batch_holds_each_picture_once_longest_first(records: list[CaptionedImage], encoder: Encoder) -> None:
     dataset = dataset_of(records, encoder, num_cached=4)
-    batch = collate([dataset[0, index] for index in range(4)])
-    assert batch.image_ids == ("1.png", "2.png", "0.png", "3.png")
+    batch = collate([dataset[0, index] for index in range(4)], stack=dataset.stack)
+    assert batch.ids == ("1.png", "2.png", "0.png", "3.png")
     assert batch.lengths.tolist() == [[5, 2, 0], [4, 2, 2], [3, 0, 0], [2, 0, 0]]
     assert batch.tokens.shape == (4, 3, 6)
 
@@ -58,18 +59,18 @@ def test_annotations_are_the_same_from_the_cache_and_from_the_pictures(
     records: list[CaptionedImage], encoder: Encoder, model: CaptioningModel, num_cached: int
 ) -> None:
     dataset = dataset_of(records, encoder, num_cached=num_cached)
-    batch = collate([dataset[0, index] for index in range(4)])
-    assert (len(batch.grids), len(batch.images)) == (num_cached, 4 - num_cached)
+    batch = collate([dataset[0, index] for index in range(4)], stack=dataset.stack)
+    assert (len(batch.sources.grids), len(batch.sources.images)) == (num_cached, 4 - num_cached)
     whole = dataset_of(records, encoder, num_cached=4).split.grids
-    expected = np.stack([whole[int(image_id[0])] for image_id in batch.image_ids])
-    found = model.annotations(batch).numpy()
+    expected = np.stack([whole[int(image_id[0])] for image_id in batch.ids])
+    found = model.encoder.annotations_of(batch.sources)[0].numpy()
     np.testing.assert_allclose(found, expected.astype(np.float32), rtol=2e-3, atol=2e-3)
 
 
 def test_each_picture_has_its_own_encoded_captions(records: list[CaptionedImage], encoder: Encoder) -> None:
     dataset = dataset_of(records, encoder, num_cached=0)
     for index, captions in enumerate(CAPTIONS):
-        assert [tokens.tolist() for tokens in dataset.tokens(index)] == [
+        assert [tokens.tolist() for tokens in dataset.captions[index]] == [
             VOCABULARY.encode(caption) for caption in captions
         ]
 
@@ -83,7 +84,7 @@ def test_captions_over_the_limit_are_cut_and_do_not_claim_to_end(
         vocabulary=VOCABULARY,
         max_words=2,
     )
-    whole, cut = dataset.tokens(0)
+    whole, cut = dataset.captions[0]
     assert len(cut) == 3
     assert END not in cut
     assert whole[-1] == END
@@ -104,7 +105,7 @@ def test_dataset_goes_to_other_processes_without_its_cache(
     copy = pickle.loads(pickled)
     assert isinstance(copy.split.grids, np.memmap)
     for index in range(4):
-        assert torch.equal(copy[0, index].picture, dataset[0, index].picture)
+        assert torch.equal(copy[0, index].source, dataset[0, index].source)
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
@@ -116,10 +117,10 @@ def test_workers_give_the_same_batches_in_the_same_order(
     batches = epoch_batches(4, batch_size=2, seed=0, epoch=1)
     here = list(load_batches(dataset, batches, num_workers=0))
     there = list(load_batches(dataset, batches, num_workers=2))
-    assert [batch.image_ids for batch in here] == [batch.image_ids for batch in there]
+    assert [batch.ids for batch in here] == [batch.ids for batch in there]
     for one, other in zip(here, there, strict=True):
-        assert torch.equal(one.grids, other.grids)
-        assert torch.equal(one.images, other.images)
+        assert torch.equal(one.sources.grids, other.sources.grids)
+        assert torch.equal(one.sources.images, other.sources.images)
         assert torch.equal(one.tokens, other.tokens)
 
 

@@ -11,8 +11,9 @@ import torch
 from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.cider.cider import Cider
 
+from captioner.batches import CaptionBatch
 from captioner.cider import CiderD
-from captioner.data import CaptionBatch
+from captioner.data import Pictures
 from captioner.decoder import DecoderOutput, teacher_forced
 from captioner.loss import SelfCriticalLoss
 from captioner.lstm import LSTMDecoder
@@ -58,11 +59,13 @@ def make_batch(vocabulary: Vocabulary, captions: Sequence[Sequence[str]], *, has
         ids = [START, *map(vocabulary.words.index, words), *([END] if has_end else [])]
         rows.append(ids + [PAD] * (length - len(ids)))
     return CaptionBatch(
-        image_ids=("0",),
-        files=("0.png",),
-        grids=torch.zeros(1, 1, 1),
-        images=torch.zeros(0, 0, 0, 3, dtype=torch.uint8),
-        order=torch.tensor([0]),
+        ids=("0",),
+        names=("0.png",),
+        sources=Pictures(
+            grids=torch.zeros(1, 1, 1),
+            images=torch.zeros(0, 0, 0, 3, dtype=torch.uint8),
+            order=torch.tensor([0]),
+        ),
         tokens=torch.tensor([rows]),
         lengths=torch.tensor([[len(words) + has_end for words in captions]]),
     )
@@ -77,10 +80,14 @@ def records() -> list[CaptionedImage]:
     ]
 
 
+def references_of(records: list[CaptionedImage]) -> dict[str, tuple[str, ...]]:
+    return {record.image_id: record.captions for record in records}
+
+
 def test_reward_is_cider_d_with_the_end_as_a_word(
     vocabulary: Vocabulary, records: list[CaptionedImage]
 ) -> None:
-    reward = Reward(records, vocabulary=vocabulary, bleu_weight=0.0)
+    reward = Reward(references_of(records), vocabulary=vocabulary, bleu_weight=0.0)
     words = [[[*ptb_tokenize(text), "<end>"] for text in record.captions] for record in records]
     sampled = [["a", "red", "dog"], ["a", "dog", "runs"]]
     for has_end in (True, False):
@@ -92,7 +99,7 @@ def test_reward_is_cider_d_with_the_end_as_a_word(
 def test_caption_that_is_broken_off_is_worth_less(
     vocabulary: Vocabulary, records: list[CaptionedImage]
 ) -> None:
-    reward = Reward(records, vocabulary=vocabulary, bleu_weight=0.0)
+    reward = Reward(references_of(records), vocabulary=vocabulary, bleu_weight=0.0)
     ended, cut = (make_batch(vocabulary, [["a", "dog", "runs"]], has_end=end) for end in (True, False))
     assert float(reward(ended)) > float(reward(cut)) > 0
 
@@ -100,7 +107,9 @@ def test_caption_that_is_broken_off_is_worth_less(
 def test_bleu_is_added_by_its_weight(vocabulary: Vocabulary, records: list[CaptionedImage]) -> None:
     sampled = [["a", "red", "dog", "runs"], ["a", "dog"]]
     batch = make_batch(vocabulary, sampled, has_end=True)
-    plain, mixed = (Reward(records, vocabulary=vocabulary, bleu_weight=w)(batch) for w in (0.0, 2.0))
+    plain, mixed = (
+        Reward(references_of(records), vocabulary=vocabulary, bleu_weight=w)(batch) for w in (0.0, 2.0)
+    )
     truths = [" ".join([*ptb_tokenize(text), "<end>"]) for text in records[0].captions]
     for place, caption in enumerate(sampled):
         text = " ".join([*caption, "<end>"])

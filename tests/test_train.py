@@ -18,7 +18,9 @@ from safetensors.torch import load_file, save_file
 import train
 from captioner import cli
 from captioner.encoder import Encoder
+from captioner.model_folder import SHIPPED_MODEL
 from captioner.recipe import PRESETS
+from captioner.translation import Translator
 from captioner.vocabulary import Vocabulary
 from tests.conftest import ROOT, TINY_CNN, TINY_SIZE_PX, noise_picture
 
@@ -26,6 +28,12 @@ CAPTIONS = {
     "train": ["a dog runs in the snow", "a boy jumps over a wall", "a girl holds a red ball", "two dogs run"],
     "dev": ["a dog jumps over a ball", "an unseen word"],
 }
+
+TRAIN_PAIRS = [
+    ("A dog runs.", "Ein Hund läuft."),
+    ("Two cats sleep.", "Zwei Katzen schlafen."),
+    ("A red ball.", "Ein roter Ball."),
+]
 
 Run = Callable[..., str | int | None]
 
@@ -73,7 +81,7 @@ def recipe(tmp_path: Path, encoder: Encoder) -> list[str]:
 
 @pytest.fixture
 def run_as_given(monkeypatch: pytest.MonkeyPatch) -> Run:
-    monkeypatch.setattr("captioner.run_log.RunLog.overlays", lambda *_: None)
+    monkeypatch.setattr("captioner.run_log.RunLog.figures", lambda *_: None)
 
     def run(*arguments: str) -> str | int | None:
         """The exit status: none, a number, or the line that goes to standard error."""
@@ -132,7 +140,7 @@ def test_run_goes_on_from_a_model_to_the_metric(
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--decoder", "transformer"), "has another backbone or decoder than"),
+        (("--decoder", "transformer"), "has another encoder or decoder than"),
         (("--weights", "w.safetensors"), "leave those of the backbone out"),
         (("--self-critical-from-epoch", "9"), "self_critical_from_epoch must be within epochs"),
     ],
@@ -147,6 +155,36 @@ def test_start_that_does_not_fit_is_refused_in_one_line(
     assert isinstance(error, str)
     assert message in error
     assert "\n" not in error
+
+
+def test_command_trains_a_translator_and_goes_on_from_it(run_as_given: Run, tmp_path: Path) -> None:
+    """`train.py multi30k` has the loop, the folder and the flags of captioning."""
+    for name, lines in {"train": TRAIN_PAIRS, "val": TRAIN_PAIRS[:2]}.items():
+        for language, texts in zip(("en", "de"), zip(*lines, strict=True), strict=True):
+            (tmp_path / f"{name}.{language}").write_text("\n".join(texts), encoding="utf-8")
+    small = {
+        "encoder": {"num_subwords": 60, "embedding_dim": 8, "hidden_dim": 8, "annotation_dim": 8},
+        "decoder": {"embedding_dim": 8, "hidden_dim": 8, "attention_dim": 8},
+        "training": {"epochs": 2, "batch_size": 2},
+        "decoding": {"max_words": 10},
+    }
+    path = tmp_path / "recipe.json"
+    path.write_text(json.dumps(small))
+    first = ("multi30k", "--root", str(tmp_path), "--recipe", str(path), "--score", "dot")
+    assert run_as_given(*first, "--out", str(tmp_path / "first")) is None
+    translator = Translator.load(tmp_path / "first" / "best")
+    assert translator.config.decoder.score == "dot"
+    assert len(translator.translate(["A dog runs.", "Two cats."])) == 2
+    second = ("multi30k", "--root", str(tmp_path), "--start-from", str(tmp_path / "first" / "best"))
+    assert run_as_given(*second, "--epochs", "1", "--out", str(tmp_path / "second")) is None
+    again = Translator.load(tmp_path / "second" / "best")
+    assert again.vocabulary == translator.vocabulary
+    backbone = run_as_given(*first, "--out", str(tmp_path / "third"), "--backbone", "resnet18")
+    assert "not 'backbone'" in str(backbone)
+    finetuned = run_as_given(*first, "--out", str(tmp_path / "third"), "--finetune-from-epoch", "1")
+    assert "leave finetune_from_epoch out" in str(finetuned)
+    captioner = run_as_given(*first, "--out", str(tmp_path / "third"), "--start-from", str(SHIPPED_MODEL))
+    assert "give one that translates sentences" in str(captioner)
 
 
 def test_run_gives_a_model_whose_scores_evaluate_repeats(

@@ -3,6 +3,7 @@ import json
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,19 +13,21 @@ from accelerate.state import AcceleratorState
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.tensorboard import SummaryWriter
 
+from captioner.batches import load_batches
+from captioner.captioning_task import CaptioningTask
 from captioner.checkpoint import Checkpoint, load_checkpoint
 from captioner.config import DecoderConfig, DecodingConfig
-from captioner.data import Split, load_batches
+from captioner.data import Split
 from captioner.encoder import Encoder
 from captioner.learner import Learner, TrainingError, make_accelerator
-from captioner.metrics import Scores
+from captioner.metrics import Scores, score_captions
 from captioner.model_folder import CheckpointError
 from captioner.recipe import EncoderConfig, Recipe, TrainingConfig
 from captioner.records import CaptionedImage
 from captioner.resume import ResumeError, data_digest, require_same_recipe, save_state
 from captioner.run_log import LogError, RunLog
 from captioner.training import Trainer
-from captioner.validation import settle_decoding, validate
+from captioner.validation import validate
 from captioner.vocabulary import Vocabulary
 from tests.conftest import TINY_CNN, TINY_SIZE_PX, noise_picture
 
@@ -61,7 +64,7 @@ def no_extras(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     """Each METEOR starts a Java process and each overlay takes a second; most tests can do without."""
     monkeypatch.setattr("captioner.metrics.has_java", lambda: False)
     if "overlays" not in request.node.name:
-        monkeypatch.setattr(RunLog, "overlays", lambda *_: None)
+        monkeypatch.setattr(RunLog, "figures", lambda *_: None)
 
 
 @pytest.fixture
@@ -85,8 +88,7 @@ def make_trainer(encoder: Encoder, tmp_path: Path) -> Callable[..., Trainer]:
         start: Checkpoint | None = None,
     ) -> Trainer:
         split = Split(records=records, grids=grids[:num_cached])
-        return Trainer(
-            accelerator=make_accelerator(recipe),
+        task = CaptioningTask(
             recipe=recipe,
             encoder=deepcopy(encoder),
             preprocess=encoder.preprocess_config(TINY_SIZE_PX),
@@ -94,9 +96,9 @@ def make_trainer(encoder: Encoder, tmp_path: Path) -> Callable[..., Trainer]:
             vocabulary=Vocabulary.build(CAPTIONS, min_count=1),
             train=split,
             dev=split,
-            out=out,
             start=start,
         )
+        return Trainer(accelerator=make_accelerator(recipe), recipe=recipe, task=task, out=out)
 
     return make
 
@@ -113,9 +115,10 @@ def test_model_overfits_eight_pictures_and_says_them_back(
     loaded = load_checkpoint(best)
     scores, captions = validate(
         loaded.model.eval(),
-        trainer.dev,
+        trainer.task.dev,
         vocabulary=loaded.vocabulary,
         config=loaded.config.decoding,
+        score=partial(score_captions, references=trainer.task.dev.references),
     )
     assert [captions[str(number)] for number in range(8)] == CAPTIONS
     assert scores.bleu_4 == pytest.approx(100)
@@ -139,7 +142,7 @@ def test_baseline_of_hard_attention_is_the_papers_moving_average(
     trainer = make_trainer(tmp_path, replace(recipe, decoder=replace(recipe.decoder, attention="hard")))
     expected = 0.0
     for number in range(2):
-        parts = list(load_batches(trainer.train, [[(0, 1), (0, 4 + number)]], num_workers=0))
+        parts = list(load_batches(trainer.task.train, [[(0, 1), (0, 4 + number)]], num_workers=0))
         values = trainer.learner.step(parts, number)
         log_likelihood = -values["cross_entropy"] * int(parts[0].lengths.sum()) / 2
         expected = 0.9 * expected + 0.1 * log_likelihood
@@ -151,12 +154,13 @@ def test_samples_are_of_the_pictures_whose_gradient_is_taken(
 ) -> None:
     """With half of the pictures cached: what stands for the others is their annotations."""
     trainer = make_trainer(tmp_path, shorter(1, self_critical_from_epoch=1), num_cached=4)
-    (batch,) = load_batches(trainer.train, [[(0, 7), (0, 2), (0, 5)]], num_workers=0)
+    (batch,) = load_batches(trainer.task.train, [[(0, 7), (0, 2), (0, 5)]], num_workers=0)
     (sampled,), (rewards,) = trainer.learner._sampled([batch])
     model = trainer.learner.raw_model
-    assert sampled.image_ids == batch.image_ids
-    assert len(sampled.images) == 0
-    torch.testing.assert_close(model.annotations(sampled), model.annotations(batch))
+    assert sampled.ids == batch.ids
+    assert len(sampled.sources.images) == 0
+    found, expected = (model.encoder.annotations_of(given.sources)[0] for given in (sampled, batch))
+    torch.testing.assert_close(found, expected)
     assert rewards.shape == sampled.lengths.shape == (3, 5)
 
 
@@ -263,7 +267,7 @@ def test_resuming_with_another_recipe_or_other_data_is_refused_with_the_differen
     trainer = make_trainer(tmp_path, shorter(1))
     with torch.no_grad():
         next(trainer.learner.raw_model.encoder.parameters()).add_(1.0)
-    other = data_digest(trainer.train.split, trainer.vocabulary, trainer.learner.raw_model.encoder)
+    other = data_digest(trainer.task.train.split, trainer.task.vocabulary, trainer.learner.raw_model.encoder)
     assert other != trainer.digest
     trainer.digest = other
     with pytest.raises(ResumeError, match="other training pictures or captions"):
@@ -392,7 +396,7 @@ def script_dev_ciders(monkeypatch: pytest.MonkeyPatch, values: list[float]) -> N
         scores = Scores(bleu_1=0, bleu_2=0, bleu_3=0, bleu_4=0, rouge_l=0, cider=next(ciders), meteor=None)
         return scores, {"0": "a dog"}
 
-    monkeypatch.setattr("captioner.training.validate", scripted)
+    monkeypatch.setattr("captioner.captioning_task.validate", scripted)
 
 
 @pytest.mark.parametrize(
@@ -403,8 +407,8 @@ def test_loss_that_is_not_finite_stops_with_the_step_and_the_pictures(
 ) -> None:
     recipe = shorter(2, **changes)
     trainer = make_trainer(tmp_path, replace(recipe, decoder=replace(recipe.decoder, attention=attention)))
-    split = trainer.train.split
-    trainer.train.split = replace(split, grids=np.full_like(split.grids, np.nan))
+    split = trainer.task.train.split
+    trainer.task.train.split = replace(split, grids=np.full_like(split.grids, np.nan))
     with pytest.raises(TrainingError, match=r"the loss is nan at step 0 on \S+\d\.png, \S+, \S+, \S+; lower"):
         trainer.run()
 
@@ -434,7 +438,7 @@ def test_tensorboard_has_curves_and_the_overlays_of_the_same_eight_pictures(
     events = EventAccumulator(str(tmp_path / "tensorboard"), size_guidance={"images": 0, "scalars": 0})
     events.Reload()
     for number in range(8):
-        assert [event.step for event in events.Images(f"dev_pictures/{number}")] == [1, 3]
+        assert [event.step for event in events.Images(f"dev_figures/{number}")] == [1, 3]
     for name in ("loss/total", "loss/cross_entropy", "loss/attention_penalty", "learning_rate"):
         assert [event.step for event in events.Scalars(name)] == [0, 1, 2, 3]
     for name in ("gradient_norm", "captions_per_s", "dev/cider", "data_wait_share"):
@@ -478,10 +482,10 @@ def test_resumed_run_that_was_over_chooses_its_decoding_without_stale_grids(
     recipe = shorter(2, finetune_from_epoch=2, finetune_stages=1)
     make_trainer(tmp_path, recipe).run()
     resumed = make_trainer(tmp_path, recipe)
-    assert len(resumed.dev.split.grids) == len(CAPTIONS)
+    assert len(resumed.task.dev.split.grids) == len(CAPTIONS)
     resumed.resume()
     resumed.run()
-    assert len(resumed.dev.split.grids) == 0
+    assert len(resumed.task.dev.split.grids) == 0
 
 
 def test_parts_may_differ_on_resume(make_trainer: Callable[..., Trainer], tmp_path: Path) -> None:
@@ -502,7 +506,7 @@ def test_settling_keeps_the_weights_and_sets_the_decoding_that_scores_best(
     trainer = make_trainer(tmp_path, shorter(3, finetune_from_epoch=3, finetune_stages=1))
     best = trainer.run()
     weights = (best / "model.safetensors").read_bytes()
-    scores = settle_decoding(best, trainer.dev)
+    scores = trainer.task.settle(best)
     loaded = load_checkpoint(best)
     assert (best / "model.safetensors").read_bytes() == weights
     tried = loaded.metrics["decoding_cider"]

@@ -1,0 +1,69 @@
+"""Sentences as what a batch is about: their tokens, padded."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import Dataset
+
+from captioner.batches import CaptionItem, EncodedCaptions
+from captioner.dealing import Key
+from captioner.records import TranslatedSentence
+from captioner.vocabulary import PAD, UNK, Vocabulary
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sentences:
+    """Sentences of a batch, `lengths` tokens each and then <pad>."""
+
+    tokens: Int[Tensor, "batch cells"]
+    lengths: Int[Tensor, " batch"]
+
+    @classmethod
+    def of(cls, sentences: Sequence[Tensor]) -> "Sentences":
+        lengths = torch.tensor([len(tokens) for tokens in sentences])
+        padded = pad_sequence(list(sentences), batch_first=True, padding_value=PAD)
+        return cls(tokens=padded, lengths=lengths)
+
+    def encoded(self, annotations: Tensor) -> "Sentences":  # noqa: ARG002
+        """As they are: what reads them always trains."""
+        return self
+
+
+def sentence_tokens(vocabulary: Vocabulary, sentence: str) -> Int[Tensor, " cells"]:
+    """What the encoder reads of a sentence; one without a word is a single <unk>."""
+    return torch.tensor(vocabulary.encode(sentence)[1:-1] or [UNK])
+
+
+class SentenceDataset(Dataset[CaptionItem]):
+    """The sentences of a split with their encoded translations (`captioner.batches.CaptionedDataset`)."""
+
+    def __init__(
+        self, *, records: Sequence[TranslatedSentence], vocabulary: Vocabulary, max_words: int
+    ) -> None:
+        self.records, self.vocabulary = records, vocabulary
+        translations = [record.translations for record in records]
+        self.captions = EncodedCaptions(translations, vocabulary=vocabulary, max_words=max_words)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, key: Key) -> CaptionItem:
+        _, index = key
+        record = self.records[index]
+        source = sentence_tokens(self.vocabulary, record.sentence)
+        return CaptionItem(record.sentence_id, record.sentence_id, source, self.captions[index])
+
+    @staticmethod
+    def stack(sources: Sequence[Tensor]) -> Sentences:
+        return Sentences.of(sources)
+
+    @property
+    def references(self) -> dict[str, tuple[str, ...]]:
+        return {record.sentence_id: record.translations for record in self.records}
+
+    def forget_encoded(self) -> None:
+        """Nothing to do: sentences are always encoded live."""

@@ -1,0 +1,276 @@
+"""The same decoder on text: what is learnt, said and drawn of a sentence, and what is kept."""
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from captioner.checkpoint import load_checkpoint, load_translation_checkpoint, save_checkpoint
+from captioner.config import DecodingConfig, TextEncoderConfig
+from captioner.learner import make_accelerator
+from captioner.model_folder import CheckpointError
+from captioner.recipe import Recipe, TrainingConfig
+from captioner.records import TranslatedSentence
+from captioner.resume import ResumeError
+from captioner.run_log import RunLog
+from captioner.training import Trainer
+from captioner.translation import Translator, _words_of
+from captioner.translation_metrics import score_translations
+from captioner.translation_task import TranslationTask
+from captioner.vocabulary import Vocabulary
+from tests.conftest import SMALL_DECODER
+
+PAIRS = {
+    "A dog runs.": "Ein Hund läuft.",
+    "A red dog sits in the garden.": "Ein roter Hund sitzt im Garten.",
+    "Two cats sleep.": "Zwei Katzen schlafen.",
+    "The woman reads a book.": "Die Frau liest ein Buch.",
+    "A man, outside, laughs.": "Ein Mann lacht im Freien.",
+    "Blue.": "Blau.",
+    "The children play with a ball in the park.": "Die Kinder spielen im Park mit einem Ball.",
+    "She sings": "Sie singt",
+}
+ENCODER = TextEncoderConfig(num_subwords=90, embedding_dim=16, hidden_dim=12, annotation_dim=16, dropout=0.0)
+RECIPE = Recipe(
+    encoder=ENCODER,
+    decoder=replace(SMALL_DECODER, embedding_dim=24, hidden_dim=32, attention_dim=16),
+    training=TrainingConfig(
+        batch_size=4,
+        epochs=3,
+        learning_rate=0.02,
+        label_smoothing=0.0,
+        attention_penalty=0.0,
+        ema_decay=0.0,
+        max_caption_words=40,
+        patience=100,
+    ),
+    decoding=DecodingConfig(beam_size=2, max_words=40),
+)
+RECORDS = [
+    TranslatedSentence(sentence_id=str(number), sentence=english, translations=(german,), split="train")
+    for number, (english, german) in enumerate(PAIRS.items())
+]
+
+
+@pytest.fixture
+def vocabulary() -> Vocabulary:
+    texts = (text for pair in PAIRS.items() for text in pair)
+    return Vocabulary.build_subwords(texts, size=ENCODER.num_subwords)
+
+
+@pytest.fixture
+def make_trainer(vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Trainer]:
+    monkeypatch.setattr(RunLog, "figures", lambda *_: None)
+
+    def make(out: Path, recipe: Recipe = RECIPE, **changes: Any) -> Trainer:
+        recipe = replace(recipe, training=replace(recipe.training, **changes))
+        task = TranslationTask(recipe=recipe, vocabulary=vocabulary, train=RECORDS, dev=RECORDS)
+        return Trainer(accelerator=make_accelerator(recipe), recipe=recipe, task=task, out=out)
+
+    return make
+
+
+@pytest.fixture
+def translator(vocabulary: Vocabulary) -> Translator:
+    """One with random weights."""
+    torch.manual_seed(3)
+    task = TranslationTask(recipe=RECIPE, vocabulary=vocabulary, train=RECORDS, dev=RECORDS)
+    return Translator(model=task.make_model(), config=task.config, vocabulary=vocabulary)
+
+
+def test_model_learns_eight_sentences_and_translates_them(
+    make_trainer: Callable[..., Trainer], tmp_path: Path
+) -> None:
+    """The loop, the search and the folder are those of captioning."""
+    trainer = make_trainer(tmp_path, epochs=40)
+    best = trainer.run()
+    scores = trainer.task.settle(best)
+    assert str(scores) == "BLEU 100.0, chrF 100.0"
+    translator = Translator.load(best)
+    translations = translator.translate(list(PAIRS))
+    assert [translation.text for translation in translations] == list(PAIRS.values())
+    metrics = load_translation_checkpoint(best).metrics
+    assert metrics["dev"]["bleu"] == pytest.approx(100)
+    assert metrics["dev"]["beam_size"] == translator.config.decoding.beam_size
+
+
+@pytest.mark.parametrize("training", [{}, {"self_critical_from_epoch": 2}])
+def test_resumed_run_repeats_the_uninterrupted_one(
+    make_trainer: Callable[..., Trainer], tmp_path: Path, training: dict[str, int]
+) -> None:
+    """With dropout, a moving average, and what is sampled."""
+    recipe = replace(
+        RECIPE,
+        encoder=replace(ENCODER, dropout=0.2),
+        decoder=replace(RECIPE.decoder, dropout=0.2),
+        training=replace(RECIPE.training, ema_decay=0.9, **training),
+    )
+    whole = make_trainer(tmp_path / "whole", recipe)
+    whole.run()
+    first = make_trainer(tmp_path / "parts", recipe)
+    step = first.learner.step
+
+    def interrupted(parts: Any, number: int) -> dict[str, float]:
+        if number == 3:
+            raise KeyboardInterrupt
+        return step(parts, number)
+
+    first.learner.step = interrupted
+    first.save_minutes = 0.0
+    with pytest.raises(KeyboardInterrupt):
+        first.run()
+    second = make_trainer(tmp_path / "parts", recipe)
+    second.resume()
+    assert second.progress.step == 3
+    second.run()
+    for name, value in whole.learner.averaged_model.state_dict().items():
+        assert torch.equal(value, second.learner.averaged_model.state_dict()[name]), name
+
+
+def test_run_is_not_resumed_with_other_sentences(
+    make_trainer: Callable[..., Trainer], tmp_path: Path
+) -> None:
+    make_trainer(tmp_path, epochs=1).run()
+    other = make_trainer(tmp_path, epochs=1)
+    other.task.train.records = RECORDS[:-1]
+    other.digest = other.task.digest()
+    with pytest.raises(ResumeError, match="other training pictures or captions"):
+        other.resume()
+
+
+def test_translations_do_not_depend_on_the_batch_and_keep_their_order(translator: Translator) -> None:
+    together = translator.translate(list(PAIRS), batch_size=8)
+    for sentence, translation in zip(PAIRS, together, strict=True):
+        (alone,) = translator.translate([sentence])
+        assert alone.sentence == translation.sentence == sentence
+        assert alone.text == translation.text
+        assert alone.log_prob == pytest.approx(translation.log_prob, abs=1e-4)
+        np.testing.assert_allclose(alone.alphas, translation.alphas, atol=1e-5)
+
+
+def test_each_word_shares_its_attention_among_the_words_of_the_sentence(translator: Translator) -> None:
+    for sentence, translation in zip(PAIRS, translator.translate(list(PAIRS)), strict=True):
+        assert translation.alphas.shape == (len(translation.words), len(translation.sentence_words))
+        np.testing.assert_allclose(translation.alphas.sum(axis=1), 1, atol=1e-5)
+        assert "".join(translation.sentence_words) == sentence.replace(" ", "")
+        assert "".join(translation.words) == translation.text.replace(" ", "")
+
+
+def test_attention_on_a_word_is_the_sum_of_its_parts_and_the_mean_over_those_written(
+    translator: Translator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By hand: two parts read, one mark; one part written, then two parts of one word."""
+    parts = {"read": ["▁Hun", "de", "."], "written": ["▁a", "▁d", "og"]}
+    monkeypatch.setattr(Vocabulary, "split", lambda *_: parts["read"])
+    monkeypatch.setattr(Vocabulary, "decode", lambda *_: parts["written"])
+    alphas = np.array([[[0.5, 0.3, 0.2]], [[0.1, 0.1, 0.8]], [[0.3, 0.5, 0.2]]])
+    (found,) = translator._search(["Hunde."], None)
+    translation = translator._translation("Hunde.", replace(found, alphas=alphas))
+    assert (translation.sentence_words, translation.words) == (("Hunde", "."), ("a", "dog"))
+    np.testing.assert_allclose(translation.alphas, [[0.8, 0.2], [0.5, 0.5]])
+
+
+@pytest.mark.parametrize(
+    ("parts", "words"),
+    [
+        ([], []),
+        (["▁Zwei", "▁jun", "ge", "▁Hunde", "."], ["Zwei", "junge", "Hunde", "."]),
+        (["▁T", "-", "Shirt", ",", "▁das"], ["T-Shirt", ",", "das"]),
+        (["▁", "(", "▁a", ")"], ["(", "a", ")"]),
+        ([".", "▁a"], [".", "a"]),
+    ],
+)
+def test_parts_make_words_and_a_mark_after_a_word_is_its_own(parts: list[str], words: list[str]) -> None:
+    found = _words_of(parts)
+    assert [word for word, _ in found] == words
+    assert [place for _, of_word in found for place in range(len(parts))[of_word]] == list(range(len(parts)))
+
+
+def test_a_blank_sentence_stays_blank_and_disturbs_no_other(translator: Translator) -> None:
+    blank, other, last = translator.translate(["", "A dog runs.", " \n"])
+    assert (blank.text, blank.words, blank.alphas.shape) == ("", (), (0, 0))
+    assert last.text == ""
+    assert other.text == translator.translate(["A dog runs."])[0].text
+    assert translator.translate([]) == []
+    with pytest.raises(TypeError, match="in brackets"):
+        translator.translate("A dog runs.")
+
+
+def test_letters_that_were_never_seen_are_read_as_unknown(translator: Translator) -> None:
+    (translation,) = translator.translate(["日本 A dog 🐕"])
+    np.testing.assert_allclose(translation.alphas.sum(axis=1), 1, atol=1e-5)
+    assert translation.sentence_words[0] == "日本"
+
+
+def test_alignment_is_drawn_by_the_code_that_draws_words_by_cells(translator: Translator) -> None:
+    """Words read stand below their own columns, upright where they would run into each other."""
+    translation = translator.translate(["A red dog sits in the garden."])[0]
+    figure = translation.plot(translation)
+    heat = figure.axes[0]
+    np.testing.assert_allclose(heat.images[0].get_array(), translation.alphas)
+    labels = heat.get_xticklabels()
+    assert [label.get_text() for label in labels] == list(translation.sentence_words)
+    np.testing.assert_allclose(heat.get_xticks(), np.arange(len(labels)) + 0.5)
+    figure.canvas.draw()
+    boxes = [label.get_window_extent() for label in labels]
+    assert not any(left.overlaps(right) for left, right in pairwise(boxes))
+    assert min(box.y0 for box in boxes) > heat.xaxis.label.get_window_extent().y1 - 1
+
+
+def test_folder_is_loaded_as_what_it_is(translator: Translator, model_folder: Path, tmp_path: Path) -> None:
+    task = TranslationTask(recipe=RECIPE, vocabulary=translator.vocabulary, train=RECORDS, dev=RECORDS)
+    save_checkpoint(tmp_path / "translator", task.stored(translator.model, {}))
+    with pytest.raises(CheckpointError, match="translates sentences; give one that captions pictures"):
+        load_checkpoint(tmp_path / "translator")
+    with pytest.raises(CheckpointError, match="captions pictures; give one that translates sentences"):
+        load_translation_checkpoint(model_folder)
+    loaded = load_translation_checkpoint(tmp_path / "translator")
+    assert (loaded.config, loaded.vocabulary) == (task.config, translator.vocabulary)
+
+
+def test_hostile_folders_are_refused_before_they_take_memory(translator: Translator, tmp_path: Path) -> None:
+    task = TranslationTask(recipe=RECIPE, vocabulary=translator.vocabulary, train=RECORDS, dev=RECORDS)
+    folder = tmp_path / "model"
+    save_checkpoint(folder, task.stored(translator.model, {}))
+    config, words = folder / "config.json", folder / "vocabulary.json"
+    content = json.loads(config.read_text())
+    content["text_encoder"]["hidden_dim"] = 65_000  # 100 GB
+    sound = config.read_text()
+    config.write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match="do not fit one another: config.json states"):
+        Translator.load(folder)
+    config.write_text(sound)
+    words.write_text(json.dumps(json.loads(words.read_text()) | {"subwords": "bm9uc2Vuc2U="}))
+    with pytest.raises(CheckpointError, match="is damaged: the vocabulary's sentencepiece model"):
+        Translator.load(folder)
+
+
+def test_training_goes_on_from_a_translator(
+    make_trainer: Callable[..., Trainer], vocabulary: Vocabulary, tmp_path: Path
+) -> None:
+    best = make_trainer(tmp_path / "first", epochs=2).run()
+    start = load_translation_checkpoint(best)
+    task = TranslationTask(recipe=RECIPE, vocabulary=vocabulary, train=RECORDS, dev=RECORDS, start=start)
+    for name, value in task.make_model().state_dict().items():
+        assert torch.equal(value, start.model.state_dict()[name])
+    assert task.stored(start.model, {}).metrics["start"] == start.metrics
+
+
+def test_bleu_is_that_of_the_formula() -> None:
+    """One sentence by hand (Papineni et al. 2002): its n-grams that are right, and how short it is. The full
+    stop is a word of its own; cases count."""
+    references = {"1": ("The cat sat on the mat.", "the cat sat")}
+    scores = score_translations({"1": "The cat sat on mat."}, references)
+    precisions = (6 / 6, 4 / 5, 2 / 4, 1 / 3)  # of: the The cat sat on mat .
+    brevity = math.exp(1 - 7 / 6)
+    expected = 100 * brevity * math.prod(precisions) ** 0.25
+    assert scores.bleu == pytest.approx(expected)
+    assert score_translations({"1": "The cat sat on the mat."}, references).bleu == pytest.approx(100)
+    assert score_translations({"1": "the cat sat on the mat."}, references).bleu < 90
