@@ -211,16 +211,6 @@ def _measured(
     }
 
 
-def write_table(results: Mapping[str, Mapping[str, Any]], page: Path) -> None:
-    """Write the Markdown table between the marks of a page. Raises: ValueError, if it lacks them."""
-    text = page.read_text()
-    before, first, rest = text.partition(FIRST_MARK)
-    _, last, after = rest.partition(LAST_MARK)
-    if not (first and last):
-        raise ValueError(f"{page} lacks the marks {FIRST_MARK} and {LAST_MARK}")
-    page.write_text(f"{before}{first}\n\n{table(results)}\n{last}{after}")
-
-
 def table(results: Mapping[str, Mapping[str, Any]]) -> str:
     """The rows in their order, as Markdown."""
     head = (

@@ -25,3 +25,13 @@ def report(measured: Mapping[str, Figures], json_out: Path | None) -> None:
         sys.stdout.write(table(title, rows))
     if json_out is not None:
         json_out.write_text(json.dumps(measured, indent=1) + "\n")
+
+
+def write_between(page: Path, first_mark: str, last_mark: str, text: str) -> None:
+    """Put Markdown between two marks of a page, in place of what stood there. Raises: ValueError, if it lacks
+    them."""
+    before, first, rest = page.read_text().partition(first_mark)
+    _, last, after = rest.partition(last_mark)
+    if not (first and last):
+        raise ValueError(f"{page} lacks the marks {first_mark} and {last_mark}")
+    page.write_text(f"{before}{first}\n\n{text}\n{last}{after}")

@@ -14,6 +14,8 @@ from captioner.images import ImageSource, heatmap, load_image, upright_rgb
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from captioner.matrix import AttentionMatrix, HasMatrix
+
 
 @dataclass(frozen=True, kw_only=True)
 class Caption:
@@ -96,8 +98,21 @@ class Caption:
 
         return draw_overlay(self, self.image(), style=style)
 
-    def plot_matrix(self, *others: "Caption", style: FigureStyle = DEFAULT_STYLE) -> "Figure":
-        """Words by cells, beside those of other captions of the same picture (`captioner.matrix`)."""
+    def matrix(self) -> "AttentionMatrix":
+        """Words by cells, row by row of the grid from the top left."""
+        from captioner.matrix import AttentionMatrix
+
+        rows, cols = self.grid.rows, self.grid.cols
+        return AttentionMatrix(
+            title=self.text,
+            rows=self.tokens,
+            weights=self.alphas.reshape(len(self.tokens), rows * cols),
+            groups=tuple((str(row + 1), cols) for row in range(rows)),
+            places="cells, by the rows of the grid",
+        )
+
+    def plot_matrix(self, *others: "HasMatrix", style: FigureStyle = DEFAULT_STYLE) -> "Figure":
+        """Words by cells, beside other captions of the same picture or a translation (`captioner.matrix`)."""
         from captioner.matrix import draw_matrices
 
         return draw_matrices([self, *others], style=style)

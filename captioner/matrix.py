@@ -6,6 +6,7 @@ of the sentence (Bahdanau et al. 2015, figure 3).
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
@@ -15,7 +16,6 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure
 
-from captioner.captions import Caption
 from captioner.config import DEFAULT_STYLE, FigureStyle
 from captioner.figures import colormap_of
 
@@ -40,18 +40,6 @@ class AttentionMatrix:
     groups: tuple[tuple[str, int], ...]
     places: str
 
-    @classmethod
-    def of(cls, caption: Caption) -> "AttentionMatrix":
-        """Of a caption, whose places are the grid's cells, row by row from the top left."""
-        rows, cols = caption.grid.rows, caption.grid.cols
-        return cls(
-            title=caption.text,
-            rows=caption.tokens,
-            weights=caption.alphas.reshape(len(caption.tokens), rows * cols),
-            groups=tuple((str(row + 1), cols) for row in range(rows)),
-            places="cells, by the rows of the grid",
-        )
-
     def choose(self, words: Sequence[str]) -> "AttentionMatrix":
         """The same matrix with the rows of these words only; all if none is named."""
         kept = [place for place, word in enumerate(self.rows) if not words or word in words]
@@ -64,16 +52,21 @@ class AttentionMatrix:
         )
 
 
+@runtime_checkable
+class HasMatrix(Protocol):
+    """What has an attention matrix: a caption, or a translation."""
+
+    def matrix(self) -> AttentionMatrix: ...
+
+
 def spread(weights: Float[np.ndarray, "rows places"]) -> Float[np.ndarray, " rows"]:
     """How many places each row is spread over: exp of its entropy, 1 for one place, n for n alike."""
     logarithms = np.log(weights, out=np.zeros_like(weights), where=weights > 0)
     return np.exp(-(weights * logarithms).sum(axis=1))
 
 
-def draw_matrices(
-    captions: Sequence[Caption | AttentionMatrix], *, style: FigureStyle = DEFAULT_STYLE
-) -> Figure:
-    """Draw words by places, one matrix or several side by side on the same scales.
+def draw_matrices(given: Sequence[HasMatrix], *, style: FigureStyle = DEFAULT_STYLE) -> Figure:
+    """Draw words by places, the matrices of one or several side by side on the same scales.
 
     Above each heat map is the sum of every place's attention over the words that are drawn, and to its
     right how many places each word's attention is spread over (the exponential of its entropy).
@@ -81,10 +74,7 @@ def draw_matrices(
     Raises:
         captioner.errors.UsageError: there is no such colour map.
     """
-    matrices = [
-        (AttentionMatrix.of(given) if isinstance(given, Caption) else given).choose(style.words)
-        for given in captions
-    ]
+    matrices = [each.matrix().choose(style.words) for each in given]
     highest = max((float(matrix.weights.max(initial=0.0)) for matrix in matrices), default=0.0)
     scale, colormap = Normalize(0.0, highest or 1.0), colormap_of(style)
     most_rows = max(len(matrix.rows) for matrix in matrices)

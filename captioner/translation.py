@@ -22,7 +22,7 @@ from captioner.vocabulary import WORD_START, Vocabulary
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from captioner.matrix import AttentionMatrix
+    from captioner.matrix import AttentionMatrix, HasMatrix
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,11 +54,11 @@ class Translation:
             places="words of the sentence",
         )
 
-    def plot(self, *others: "Translation", style: FigureStyle = DEFAULT_STYLE) -> "Figure":
-        """The alignment as a heat map, beside those of other translations (`captioner.matrix`)."""
+    def plot(self, *others: "HasMatrix", style: FigureStyle = DEFAULT_STYLE) -> "Figure":
+        """The alignment as a heat map, beside other translations or captions (`captioner.matrix`)."""
         from captioner.matrix import draw_matrices
 
-        return draw_matrices([translation.matrix() for translation in (self, *others)], style=style)
+        return draw_matrices([self, *others], style=style)
 
     def _repr_html_(self) -> str:
         """How a notebook shows a translation: its figure, with the text in its place."""

@@ -7,10 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import ablation, captioning, data, flickr8k_as_coco
+from benchmarks import ablation, captioning, data, flickr8k_as_coco, translation
+from benchmarks.report import write_between
 from captioner.images import load_image
 from captioner.inference import Captioner
 from captioner.metrics import score_captions
+from captioner.recipe import PRESETS
+from captioner.records import TranslatedSentence
+from captioner.translation import Translation
 from captioner.wording import Wording
 from datasets.coco import Coco
 from datasets.flickr import Flickr8k
@@ -66,7 +70,8 @@ def test_table_of_the_study_stands_between_its_marks_and_nothing_else_changes(tm
         "scores": asdict(scores),
         "wording": asdict(Wording.of(["a dog runs"])),
     }
-    ablation.write_table({row.key: result}, page)
+    marks = ablation.FIRST_MARK, ablation.LAST_MARK
+    write_between(page, *marks, ablation.table({row.key: result}))
     before, *lines, last, after = page.read_text().splitlines()
     assert (before, last, after) == ("before", ablation.LAST_MARK, "after")
     assert "old" not in lines
@@ -74,7 +79,36 @@ def test_table_of_the_study_stands_between_its_marks_and_nothing_else_changes(tm
     assert "| 4 | 6 | 88 | 9.9 | 100.0 |" in shown
     page.write_text("no marks")
     with pytest.raises(ValueError, match="lacks the marks"):
-        ablation.write_table({}, page)
+        write_between(page, *marks, "")
+
+
+def test_sentences_of_each_length_are_scored_apart() -> None:
+    """Of two short sentences the one is right and the other wrong, the long one is right; none is medium."""
+    long = " ".join(["words"] * 15)
+    dev = [
+        TranslatedSentence(sentence_id=text, sentence=text, translations=(text,), split="dev")
+        for text in ("a short one it is", "another that is short", long)
+    ]
+    said = ["a short one it is", "nothing at all like it", long]
+    nothing = {"sentence_words": (), "words": (), "log_prob": 0.0, "alphas": np.zeros((0, 0))}
+    given = [Translation(sentence=text, text=text, **nothing) for text in said]
+    found = translation.by_length(given, dev)
+    assert [group["sentences"] for group in found.values()] == [2, 0, 1]
+    short, medium, of_long = (group["bleu"] for group in found.values())
+    assert 0 < short < 100
+    assert medium == 0
+    assert of_long == pytest.approx(100)
+    scores = translation.intervals({"none": given[:1] * 3, "additive": given}, dev)
+    assert scores["additive"]["bleu"] > scores["none"]["bleu"]
+    assert scores["additive"]["interval"] > 0
+
+
+def test_variants_of_the_translation_study_differ_in_their_attention_alone() -> None:
+    recipes = {variant: translation.recipe_of(variant, 0).described() for variant in translation.VARIANTS}
+    assert len({str(recipe) for recipe in recipes.values()}) == len(recipes) == 4
+    for recipe in recipes.values():
+        recipe["decoder"] |= {"attention": "soft", "score": "additive"}
+        assert recipe == PRESETS["multi30k"].described()
 
 
 def test_captioning_is_timed_on_every_picture(captioner: Captioner, tmp_path: Path) -> None:

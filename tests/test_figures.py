@@ -11,8 +11,9 @@ from captioner.config import FigureFormat, FigureStyle, GridConfig, PreprocessCo
 from captioner.errors import UsageError
 from captioner.figures import colormap_of, figure_as_html, heat_over, save_figure
 from captioner.inference import Captioner
-from captioner.matrix import AttentionMatrix, draw_matrices, spread
+from captioner.matrix import draw_matrices, spread
 from captioner.overlay import draw_overlay
+from captioner.translation import Translation
 from tests.conftest import make_caption, noise_picture
 
 WORDS = ("a", "<dog>", "runs", "$5")
@@ -190,13 +191,18 @@ def test_figures_too_large_to_draw_are_refused() -> None:
 
 
 def test_matrix_of_chosen_words_and_of_no_word() -> None:
-    matrix = AttentionMatrix(
-        title="", rows=("the", "cat", "the"), weights=np.eye(3), groups=(("source", 3),), places="words"
+    translation = Translation(
+        sentence="",
+        text="",
+        sentence_words=("die", "Katze", "die"),
+        words=("the", "cat", "the"),
+        log_prob=0.0,
+        alphas=np.eye(3),
     )
-    assert matrix.choose(["the"]).weights.tolist() == [[1, 0, 0], [0, 0, 1]]
+    assert translation.matrix().choose(["the"]).weights.tolist() == [[1, 0, 0], [0, 0, 1]]
     (drawn,) = [
         axis
-        for axis in draw_matrices([matrix], style=FigureStyle(words=("dog",))).axes
-        if axis.get_xlabel() == "words"
+        for axis in translation.plot(style=FigureStyle(words=("dog",))).axes
+        if axis.get_xlabel() == "words of the sentence"
     ]
     assert not drawn.images

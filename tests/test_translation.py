@@ -244,7 +244,7 @@ def test_hostile_folders_are_refused_before_they_take_memory(translator: Transla
     content["text_encoder"]["hidden_dim"] = 65_000  # 100 GB
     sound = config.read_text()
     config.write_text(json.dumps(content))
-    with pytest.raises(CheckpointError, match="do not fit one another: config.json states"):
+    with pytest.raises(CheckpointError, match=r"do not fit one another: config\.json states"):
         Translator.load(folder)
     config.write_text(sound)
     words.write_text(json.dumps(json.loads(words.read_text()) | {"subwords": "bm9uc2Vuc2U="}))
