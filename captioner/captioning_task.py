@@ -36,8 +36,6 @@ _NUM_MEASURED = 16  # pictures that a cell's field of view is measured on
 class CaptioningTask:
     """To caption pictures, as a `captioner.task.Task`."""
 
-    score_name = "CIDEr"
-
     def __init__(
         self,
         *,

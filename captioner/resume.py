@@ -109,7 +109,7 @@ def load_state(folder: Path, *, recipe: Recipe, data: str) -> dict[str, Any]:
     state = require_same_recipe(folder, recipe)
     if state["data"] != data:
         raise ResumeError(
-            f"the run in {folder.parent} was started with other training pictures or captions, other first "
-            "weights or another --cache-limit-gb; resume it with those, or start another with --out"
+            f"the run in {folder.parent} was started with other training data, other first weights or "
+            "another --cache-limit-gb; resume it with those, or start another with --out"
         )
     return state

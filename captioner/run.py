@@ -28,11 +28,10 @@ from captioner.recipe import EncoderConfig, Recipe
 from captioner.records import CaptionedImage, TranslatedSentence
 from captioner.resume import require_same_recipe
 from captioner.stopping import locked, stop_on_signals
+from captioner.task import Task
 from captioner.training import Trainer
 from captioner.translation_task import TranslationTask
 from captioner.vocabulary import SPECIAL_TOKENS, Vocabulary
-
-Record = CaptionedImage | TranslatedSentence
 
 _logger = logging.getLogger(__name__)
 
@@ -40,13 +39,14 @@ _logger = logging.getLogger(__name__)
 def run_training(
     *,
     recipe: Recipe,
-    train: Sequence[Record],
-    dev: Sequence[Record],
+    train: Sequence[Any],
+    dev: Sequence[Any],
     options: RunOptions,
     arguments: Sequence[str],
 ) -> Path:
     """Train, choose the beam size and length penalty on dev, and give the folder of the best model.
 
+    The records are `CaptionedImage`s, or `TranslatedSentence`s for a recipe whose encoder reads text.
     In several processes each calls this, and the first one writes.
 
     Raises:
@@ -72,8 +72,8 @@ def _settle(trainer: Trainer, best: Path) -> None:
 def prepare_training(
     *,
     recipe: Recipe,
-    train: Sequence[Record],
-    dev: Sequence[Record],
+    train: Sequence[Any],
+    dev: Sequence[Any],
     options: RunOptions,
     arguments: Sequence[str],
 ) -> Trainer:
@@ -99,21 +99,19 @@ def prepare_training(
         _keep(options.out / "recipe.json", recipe.described())
     _logger.info("%s", accelerator.state)
     dev = dev[: recipe.training.max_dev_pictures]
-    make_task: Any = _captioning_task if isinstance(recipe.encoder, EncoderConfig) else _translation_task
-    _logger.info(
-        "%s training %s, %s dev %s",
-        f"{len(train):,}",
-        sources := "pictures" if make_task is _captioning_task else "sentences",
-        f"{len(dev):,}",
-        sources,
-    )
-    task, num_workers = make_task(recipe, train, dev, options, accelerator)
+    task: Task
+    if isinstance(recipe.encoder, TextEncoderConfig):
+        _logger.info("%s training sentences, %s dev sentences", f"{len(train):,}", f"{len(dev):,}")
+        task = _translation_task(recipe, train, dev)
+    else:
+        _logger.info("%s training pictures, %s dev pictures", f"{len(train):,}", f"{len(dev):,}")
+        task = _captioning_task(recipe, train, dev, options, accelerator)
     trainer = Trainer(
         accelerator=accelerator,
         recipe=recipe,
         task=task,
         out=options.out,
-        num_workers=num_workers if options.workers is None else options.workers,
+        num_workers=_num_workers(options, recipe, task),
         save_minutes=options.save_minutes,
     )
     if options.resume:
@@ -127,8 +125,8 @@ def _captioning_task(
     dev: Sequence[CaptionedImage],
     options: RunOptions,
     accelerator: Accelerator,
-) -> tuple[CaptioningTask, int]:
-    """The task with its grids cached, and how many workers it is best to have."""
+) -> CaptioningTask:
+    """The task, with the vocabulary of the training captions and its grids cached."""
     assert isinstance(recipe.encoder, EncoderConfig)
     start = _start(recipe)
     encoder = build_encoder(recipe.encoder) if start is None else start.model.encoder
@@ -156,7 +154,7 @@ def _captioning_task(
             f"no word occurs {recipe.training.min_count} times in the training captions; lower min_count by "
             '--recipe, a file with {"training": {"min_count": 1}}'
         )
-    task = CaptioningTask(
+    return CaptioningTask(
         recipe=recipe,
         encoder=encoder,
         preprocess=preprocess,
@@ -166,19 +164,23 @@ def _captioning_task(
         dev=dev_split,
         start=start,
     )
-    # Workers pay where pictures are decoded; cached grids are read faster than they are handed over.
-    is_live = any(len(split.grids) < len(split.records) for split in (dev_split, train_split))
-    return task, min(8, os.cpu_count() or 1) if is_live or recipe.training.finetune_from_epoch else 0
+
+
+def _num_workers(options: RunOptions, recipe: Recipe, task: Task) -> int:
+    """Workers pay where pictures are decoded; cached grids are read faster than they are handed over."""
+    if options.workers is not None:
+        return options.workers
+    if not isinstance(task, CaptioningTask):
+        return 0
+    splits = (task.train.split, task.dev.split)
+    is_live = any(len(split.grids) < len(split.records) for split in splits)
+    return min(8, os.cpu_count() or 1) if is_live or recipe.training.finetune_from_epoch else 0
 
 
 def _translation_task(
-    recipe: Recipe,
-    train: Sequence[TranslatedSentence],
-    dev: Sequence[TranslatedSentence],
-    options: RunOptions,  # noqa: ARG001 (there is nothing to cache)
-    accelerator: Accelerator,  # noqa: ARG001
-) -> tuple[TranslationTask, int]:
-    """The task with its vocabulary, and how many workers it is best to have."""
+    recipe: Recipe, train: Sequence[TranslatedSentence], dev: Sequence[TranslatedSentence]
+) -> TranslationTask:
+    """The task, with the subwords of the training sentences of both languages."""
     assert isinstance(recipe.encoder, TextEncoderConfig)
     start = _translation_start(recipe)
     if start is None:
@@ -189,7 +191,7 @@ def _translation_task(
             raise TrainingError(f"{error}; change num_subwords by --recipe") from error
     else:
         vocabulary = start.vocabulary
-    return TranslationTask(recipe=recipe, vocabulary=vocabulary, train=train, dev=dev, start=start), 0
+    return TranslationTask(recipe=recipe, vocabulary=vocabulary, train=train, dev=dev, start=start)
 
 
 def _translation_start(recipe: Recipe) -> TranslationCheckpoint | None:

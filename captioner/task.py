@@ -27,10 +27,13 @@ class Validation:
 class Task(Protocol):
     """To caption pictures (`captioner.captioning_task`), or to translate (`captioner.translation_task`)."""
 
-    train: CaptionedDataset
-    dev: CaptionedDataset
     vocabulary: Vocabulary
-    score_name: str
+
+    @property
+    def train(self) -> CaptionedDataset: ...
+
+    @property
+    def dev(self) -> CaptionedDataset: ...
 
     def make_model(self) -> AttentionModel[Any]:
         """The model that training starts with. What is random in it comes from torch's own generator."""

@@ -28,8 +28,6 @@ _NUM_SHOWN = 8  # dev sentences whose alignments are shown each epoch
 class TranslationTask:
     """To translate sentences, as a `captioner.task.Task`."""
 
-    score_name = "BLEU"
-
     def __init__(
         self,
         *,

@@ -270,7 +270,7 @@ def test_resuming_with_another_recipe_or_other_data_is_refused_with_the_differen
     other = data_digest(trainer.task.train.split, trainer.task.vocabulary, trainer.learner.raw_model.encoder)
     assert other != trainer.digest
     trainer.digest = other
-    with pytest.raises(ResumeError, match="other training pictures or captions"):
+    with pytest.raises(ResumeError, match="other training data"):
         trainer.resume()
 
 

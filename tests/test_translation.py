@@ -141,7 +141,7 @@ def test_run_is_not_resumed_with_other_sentences(
     other = make_trainer(tmp_path, epochs=1)
     other.task.train.records = RECORDS[:-1]
     other.digest = other.task.digest()
-    with pytest.raises(ResumeError, match="other training pictures or captions"):
+    with pytest.raises(ResumeError, match="other training data"):
         other.resume()
 
 
