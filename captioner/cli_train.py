@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from captioner.config import Attention, DecoderKind, ScoreName, TextEncoderConfig
+from captioner.config import LSTM_PARTS, Attention, DecoderKind, ScoreName, TextEncoderConfig
 from captioner.errors import CaptionerError
 from captioner.flags import hint
 from captioner.recipe import EncoderConfig, Recipe
@@ -74,6 +74,8 @@ class Changes:
     def applied_to(self, preset: Recipe) -> Recipe:
         """Raises: RecipeError, captioner.model_folder.CheckpointError."""
         changes = self._changes_of_file()
+        if self.decoder == "transformer":  # which has none of the LSTM's parts that a preset may have changed
+            preset = replace(preset, decoder=replace(preset.decoder, **LSTM_PARTS))
         try:
             base = preset.changed(changes)
             start = self.start_from or base.training.start_from

@@ -7,7 +7,7 @@ that is by hand, by a command line or by a file.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 BackendName = Literal["auto", "onnx", "torch"]
@@ -156,7 +156,7 @@ class DecoderConfig:
     def _require_parts_that_fit(self) -> None:
         """Refuse what could only be ignored, or cannot be computed."""
         is_transformer, is_multihead = self.kind == "transformer", self.score == "multihead"
-        for name, default in _LSTM_PARTS.items():
+        for name, default in LSTM_PARTS.items():
             value = getattr(self, name)
             fits = value == default or not is_transformer
             require(fits, f"{name} is a part of the lstm; leave it out for a transformer", value)
@@ -176,7 +176,7 @@ class DecoderConfig:
                 require(value % self.num_heads == 0, f"{name} must be a multiple of num_heads", value)
 
 
-_LSTM_PARTS = {
+LSTM_PARTS: dict[str, Any] = {
     "attention": "soft",
     "score": "additive",
     "look": "before",

@@ -157,7 +157,10 @@ def test_start_that_does_not_fit_is_refused_in_one_line(
     assert "\n" not in error
 
 
-def test_command_trains_a_translator_and_goes_on_from_it(run_as_given: Run, tmp_path: Path) -> None:
+@pytest.mark.parametrize("flags", [("--score", "dot"), ("--decoder", "transformer")])
+def test_command_trains_a_translator_and_goes_on_from_it(
+    run_as_given: Run, tmp_path: Path, flags: tuple[str, str]
+) -> None:
     """`train.py multi30k` has the loop, the folder and the flags of captioning."""
     for name, lines in {"train": TRAIN_PAIRS, "val": TRAIN_PAIRS[:2]}.items():
         for language, texts in zip(("en", "de"), zip(*lines, strict=True), strict=True):
@@ -170,10 +173,10 @@ def test_command_trains_a_translator_and_goes_on_from_it(run_as_given: Run, tmp_
     }
     path = tmp_path / "recipe.json"
     path.write_text(json.dumps(small))
-    first = ("multi30k", "--root", str(tmp_path), "--recipe", str(path), "--score", "dot")
+    first = ("multi30k", "--root", str(tmp_path), "--recipe", str(path), *flags)
     assert run_as_given(*first, "--out", str(tmp_path / "first")) is None
     translator = Translator.load(tmp_path / "first" / "best")
-    assert translator.config.decoder.score == "dot"
+    assert flags[1] in (translator.config.decoder.score, translator.config.decoder.kind)
     assert len(translator.translate(["A dog runs.", "Two cats."])) == 2
     second = ("multi30k", "--root", str(tmp_path), "--start-from", str(tmp_path / "first" / "best"))
     assert run_as_given(*second, "--epochs", "1", "--out", str(tmp_path / "second")) is None
