@@ -31,7 +31,7 @@ class Train:
     """Train on a data set, scoring decoded captions of its dev split every epoch.
 
     Writes OUT/best, a model folder for caption.py; of multi30k, a translator. `train.py DATASET --help` shows
-    where a data set's files go, `train.py check DATASET` looks them over first.
+    where a data set's files go, `train.py check DATASET` looks one of pictures over first.
     """
 
     dataset: TrainingDataset

@@ -19,6 +19,7 @@ import tyro
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from benchmarks.report import write_between
 from captioner.checkpoint import load_checkpoint
 from captioner.cli_train import RunOptions
 from captioner.config import DecodingConfig
@@ -139,7 +140,7 @@ def main(
         aside = RESULTS.with_suffix(".new")
         aside.write_text(json.dumps(done, indent=1) + "\n")
         aside.replace(RESULTS)
-        write_table(done, PAGE)
+        write_between(PAGE, FIRST_MARK, LAST_MARK, table(done))
 
 
 def _is_done(found: Mapping[str, Any] | None, recipe: Recipe) -> bool:

@@ -65,10 +65,10 @@ def main(*, root: Path, runs: Path, seed: int = 0) -> None:
     translations: dict[str, list[Translation]] = {}
     results: dict[str, dict[str, Any]] = {}
     for variant in VARIANTS:
-        folder = runs / variant
-        if not is_done(folder):
+        folder, recipe = runs / f"{variant}-seed{seed}", recipe_of(variant, seed)
+        if not is_done(folder, recipe):
             run_training(
-                recipe=recipe_of(variant, seed),
+                recipe=recipe,
                 train=[record for record in records if record.split == "train"],
                 dev=dev,
                 options=RunOptions(out=folder, resume=(folder / "last").exists()),
@@ -84,9 +84,12 @@ def main(*, root: Path, runs: Path, seed: int = 0) -> None:
     write_between(PAGE, FIRST_MARK, LAST_MARK, table(results))
 
 
-def is_done(folder: Path) -> bool:
-    """Whether a run has come to its end: its decoding is chosen."""
-    return (folder / "best").is_dir() and "decoding_bleu" in read_metrics(folder / "best")
+def is_done(folder: Path, recipe: Recipe) -> bool:
+    """Whether a run of this recipe has come to its end: its decoding is chosen."""
+    if not (folder / "best").is_dir():
+        return False
+    metrics = read_metrics(folder / "best")
+    return "decoding_bleu" in metrics and metrics["recipe"] == recipe.described()
 
 
 def described(translator: Translator, metrics: Mapping[str, Any]) -> dict[str, Any]:

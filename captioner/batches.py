@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -22,37 +22,38 @@ from captioner.images import ImageError
 from captioner.vocabulary import PAD, Vocabulary
 
 
-@runtime_checkable
-class Sources(Protocol):
-    """What an encoder reads of a batch, a frozen dataclass; its row i is what caption row i is about."""
-
-    def encoded(self, annotations: Tensor) -> "Sources":
-        """The same with its annotations, which will not change, in the place of what they are made from."""
-        ...
-
-
 @dataclass(frozen=True, kw_only=True)
 class CaptionBatch:
     """Sources, each once, with all their captions.
 
-    `names` are what an error calls them. `tokens` holds <start> w1 ... wn <end> <pad>..., and `lengths` the
-    number of words to predict, n + 1; a source with fewer captions than others has captions of length 0.
-    Where the longest captions come first, of a source and among the sources, the decoder leaves finished
-    ones behind.
+    `sources` is what the encoder reads, `captioner.data.Pictures` or `captioner.sentences.Sentences`: row i
+    of it is what row i of the captions is about. `names` are what an error calls them.
+
+    `tokens` holds <start> w1 ... wn <end> <pad>..., and `lengths` the number of words to predict, n + 1; a
+    source with fewer captions than others has captions of length 0. Where the longest captions come first,
+    of a source and among the sources, the decoder leaves finished ones behind.
     """
 
     ids: tuple[str, ...]
     names: tuple[str, ...]
-    sources: Sources
+    sources: Any
     tokens: Int[Tensor, "batch captions tokens"]
     lengths: Int[Tensor, "batch captions"]
 
     def to(self, device: torch.device) -> "CaptionBatch":
-        return _with_tensors(self, lambda tensor: tensor.to(device, non_blocking=True))
+        return moved(self, device)
 
     def pin_memory(self) -> "CaptionBatch":
         """Called by torch's DataLoader, so that the copy to a GPU does not wait."""
         return _with_tensors(self, Tensor.pin_memory)
+
+
+Tensors = TypeVar("Tensors")
+
+
+def moved(value: Tensors, device: torch.device) -> Tensors:
+    """A batch or its sources on another device."""
+    return _with_tensors(value, lambda tensor: tensor.to(device, non_blocking=True))
 
 
 def _with_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
@@ -84,13 +85,18 @@ class CaptionedDataset(Protocol):
         ...
 
     @staticmethod
-    def stack(sources: Sequence[Tensor]) -> Sources:
+    def stack(sources: Sequence[Tensor]) -> Any:
         """Those of a batch."""
         ...
 
     @property
     def references(self) -> dict[str, tuple[str, ...]]:
         """The captions as they were written, by the source's id."""
+        ...
+
+    @property
+    def is_live(self) -> bool:
+        """Whether files are decoded as the items are taken, so that worker processes pay."""
         ...
 
     def forget_encoded(self) -> None:
@@ -121,7 +127,7 @@ def _cut(tokens: list[int], max_words: int) -> list[int]:
 
 
 def collate(
-    given: Sequence[CaptionItem | ImageError], *, stack: Callable[[Sequence[Tensor]], Sources]
+    given: Sequence[CaptionItem | ImageError], *, stack: Callable[[Sequence[Tensor]], Any]
 ) -> CaptionBatch | ImageError:
     """Pad and stack, longest first; of a batch with a picture that cannot be read, the error."""
     items = []
@@ -178,5 +184,5 @@ def load_batches(
             yield batch
     except RuntimeError as error:
         if "exited unexpectedly" in str(error) or "is killed by signal" in str(error):
-            raise LoadingError(f"a worker that loads pictures died ({error}); lower --workers") from error
+            raise LoadingError(f"a worker that loads data died ({error}); lower --workers") from error
         raise

@@ -23,13 +23,12 @@ from captioner.model import CaptioningModel, make_decoder
 from captioner.overlay import draw_overlay
 from captioner.recipe import EncoderConfig, Recipe
 from captioner.resume import data_digest
-from captioner.task import Validation
+from captioner.task import Validation, shown
 from captioner.torch_backend import TorchBackend, choose_device
-from captioner.validation import choose_decoding, encoded_batches, validate
+from captioner.validation import choose_decoding, validate
 from captioner.vocabulary import Vocabulary
 from captioner.wording import Wording
 
-_NUM_SHOWN = 8  # dev pictures whose overlays are shown each epoch
 _NUM_MEASURED = 16  # pictures that a cell's field of view is measured on
 
 
@@ -98,9 +97,7 @@ class CaptioningTask:
         return Validation(score=scores.cider, entries={"dev": asdict(scores), "dev_wording": wording})
 
     def stored(self, model: CaptioningModel, metrics: dict[str, Any]) -> Checkpoint:
-        """How the model came about that this one started from is kept with its metrics."""
-        came_from = {} if self.start is None else {"start": self.start.metrics}
-        return Checkpoint(model, self.model_config, self.vocabulary, metrics | came_from)
+        return Checkpoint(model, self.model_config, self.vocabulary, metrics)
 
     def figures(self, model: CaptioningModel) -> Iterator[Figure]:
         captioner = Captioner(
@@ -108,9 +105,7 @@ class CaptioningTask:
             config=self.model_config,
             vocabulary=self.vocabulary,
         )
-        records = self.dev.split.records
-        shown = records[:: max(len(records) // _NUM_SHOWN, 1)][:_NUM_SHOWN]
-        for batch in captioner.caption_files(record.source for record in shown):
+        for batch in captioner.caption_files(record.source for record in shown(self.dev.split.records)):
             for caption in batch:
                 if not isinstance(caption, ImageError):
                     yield draw_overlay(caption, caption.image())
@@ -123,11 +118,10 @@ class CaptioningTask:
         checkpoint, device = load_checkpoint(folder), choose_device("auto")
         model, references = checkpoint.model.to(device).eval(), self.dev.references
         decoding, tried = choose_decoding(
-            model.decoder,
-            encoded_batches(model, self.dev, num_workers=num_workers),
-            vocabulary=self.vocabulary,
-            max_words=checkpoint.config.decoding.max_words,
+            checkpoint,
+            self.dev,
             score=lambda captions: score_captions(captions, references, with_meteor=False).cider,
+            num_workers=num_workers,
         )
         grid = replace(checkpoint.config.grid, field_px=self._field_px(model.encoder))
         config = replace(checkpoint.config, decoding=decoding, grid=grid)

@@ -37,7 +37,7 @@ class Changes:
     recipe: Annotated[Path | None, hint("FILE", "none")] = None
     """JSON with settings to change, as in a run's recipe.json; it may name just a few. Flags go over it."""
     start_from: Annotated[str | None, hint("FOLDER", "none: train from scratch")] = None
-    """Model folder to train on from; its vocabulary, backbone and decoder take the place of the preset's."""
+    """Model folder to train on from; its vocabulary, encoder and decoder take the place of the preset's."""
     backbone: Annotated[str | None, hint("NAME", _RECIPES)] = None
     """Any timm model."""
     weights: Annotated[str | None, hint("FILE", _RECIPES)] = None

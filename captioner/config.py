@@ -195,7 +195,7 @@ class DecodingConfig:
     length_penalty: float = 1.0
     """Exponent p of the ranking log p(y) / length**p; 0 favours short captions."""
     max_words: int = 20
-    """Words after which a caption is cut."""
+    """Words, or a translator's subwords, after which a caption is cut."""
     min_words: int = 1
     """Words before which no caption ends."""
     no_repeat_ngram: int = 0

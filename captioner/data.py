@@ -45,6 +45,7 @@ class Pictures:
     order: Int[Tensor, " batch"]
 
     def encoded(self, annotations: Float[Tensor, "batch cells annotation"]) -> "Pictures":
+        """The same with their annotations in the place of pixels."""
         order = torch.arange(len(annotations), device=annotations.device)
         return Pictures(grids=annotations, images=self.images[:0], order=order)
 
@@ -101,6 +102,10 @@ class CaptionDataset(Dataset[CaptionItem | ImageError]):
     @property
     def references(self) -> dict[str, tuple[str, ...]]:
         return self.split.references
+
+    @property
+    def is_live(self) -> bool:
+        return len(self.split.grids) < len(self.split.records)
 
     def forget_encoded(self) -> None:
         self.split = self.split.without_grids()

@@ -35,7 +35,7 @@ def epoch_batches(
     steps = np.array_split(order, -(-num_pictures // batch_size))
     if len(steps[-1]) < num_processes * parts:
         raise LoadingError(
-            f"a step of {len(steps[-1])} pictures "
+            f"a step of {len(steps[-1])} pictures or sentences "
             f"cannot be dealt to {num_processes} processes in {parts} parts; "
             "raise --batch-size, or lower --accumulate or the number of processes"
         )

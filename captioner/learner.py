@@ -69,7 +69,7 @@ def full_memory_told(progress: Progress, *, accumulate: int) -> Iterator[None]:
         raise TrainingError(
             f"memory is full at step {progress.step}; raise --accumulate to {2 * accumulate}, which gives "
             "the same result in less memory and may be changed on --resume; or start anew with a lower "
-            f"--batch-size or --image-size ({reason})"
+            f"--batch-size, or --image-size where there are pictures ({reason})"
         ) from error
 
 
@@ -215,13 +215,12 @@ class Learner:
         is_frozen = not any(parameter.requires_grad for parameter in model.encoder.parameters())
         for batch in batches:
             with torch.no_grad(), self.accelerator.autocast():
-                annotations, is_cell = model.encoder.annotations_of(batch.sources)
+                annotations, _ = model.encoder.annotations_of(batch.sources)
                 tokens, lengths = sample_captions(
                     model.decoder,
                     annotations,
                     num_captions=self.training.self_critical_samples,
                     max_words=self.max_words,
-                    is_cell=is_cell,
                 )
             sources = batch.sources.encoded(annotations) if is_frozen else batch.sources
             sampled.append(replace(batch, sources=sources, tokens=tokens, lengths=lengths))

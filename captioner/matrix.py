@@ -21,7 +21,7 @@ from captioner.figures import colormap_of
 
 _ROW_IN, _MARGIN_IN = 0.17, 0.42
 _LETTER_IN, _WORDS_IN = 0.066, 0.40  # of the column of words: a letter, and the least
-_MATRIX_IN = 2.4  # the width of the heat map
+_MATRIX_IN = 2.4  # the width of the heat map, or more where many words stand below it
 _TOP_IN, _BOTTOM_IN = 0.30, 0.78
 _WORD_PT, _SMALL_PT = 8.0, 6.5
 _BAR_COLOUR = "0.45"
@@ -82,8 +82,9 @@ def draw_matrices(given: Sequence[HasMatrix], *, style: FigureStyle = DEFAULT_ST
     heat_height = _ROW_IN * max(most_rows, 1)
     longest = max((len(word) for matrix in matrices for word in matrix.rows), default=0)
     words_width = max(_LETTER_IN * longest + 0.1, _WORDS_IN)
-    width = len(matrices) * (words_width + _MATRIX_IN + _MARGIN_IN + 0.15)
-    below = max(map(_names_height, matrices))
+    heat_width = max([_MATRIX_IN, *(_ROW_IN * len(matrix.groups) for matrix in matrices)])
+    width = len(matrices) * (words_width + heat_width + _MARGIN_IN + 0.15)
+    below = max(_names_height(matrix, heat_width) for matrix in matrices)
     height = _TOP_IN + _MARGIN_IN + heat_height + below + _BOTTOM_IN
     figure = Figure(figsize=(width, height), facecolor="white")
     FigureCanvasAgg(figure)
@@ -95,12 +96,14 @@ def draw_matrices(given: Sequence[HasMatrix], *, style: FigureStyle = DEFAULT_ST
         def axes_at(x: float, y: float, wide: float, high: float) -> Axes:
             return figure.add_axes((x / width, y / height, wide / width, high / height))
 
-        centre = axes_at(left, bottom, _MATRIX_IN, rows_height)
+        centre = axes_at(left, bottom, heat_width, rows_height)
         _draw_heat(centre, matrix, scale, colormap)
+        if _names_height(matrix, heat_width):
+            centre.tick_params(axis="x", labelrotation=90)
         _draw_sums(
-            axes_at(left, bottom + rows_height + 0.03, _MATRIX_IN, _MARGIN_IN - 0.06), matrix, most_sum
+            axes_at(left, bottom + rows_height + 0.03, heat_width, _MARGIN_IN - 0.06), matrix, most_sum
         )
-        _draw_spread(axes_at(left + _MATRIX_IN + 0.03, bottom, _MARGIN_IN - 0.06, rows_height), matrix)
+        _draw_spread(axes_at(left + heat_width + 0.03, bottom, _MARGIN_IN - 0.06, rows_height), matrix)
         figure.text(
             (left - words_width + 0.06) / width,
             1 - 0.4 * _TOP_IN / height,
@@ -114,10 +117,12 @@ def draw_matrices(given: Sequence[HasMatrix], *, style: FigureStyle = DEFAULT_ST
     return figure
 
 
-def _names_height(matrix: AttentionMatrix) -> float:
-    """The height in inches of the names below a heat map that do not fit there unless they stand upright."""
+def _names_height(matrix: AttentionMatrix, width: float) -> float:
+    """The height in inches of the names below a heat map, where they only fit side by side if they stand
+    upright, else nothing."""
     longest = max((len(name) for name, _ in matrix.groups), default=0)
-    return _LETTER_IN * longest if longest > 2 else 0.0
+    fits = _LETTER_IN * longest * len(matrix.groups) <= width
+    return 0.0 if fits else _LETTER_IN * longest
 
 
 def _draw_heat(axes: Axes, matrix: AttentionMatrix, scale: Normalize, colormap: Colormap) -> None:
@@ -139,7 +144,6 @@ def _draw_heat(axes: Axes, matrix: AttentionMatrix, scale: Normalize, colormap: 
         [name for name, _ in matrix.groups],
         fontsize=_SMALL_PT,
         parse_math=False,
-        rotation=90 if _names_height(matrix) else 0,
     )
     for end in ends[1:-1]:
         axes.axvline(end, color="white", linewidth=0.3, alpha=0.6)
@@ -151,7 +155,7 @@ def _draw_heat(axes: Axes, matrix: AttentionMatrix, scale: Normalize, colormap: 
 def _draw_sums(axes: Axes, matrix: AttentionMatrix, highest: float) -> None:
     num_places = matrix.weights.shape[1]
     axes.bar(np.arange(num_places) + 0.5, matrix.weights.sum(axis=0), width=1.0, color=_BAR_COLOUR)
-    axes.set_xlim(0, num_places)
+    axes.set_xlim(0, max(num_places, 1))
     axes.set_ylim(0, highest or 1.0)
     axes.set_xticks([])
     axes.set_yticks([])
@@ -162,7 +166,7 @@ def _draw_sums(axes: Axes, matrix: AttentionMatrix, highest: float) -> None:
 def _draw_spread(axes: Axes, matrix: AttentionMatrix) -> None:
     spreads = spread(matrix.weights)
     axes.barh(np.arange(len(spreads)) + 0.5, spreads, height=0.7, color=_BAR_COLOUR)
-    axes.set_xlim(0, matrix.weights.shape[1])
+    axes.set_xlim(0, max(matrix.weights.shape[1], 1))
     axes.set_ylim(max(len(spreads), 1), 0)
     axes.set_yticks([])
     axes.set_xticks([0, matrix.weights.shape[1]])

@@ -42,7 +42,7 @@ class TrainingConfig:
     self_critical_bleu_weight: float = 0.0
     """Weight of a caption's BLEU-4 (0..1) that is added to its CIDEr-D (0..10)."""
     start_from: str | None = None
-    """Model folder whose weights, vocabulary, backbone and decoder the run starts with."""
+    """Model folder whose weights, vocabulary, encoder and decoder the run starts with."""
     augmentation: bool = True
     """Flip, crop and colour the training pictures that are not cached, anew every time."""
     weight_decay: float = 0.01
@@ -68,7 +68,7 @@ class TrainingConfig:
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     """bf16 is several times faster where the processor or GPU has it."""
     max_caption_words: int = 20
-    """Words after which a training caption is cut."""
+    """Words, or subwords, after which a training caption is cut."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -122,12 +122,17 @@ class Recipe:
     decoding: DecodingConfig = field(default_factory=DecodingConfig)
 
     def __post_init__(self) -> None:
-        first = self.training.finetune_from_epoch
-        require(
-            first is None or isinstance(self.encoder, EncoderConfig),
-            "what reads text trains from the start; leave finetune_from_epoch out",
-            first,
-        )
+        if isinstance(self.encoder, TextEncoderConfig):
+            first = self.training.finetune_from_epoch
+            require(
+                first is None, "what reads text trains from the start; leave finetune_from_epoch out", first
+            )
+            first = self.training.self_critical_from_epoch
+            require(
+                first is None,
+                "there is no self-critical training of translators; leave self_critical_from_epoch out",
+                first,
+            )
         is_hard, first = self.decoder.attention == "hard", self.training.self_critical_from_epoch
         require(
             not is_hard or first is None,
@@ -157,11 +162,13 @@ class Recipe:
             for name, value in values.items():
                 require(name in settings[part], f"{part} has the settings {', '.join(settings[part])}", name)
                 settings[part][name] = value
-        try:  # each part as the kind that it is
-            kinds = {name: type(part) for name, part in vars(self).items()}
-            return Recipe(**{name: msgspec.convert(value, kinds[name]) for name, value in settings.items()})
-        except msgspec.ValidationError as error:
-            raise ValueError(str(error)) from None
+        parts: dict[str, Any] = {}
+        for name, part in vars(self).items():
+            try:
+                parts[name] = msgspec.convert(settings[name], type(part))
+            except msgspec.ValidationError as error:  # noqa: PERF203 (four times)
+                raise ValueError(f"{name}: {error}") from None
+        return Recipe(**parts)
 
 
 _FLICKR = Recipe()

@@ -13,7 +13,7 @@ from captioner.encoder import Encoder
 from captioner.errors import CaptionerError
 from captioner.features import weights_digest
 from captioner.model_folder import replaced_folder
-from captioner.recipe import Recipe
+from captioner.recipe import EncoderConfig, Recipe
 from captioner.vocabulary import Vocabulary
 
 _STATE_FILE = "training_state.pt"
@@ -34,6 +34,14 @@ class Progress:
     best_score: float = -1.0
     epochs_without_gain: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Progress":
+        """That of an older run too, which calls its best score `best_cider`."""
+        values = json.loads(text)
+        if "best_cider" in values:
+            values["best_score"] = values.pop("best_cider")
+        return cls(**values)
 
     def add_step(self, values: dict[str, float]) -> None:
         self.step, self.step_in_epoch = self.step + 1, self.step_in_epoch + 1
@@ -82,9 +90,15 @@ def require_same_recipe(folder: Path, recipe: Recipe) -> dict[str, Any]:
     if not path.is_file():
         raise ResumeError(f"{path} is not there: nothing was saved yet; start without --resume")
     state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    saved = json.loads(state["recipe"])
+    if ("backbone" in saved["encoder"]) != isinstance(recipe.encoder, EncoderConfig):
+        raise ResumeError(
+            f"the run in {folder.parent} is of another data set; go on with it by: train.py --resume "
+            f"{folder.parent}"
+        )
     try:  # a setting that came later has its default, by which a run goes on as it did
         defaults = Recipe(encoder=type(recipe.encoder)())
-        before = defaults.changed(json.loads(state["recipe"])).described()
+        before = defaults.changed(saved).described()
     except ValueError as error:
         raise ResumeError(
             f"the run in {folder.parent} was begun by another version of captioner ({error}); start another"

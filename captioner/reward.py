@@ -29,7 +29,7 @@ class Reward:
     ) -> None:
         """`references` are the training captions, by the id of what they are about."""
         self.vocabulary, self.bleu_weight = vocabulary, bleu_weight
-        bar = tqdm(references.items(), desc="captions for the reward", unit=" pictures", delay=2)
+        bar = tqdm(references.items(), desc="captions for the reward", delay=2)
         self._references = {
             source: [[*ptb_tokenize(text), _END] for text in captions] for source, captions in bar
         }

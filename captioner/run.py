@@ -128,7 +128,7 @@ def _captioning_task(
 ) -> CaptioningTask:
     """The task, with the vocabulary of the training captions and its grids cached."""
     assert isinstance(recipe.encoder, EncoderConfig)
-    start = _start(recipe)
+    start = _captioning_start(recipe)
     encoder = build_encoder(recipe.encoder) if start is None else start.model.encoder
     preprocess = encoder.preprocess_config(recipe.encoder.image_size)
     grid = encoder.grid_config(recipe.encoder.image_size)
@@ -170,10 +170,7 @@ def _num_workers(options: RunOptions, recipe: Recipe, task: Task) -> int:
     """Workers pay where pictures are decoded; cached grids are read faster than they are handed over."""
     if options.workers is not None:
         return options.workers
-    if not isinstance(task, CaptioningTask):
-        return 0
-    splits = (task.train.split, task.dev.split)
-    is_live = any(len(split.grids) < len(split.records) for split in splits)
+    is_live = any(dataset.is_live for dataset in (task.train, task.dev))
     return min(8, os.cpu_count() or 1) if is_live or recipe.training.finetune_from_epoch else 0
 
 
@@ -188,7 +185,10 @@ def _translation_task(
         try:
             vocabulary = Vocabulary.build_subwords(texts, size=recipe.encoder.num_subwords)
         except ValueError as error:
-            raise TrainingError(f"{error}; change num_subwords by --recipe") from error
+            raise TrainingError(
+                f"{error}; raise num_subwords by --recipe, a file with "
+                '{"encoder": {"num_subwords": 1000}}'
+            ) from error
     else:
         vocabulary = start.vocabulary
     return TranslationTask(recipe=recipe, vocabulary=vocabulary, train=train, dev=dev, start=start)
@@ -205,7 +205,7 @@ def _translation_start(recipe: Recipe) -> TranslationCheckpoint | None:
     return start
 
 
-def _start(recipe: Recipe) -> Checkpoint | None:
+def _captioning_start(recipe: Recipe) -> Checkpoint | None:
     """The model that the run starts from, if it does not start afresh."""
     if recipe.training.start_from is None:
         return None

@@ -1,7 +1,7 @@
 """Captions sampled from a decoder on its device, for self-critical training."""
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from captioner.decoder import Decoder
@@ -16,7 +16,6 @@ def sample_captions(
     *,
     num_captions: int,
     max_words: int,
-    is_cell: Bool[Tensor, "batch cells"] | None = None,
 ) -> tuple[Int[Tensor, "batch captions tokens"], Int[Tensor, "batch captions"]]:
     """Draw captions from the model's own distribution.
 
@@ -24,7 +23,7 @@ def sample_captions(
     caption that has not ended after `max_words` words is cut, without <end>. Unlike those of the search,
     a caption may end before its first word.
     """
-    memory = decoder.remember(annotations, is_cell)
+    memory = decoder.remember(annotations)
     state = decoder.initial_state(memory, num_captions)
     steps = [torch.full((len(annotations), num_captions), START, device=annotations.device)]
     is_open = torch.ones_like(steps[0], dtype=torch.bool)

@@ -28,10 +28,6 @@ class Sentences:
         padded = pad_sequence(list(sentences), batch_first=True, padding_value=PAD)
         return cls(tokens=padded, lengths=lengths)
 
-    def encoded(self, annotations: Tensor) -> "Sentences":  # noqa: ARG002
-        """As they are: what reads them always trains."""
-        return self
-
 
 def sentence_tokens(vocabulary: Vocabulary, sentence: str) -> Int[Tensor, " cells"]:
     """What the encoder reads of a sentence; one without a word is a single <unk>."""
@@ -64,6 +60,10 @@ class SentenceDataset(Dataset[CaptionItem]):
     @property
     def references(self) -> dict[str, tuple[str, ...]]:
         return {record.sentence_id: record.translations for record in self.records}
+
+    @property
+    def is_live(self) -> bool:
+        return False
 
     def forget_encoded(self) -> None:
         """Nothing to do: sentences are always encoded live."""

@@ -1,9 +1,9 @@
 """What a run learns: all that the training loop needs to know of its data, its model and its score."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 from captioner.batches import CaptionedDataset
 from captioner.checkpoint import StoredModel
@@ -23,11 +23,26 @@ class Validation:
     entries: dict[str, dict[str, float | None]]
 
 
+_NUM_SHOWN = 8
+
+Record = TypeVar("Record")
+
+
+def shown(records: Sequence[Record]) -> Sequence[Record]:
+    """The few of dev whose attention is shown each epoch."""
+    return records[:: max(len(records) // _NUM_SHOWN, 1)][:_NUM_SHOWN]
+
+
 @runtime_checkable
 class Task(Protocol):
     """To caption pictures (`captioner.captioning_task`), or to translate (`captioner.translation_task`)."""
 
     vocabulary: Vocabulary
+
+    @property
+    def start(self) -> StoredModel[Any, Any] | None:
+        """The model that the first weights are taken from, if they are not random."""
+        ...
 
     @property
     def train(self) -> CaptionedDataset: ...

@@ -213,6 +213,8 @@ class Trainer:
                 "recipe": self.recipe.described(),
                 "history": progress.history,
             }
+            if self.task.start is not None:
+                metrics["start"] = self.task.start.metrics
             save_checkpoint(self.out / "best", self.task.stored(self.learner.averaged_model, metrics))
 
     def save(self) -> None:
@@ -230,6 +232,6 @@ class Trainer:
         """
         state = load_state(self.out / "last", recipe=self.recipe, data=self.digest)
         self.learner.load_state(state)
-        self.progress = Progress(**json.loads(state["progress"]))
+        self.progress = Progress.from_json(state["progress"])
         if self._is_finetuning():
             self._forget_encoded()

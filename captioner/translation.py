@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
+from captioner.batches import moved
 from captioner.checkpoint import load_translation_checkpoint
 from captioner.config import DEFAULT_STYLE, DecodingConfig, Device, FigureStyle, TranslationConfig
 from captioner.decoding import search_captions
@@ -103,9 +104,9 @@ class Translator:
     @torch.inference_mode()
     def _search(self, sentences: Sequence[str], decoding: DecodingConfig | None) -> list[Hypothesis]:
         """The best hypothesis of each."""
-        device = next(self.model.parameters()).device
         batch = Sentences.of([sentence_tokens(self.vocabulary, text) for text in sentences])
-        annotations, is_cell = self.model.encoder(batch.tokens.to(device), batch.lengths)
+        device = next(self.model.parameters()).device
+        annotations, is_cell = self.model.encoder.annotations_of(moved(batch, device))
         decoder = TorchDecoder(self.model.decoder, is_cell)
         found = search_captions(decoder, annotations, decoding or self.config.decoding)
         return [hypotheses[0] for hypotheses in found]
@@ -137,6 +138,8 @@ def _words_of(parts: Sequence[str]) -> list[tuple[str, slice]]:
 
 
 def _begins_word(parts: Sequence[str], place: int) -> bool:
-    is_last = place + 1 == len(parts) or parts[place + 1].startswith(WORD_START)
-    is_mark = not any(character.isalnum() for character in parts[place])
-    return parts[place].startswith(WORD_START) or (is_last and is_mark and parts[place - 1] != WORD_START)
+    if parts[place].startswith(WORD_START):
+        return True
+    rest = takewhile(lambda part: not part.startswith(WORD_START), parts[place:])
+    is_mark = not any(character.isalnum() for part in rest for character in part)
+    return is_mark and parts[place - 1] != WORD_START

@@ -15,14 +15,12 @@ from captioner.model import TranslationModel, make_translation_model
 from captioner.recipe import Recipe
 from captioner.records import TranslatedSentence
 from captioner.sentences import SentenceDataset
-from captioner.task import Validation
+from captioner.task import Validation, shown
 from captioner.torch_backend import choose_device
 from captioner.translation import Translator
 from captioner.translation_metrics import TranslationScores, score_translations
-from captioner.validation import choose_decoding, encoded_batches, validate
+from captioner.validation import choose_decoding, validate
 from captioner.vocabulary import Vocabulary
-
-_NUM_SHOWN = 8  # dev sentences whose alignments are shown each epoch
 
 
 class TranslationTask:
@@ -80,15 +78,11 @@ class TranslationTask:
         return Validation(score=scores.bleu, entries={"dev": asdict(scores)})
 
     def stored(self, model: TranslationModel, metrics: dict[str, Any]) -> TranslationCheckpoint:
-        """How the model came about that this one started from is kept with its metrics."""
-        came_from = {} if self.start is None else {"start": self.start.metrics}
-        return TranslationCheckpoint(model, self.config, self.vocabulary, metrics | came_from)
+        return TranslationCheckpoint(model, self.config, self.vocabulary, metrics)
 
     def figures(self, model: TranslationModel) -> Iterator[Figure]:
         translator = Translator(model=model, config=self.config, vocabulary=self.vocabulary)
-        records = self.dev.records
-        shown = records[:: max(len(records) // _NUM_SHOWN, 1)][:_NUM_SHOWN]
-        for translation in translator.translate([record.sentence for record in shown]):
+        for translation in translator.translate([record.sentence for record in shown(self.dev.records)]):
             yield translation.plot()
 
     def settle(self, folder: Path, *, num_workers: int = 0) -> TranslationScores:
@@ -97,11 +91,10 @@ class TranslationTask:
         checkpoint = load_translation_checkpoint(folder)
         model, references = checkpoint.model.to(choose_device("auto")).eval(), self.dev.references
         decoding, tried = choose_decoding(
-            model.decoder,
-            encoded_batches(model, self.dev, num_workers=num_workers),
-            vocabulary=self.vocabulary,
-            max_words=checkpoint.config.decoding.max_words,
+            checkpoint,
+            self.dev,
             score=lambda translations: score_translations(translations, references).bleu,
+            num_workers=num_workers,
         )
         config = replace(checkpoint.config, decoding=decoding)
         translator = Translator(model=model, config=config, vocabulary=self.vocabulary)

@@ -1,6 +1,6 @@
 """The texts that a model writes for a dev split, and the decoding by which they score best."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -12,10 +12,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from captioner.batches import CaptionedDataset, load_batches
+from captioner.checkpoint import StoredModel
 from captioner.config import DecodingConfig
 from captioner.dealing import in_order
 from captioner.decoding import search_captions
-from captioner.model import AnyDecoder, AttentionModel
+from captioner.model import AnyDecoder, AttentionModel, EncoderT
+from captioner.model_folder import Config
 from captioner.search import Hypothesis, rank
 from captioner.torch_backend import TorchDecoder
 from captioner.vocabulary import Vocabulary
@@ -105,27 +107,27 @@ def _texts(found: Mapping[str, Sequence[Hypothesis]], vocabulary: Vocabulary) ->
 
 
 def choose_decoding(
-    decoder: AnyDecoder,
-    batches: Iterable[EncodedBatch],
+    stored: StoredModel[EncoderT, Config],
+    dataset: CaptionedDataset,
     *,
-    vocabulary: Vocabulary,
-    max_words: int,
     score: Callable[[dict[str, str]], float],
+    num_workers: int = 0,
 ) -> tuple[DecodingConfig, dict[str, float]]:
     """The beam size and length penalty whose texts have the highest score, and the scores of all tried.
 
     The hypotheses of a search do not depend on the length penalty, which only ranks them: one search
     for each beam size serves all penalties.
     """
-    kept = [batch.stored() for batch in batches]
+    model, max_words = stored.model, stored.config.decoding.max_words
+    kept = [batch.stored() for batch in encoded_batches(model, dataset, num_workers=num_workers)]
     tried: dict[DecodingConfig, float] = {}
     for beam_size in BEAM_SIZES:
         search = DecodingConfig(beam_size=beam_size, max_words=max_words)
         found: dict[str, list[Hypothesis]] = {}
         for batch in tqdm(kept, desc=f"beam {beam_size}", unit=" batches", delay=2):
-            found |= batch.search(decoder, search)
+            found |= batch.search(model.decoder, search)
         for penalty in LENGTH_PENALTIES:
             ranked = {source: rank(hypotheses, penalty) for source, hypotheses in found.items()}
-            tried[replace(search, length_penalty=penalty)] = score(_texts(ranked, vocabulary))
+            tried[replace(search, length_penalty=penalty)] = score(_texts(ranked, stored.vocabulary))
     best = max(tried, key=lambda config: tried[config])
     return best, {f"beam {c.beam_size}, length penalty {c.length_penalty}": v for c, v in tried.items()}

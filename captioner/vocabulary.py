@@ -10,6 +10,8 @@ from typing import Any
 
 import msgspec
 
+from captioner.errors import CaptionerError
+
 PAD, START, END, UNK = range(4)
 SPECIAL_TOKENS = ("<pad>", "<start>", "<end>", "<unk>")
 WORD_START = "\N{LOWER ONE EIGHTH BLOCK}"
@@ -56,6 +58,10 @@ def detokenize(words: Sequence[str]) -> str:
     return text
 
 
+class VocabularyError(CaptionerError):
+    """A vocabulary that cannot be used here; the message says what to do."""
+
+
 def _pieces(subword_model: Any) -> tuple[str, ...]:
     return tuple(subword_model.id_to_piece(number) for number in range(len(subword_model)))
 
@@ -64,9 +70,10 @@ def _pieces(subword_model: Any) -> tuple[str, ...]:
 class Vocabulary:
     """The words a model knows; a word's id is its place.
 
-    With `subwords`, a model of sentencepiece, they are parts of words as they stand in a text, of which all
-    texts can be made (Kudo and Richardson 2018, "SentencePiece"); a part that begins a word begins with
-    `WORD_START`.
+    With `subwords`, a model of sentencepiece (Kudo and Richardson 2018), they are parts of words as they
+    stand in a text, cases and marks included; one that begins a word begins with `WORD_START`. All texts can
+    be made of them whose letters are in those that they were built from. sentencepiece first makes some
+    characters alike, as NFKC does: an ellipsis becomes three dots.
 
     Raises:
         ValueError: the first four are not `SPECIAL_TOKENS`, a word occurs twice, or the words are not those
@@ -105,7 +112,7 @@ class Vocabulary:
         """
         import sentencepiece
 
-        written = io.BytesIO()
+        texts, written = list(texts), io.BytesIO()
         special: dict[str, Any] = {}
         for number, (name, token) in enumerate(
             zip(("pad", "bos", "eos", "unk"), SPECIAL_TOKENS, strict=True)
@@ -124,7 +131,11 @@ class Vocabulary:
                 **special,
             )
         except RuntimeError as error:
-            raise ValueError(f"sentencepiece finds no {size} subwords in these texts: {error}") from None
+            num_letters = len(set().union(*texts))
+            raise ValueError(
+                f"sentencepiece makes no {size} subwords of these texts, which have {num_letters} letters "
+                "and other characters; it needs more than there are of those"
+            ) from error
         model = written.getvalue()
         return cls(_pieces(sentencepiece.SentencePieceProcessor(model_proto=model)), model)
 
@@ -137,8 +148,9 @@ class Vocabulary:
         except RuntimeError as error:
             raise ValueError(f"the vocabulary's sentencepiece model cannot be read: {error}") from None
         except ModuleNotFoundError:
-            raise ValueError(
-                "subwords need sentencepiece; install it with: pip install 'captioner[translate]'"
+            raise VocabularyError(
+                "the model reads subwords, which needs sentencepiece; install it with: pip install "
+                "'captioner[translate]'"
             ) from None
 
     @cached_property

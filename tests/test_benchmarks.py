@@ -103,6 +103,38 @@ def test_sentences_of_each_length_are_scored_apart() -> None:
     assert scores["additive"]["interval"] > 0
 
 
+def test_translation_study_trains_what_is_missing_and_keeps_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("train", "val"):
+        (tmp_path / f"{name}.en").write_text("A dog runs.\nTwo cats sleep.\nA man reads a book.")
+        (tmp_path / f"{name}.de").write_text("Ein Hund rennt.\nZwei Katzen schlafen.\nEin Mann liest.")
+    tiny = {"embedding_dim": 8, "hidden_dim": 8}
+    changes = {
+        "encoder": tiny | {"annotation_dim": 8, "num_subwords": 60},
+        "decoder": tiny | {"attention_dim": 8},
+        "training": {"epochs": 1, "batch_size": 2},
+        "decoding": {"max_words": 5},
+    }
+    monkeypatch.setitem(PRESETS, "multi30k", PRESETS["multi30k"].changed(changes))
+    monkeypatch.setattr(translation, "VARIANTS", {"none": {"attention": "none"}, "dot": {"score": "dot"}})
+    monkeypatch.setattr(translation, "NUM_RESAMPLED", 10)
+    monkeypatch.setattr(translation, "RESULTS", tmp_path / "results.json")
+    monkeypatch.setattr(translation, "PAGE", tmp_path / "page.md")
+    monkeypatch.setattr("captioner.run_log.RunLog.figures", lambda *_: None)
+    (tmp_path / "page.md").write_text(f"{translation.FIRST_MARK}\n{translation.LAST_MARK}\n")
+    translation.main(root=tmp_path, runs=tmp_path / "runs")
+    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("model.safetensors")}
+    assert len(written) == 2
+    assert json.loads((tmp_path / "results.json").read_text()).keys() == {"none", "dot"}
+    assert "| none | 0.0" in (tmp_path / "page.md").read_text()
+    translation.main(root=tmp_path, runs=tmp_path / "runs")
+    assert written == {path: path.stat().st_mtime_ns for path in written}
+    folder = tmp_path / "runs" / "dot-seed0"
+    assert not translation.is_done(folder, translation.recipe_of("none", 0))
+    assert not translation.is_done(folder, translation.recipe_of("dot", 1))
+
+
 def test_variants_of_the_translation_study_differ_in_their_attention_alone() -> None:
     recipes = {variant: translation.recipe_of(variant, 0).described() for variant in translation.VARIANTS}
     assert len({str(recipe) for recipe in recipes.values()}) == len(recipes) == 4

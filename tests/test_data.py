@@ -174,7 +174,7 @@ def test_a_step_has_the_same_pictures_however_it_is_dealt(num_processes: int, pa
 
 def test_step_that_is_too_small_to_be_dealt_is_refused() -> None:
     with pytest.raises(
-        LoadingError, match=r"a step of 12 pictures cannot be dealt to 13 processes in 1 parts"
+        LoadingError, match=r"a step of 12 pictures or sentences cannot be dealt to 13 processes in 1 parts"
     ):
         epoch_batches(25, batch_size=24, seed=0, epoch=0, num_processes=13)
 

@@ -20,6 +20,7 @@ from captioner import cli
 from captioner.encoder import Encoder
 from captioner.model_folder import SHIPPED_MODEL
 from captioner.recipe import PRESETS
+from captioner.resume import Progress
 from captioner.translation import Translator
 from captioner.vocabulary import Vocabulary
 from tests.conftest import ROOT, TINY_CNN, TINY_SIZE_PX, noise_picture
@@ -33,6 +34,7 @@ TRAIN_PAIRS = [
     ("A dog runs.", "Ein Hund läuft."),
     ("Two cats sleep.", "Zwei Katzen schlafen."),
     ("A red ball.", "Ein roter Ball."),
+    ("A man reads.", "Ein Mann liest."),
 ]
 
 Run = Callable[..., str | int | None]
@@ -157,22 +159,40 @@ def test_start_that_does_not_fit_is_refused_in_one_line(
     assert "\n" not in error
 
 
+def write_pairs(folder: Path) -> None:
+    """Multi30k with four sentences to train on and two of them for dev."""
+    for name, lines in {"train": TRAIN_PAIRS, "val": TRAIN_PAIRS[:2]}.items():
+        for language, texts in zip(("en", "de"), zip(*lines, strict=True), strict=True):
+            (folder / f"{name}.{language}").write_text("\n".join(texts), encoding="utf-8")
+
+
+def write_small_translator(folder: Path) -> Path:
+    """A recipe that makes a run of seconds."""
+    small = {
+        "encoder": {
+            "num_subwords": 60,
+            "embedding_dim": 8,
+            "hidden_dim": 8,
+            "annotation_dim": 8,
+            "dropout": 0,
+        },
+        "decoder": {"embedding_dim": 8, "hidden_dim": 8, "attention_dim": 8, "dropout": 0},
+        "training": {"epochs": 2, "batch_size": 2},
+        "decoding": {"max_words": 10},
+    }
+    path = folder / "translator.json"
+    path.write_text(json.dumps(small))
+    return path
+
+
 @pytest.mark.parametrize("flags", [("--score", "dot"), ("--decoder", "transformer")])
 def test_command_trains_a_translator_and_goes_on_from_it(
     run_as_given: Run, tmp_path: Path, flags: tuple[str, str]
 ) -> None:
     """`train.py multi30k` has the loop, the folder and the flags of captioning."""
-    for name, lines in {"train": TRAIN_PAIRS, "val": TRAIN_PAIRS[:2]}.items():
-        for language, texts in zip(("en", "de"), zip(*lines, strict=True), strict=True):
-            (tmp_path / f"{name}.{language}").write_text("\n".join(texts), encoding="utf-8")
-    small = {
-        "encoder": {"num_subwords": 60, "embedding_dim": 8, "hidden_dim": 8, "annotation_dim": 8},
-        "decoder": {"embedding_dim": 8, "hidden_dim": 8, "attention_dim": 8},
-        "training": {"epochs": 2, "batch_size": 2},
-        "decoding": {"max_words": 10},
-    }
-    path = tmp_path / "recipe.json"
-    path.write_text(json.dumps(small))
+    write_pairs(tmp_path)
+    path = write_small_translator(tmp_path)
+    small = json.loads(path.read_text())
     first = ("multi30k", "--root", str(tmp_path), "--recipe", str(path), *flags)
     assert run_as_given(*first, "--out", str(tmp_path / "first")) is None
     translator = Translator.load(tmp_path / "first" / "best")
@@ -188,6 +208,10 @@ def test_command_trains_a_translator_and_goes_on_from_it(
     assert "leave finetune_from_epoch out" in str(finetuned)
     captioner = run_as_given(*first, "--out", str(tmp_path / "third"), "--start-from", str(SHIPPED_MODEL))
     assert "give one that translates sentences" in str(captioner)
+    path.write_text(json.dumps(small | {"encoder": {"num_subwords": 5}}))
+    few = str(run_as_given(*first, "--out", str(tmp_path / "fourth")))
+    assert "makes no 5 subwords of these texts" in few
+    assert len(few.splitlines()) == 1
 
 
 def test_run_gives_a_model_whose_scores_evaluate_repeats(
@@ -257,6 +281,26 @@ def test_run_is_not_overwritten_by_another(run: Run, tmp_path: Path) -> None:
     assert "holds a run; add --resume" in str(run("flickr8k"))
     assert (tmp_path / "run" / "best" / "model.safetensors").read_bytes() == before
     assert run("flickr8k", "--resume") is None
+
+
+def test_run_is_not_gone_on_with_by_another_kind_of_data(run: Run, run_as_given: Run, tmp_path: Path) -> None:
+    assert run("flickr8k", "--epochs", "1") is None
+    for name in ("train.en", "train.de", "val.en", "val.de"):
+        (tmp_path / name).write_text("a dog runs")
+    other = run_as_given("multi30k", "--root", str(tmp_path), "--out", str(tmp_path / "run"), "--resume")
+    assert "is of another data set; go on with it by: train.py --resume" in str(other)
+
+
+def test_run_of_an_older_version_goes_on(run: Run, tmp_path: Path) -> None:
+    """It called its best score `best_cider`."""
+    assert run("flickr8k", "--epochs", "2") is None
+    path = tmp_path / "run" / "last" / "training_state.pt"
+    state = torch.load(path, weights_only=True)
+    progress = json.loads(state["progress"])
+    best = progress["best_cider"] = progress.pop("best_score")
+    torch.save(state | {"progress": json.dumps(progress)}, path)
+    assert Progress.from_json(json.dumps(progress)).best_score == best
+    assert run("--resume", str(tmp_path / "run")) is None
 
 
 def test_run_is_gone_on_with_by_its_folder_alone(run: Run, tmp_path: Path) -> None:
@@ -370,6 +414,32 @@ def test_two_processes_train_to_the_same_as_one_and_score_every_picture_once(
     for one, other in zip(alone, pair, strict=True):
         assert other["loss"] == pytest.approx(one["loss"], rel=1e-5)
         assert other["dev"]["cider"] == pytest.approx(one["dev"]["cider"], rel=1e-6)
+    first, second = (load_file(tmp_path / name / "best" / "model.safetensors") for name in ("run", "pair"))
+    for name, value in first.items():
+        torch.testing.assert_close(second[name], value, rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_two_processes_train_a_translator_to_the_same_as_one(run_as_given: Run, tmp_path: Path) -> None:
+    """Each makes the vocabulary for itself; dev is shared."""
+    write_pairs(tmp_path)
+    given = ["multi30k", "--root", str(tmp_path), "--recipe", str(write_small_translator(tmp_path))]
+    assert run_as_given(*given, "--out", str(tmp_path / "run")) is None
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PATH": ""}
+    (launcher,) = two_processes("one machine")
+    subprocess.run(
+        [*launcher, str(ROOT / "train.py"), *given, "--out", str(tmp_path / "pair")],
+        env=environment,
+        check=True,
+        timeout=300,
+    )
+    alone, pair = (
+        [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
+        for name in ("run", "pair")
+    )
+    for one, other in zip(alone, pair, strict=True):
+        assert other["loss"] == pytest.approx(one["loss"], rel=1e-5)
+        assert other["dev"] == pytest.approx(one["dev"], rel=1e-6)
     first, second = (load_file(tmp_path / name / "best" / "model.safetensors") for name in ("run", "pair"))
     for name, value in first.items():
         torch.testing.assert_close(second[name], value, rtol=1e-2, atol=1e-3)

@@ -2,18 +2,21 @@
 
 import json
 import math
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from captioner.checkpoint import load_checkpoint, load_translation_checkpoint, save_checkpoint
-from captioner.config import DecodingConfig, TextEncoderConfig
+from captioner.config import DecodingConfig, FigureFormat, FigureStyle, TextEncoderConfig
+from captioner.figures import save_figure
 from captioner.learner import make_accelerator
 from captioner.model_folder import CheckpointError
 from captioner.recipe import Recipe, TrainingConfig
@@ -21,10 +24,11 @@ from captioner.records import TranslatedSentence
 from captioner.resume import ResumeError
 from captioner.run_log import RunLog
 from captioner.training import Trainer
-from captioner.translation import Translator, _words_of
+from captioner.translation import Translation, Translator, _words_of
 from captioner.translation_metrics import score_translations
 from captioner.translation_task import TranslationTask
-from captioner.vocabulary import Vocabulary
+from captioner.validation import validate
+from captioner.vocabulary import Vocabulary, VocabularyError
 from tests.conftest import SMALL_DECODER
 
 PAIRS = {
@@ -67,7 +71,13 @@ def vocabulary() -> Vocabulary:
 
 @pytest.fixture
 def make_trainer(vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Trainer]:
-    monkeypatch.setattr(RunLog, "figures", lambda *_: None)
+    draw = RunLog.figures
+
+    def one_figure(log: RunLog, step: int, figures: Iterator[Figure]) -> None:
+        """Of the first epoch, for each takes half a second."""
+        draw(log, step, islice(figures, step < 2))
+
+    monkeypatch.setattr(RunLog, "figures", one_figure)
 
     def make(out: Path, recipe: Recipe = RECIPE, **changes: Any) -> Trainer:
         recipe = replace(recipe, training=replace(recipe.training, **changes))
@@ -101,16 +111,15 @@ def test_model_learns_eight_sentences_and_translates_them(
     assert metrics["dev"]["beam_size"] == translator.config.decoding.beam_size
 
 
-@pytest.mark.parametrize("training", [{}, {"self_critical_from_epoch": 2}])
 def test_resumed_run_repeats_the_uninterrupted_one(
-    make_trainer: Callable[..., Trainer], tmp_path: Path, training: dict[str, int]
+    make_trainer: Callable[..., Trainer], tmp_path: Path
 ) -> None:
-    """With dropout, a moving average, and what is sampled."""
+    """With dropout and a moving average."""
     recipe = replace(
         RECIPE,
         encoder=replace(ENCODER, dropout=0.2),
         decoder=replace(RECIPE.decoder, dropout=0.2),
-        training=replace(RECIPE.training, ema_decay=0.9, **training),
+        training=replace(RECIPE.training, ema_decay=0.9),
     )
     whole = make_trainer(tmp_path / "whole", recipe)
     whole.run()
@@ -143,6 +152,24 @@ def test_run_is_not_resumed_with_other_sentences(
     other.digest = other.task.digest()
     with pytest.raises(ResumeError, match="other training data"):
         other.resume()
+
+
+def test_validation_reads_a_padded_batch_as_each_sentence_alone(
+    translator: Translator, vocabulary: Vocabulary
+) -> None:
+    task = TranslationTask(recipe=RECIPE, vocabulary=vocabulary, train=RECORDS, dev=RECORDS)
+    _, texts = validate(
+        translator.model, task.dev, vocabulary=vocabulary, config=RECIPE.decoding, score=lambda _: None
+    )
+    for record in RECORDS:
+        (alone,) = translator.translate([record.sentence])
+        assert texts[record.sentence_id] == alone.text
+
+
+def test_what_only_pictures_have_is_refused() -> None:
+    for phase in ("finetune_from_epoch", "self_critical_from_epoch"):
+        with pytest.raises(ValueError, match=f"leave {phase} out"):
+            replace(RECIPE, training=replace(RECIPE.training, **{phase: 2}))
 
 
 def test_translations_do_not_depend_on_the_batch_and_keep_their_order(translator: Translator) -> None:
@@ -185,6 +212,9 @@ def test_attention_on_a_word_is_the_sum_of_its_parts_and_the_mean_over_those_wri
         (["▁T", "-", "Shirt", ",", "▁das"], ["T-Shirt", ",", "das"]),
         (["▁", "(", "▁a", ")"], ["(", "a", ")"]),
         ([".", "▁a"], [".", "a"]),
+        (["▁dog", ".", ".", "."], ["dog", ".", ".", "."]),
+        (["▁said", ",", '"', "▁he"], ["said", ",", '"', "he"]),
+        (["▁5", ".", "30"], ["5.30"]),
     ],
 )
 def test_parts_make_words_and_a_mark_after_a_word_is_its_own(parts: list[str], words: list[str]) -> None:
@@ -203,25 +233,61 @@ def test_a_blank_sentence_stays_blank_and_disturbs_no_other(translator: Translat
         translator.translate("A dog runs.")
 
 
+def test_translator_without_sentencepiece_says_what_to_install(
+    translator: Translator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = TranslationTask(recipe=RECIPE, vocabulary=translator.vocabulary, train=RECORDS, dev=RECORDS)
+    save_checkpoint(tmp_path / "model", task.stored(translator.model, {}))
+    monkeypatch.setitem(sys.modules, "sentencepiece", None)
+    with pytest.raises(VocabularyError, match=r"^the model reads subwords, which needs sentencepiece"):
+        Translator.load(tmp_path / "model")
+
+
 def test_letters_that_were_never_seen_are_read_as_unknown(translator: Translator) -> None:
     (translation,) = translator.translate(["日本 A dog 🐕"])
     np.testing.assert_allclose(translation.alphas.sum(axis=1), 1, atol=1e-5)
     assert translation.sentence_words[0] == "日本"
 
 
-def test_alignment_is_drawn_by_the_code_that_draws_words_by_cells(translator: Translator) -> None:
-    """Words read stand below their own columns, upright where they would run into each other."""
-    translation = translator.translate(["A red dog sits in the garden."])[0]
+@pytest.mark.parametrize("num_words", [1, 2, 8, 40])
+def test_alignment_is_drawn_by_the_code_that_draws_words_by_cells(num_words: int) -> None:
+    """Words read stand below their own columns, and none runs into another or into what stands below."""
+    words = tuple(f"word{number}" for number in range(num_words))
+    alphas = np.random.default_rng(0).dirichlet(np.ones(num_words), size=2)
+    translation = Translation(
+        sentence=" ".join(words),
+        text="ja nein",
+        sentence_words=words,
+        words=("ja", "nein"),
+        log_prob=-1.0,
+        alphas=alphas,
+    )
     figure = translation.plot(translation)
     heat = figure.axes[0]
-    np.testing.assert_allclose(heat.images[0].get_array(), translation.alphas)
+    np.testing.assert_allclose(heat.images[0].get_array(), alphas)
     labels = heat.get_xticklabels()
-    assert [label.get_text() for label in labels] == list(translation.sentence_words)
-    np.testing.assert_allclose(heat.get_xticks(), np.arange(len(labels)) + 0.5)
+    assert [label.get_text() for label in labels] == list(words)
+    np.testing.assert_allclose(heat.get_xticks(), np.arange(num_words) + 0.5)
     figure.canvas.draw()
     boxes = [label.get_window_extent() for label in labels]
     assert not any(left.overlaps(right) for left, right in pairwise(boxes))
     assert min(box.y0 for box in boxes) > heat.xaxis.label.get_window_extent().y1 - 1
+    assert heat.xaxis.label.get_window_extent().y0 > figure.axes[-1].get_window_extent().y1
+
+
+@pytest.mark.parametrize("kind", ["png", "svg", "pdf"])
+def test_alignment_is_kept_as_a_figure_whose_text_is_text(
+    translator: Translator, tmp_path: Path, kind: FigureFormat
+) -> None:
+    translations = translator.translate(["A red dog sits in the garden.", ""])
+    for number, translation in enumerate(translations):
+        save_figure(translation.plot(), tmp_path / f"{number}.{kind}", FigureStyle(), kind)
+    content = (tmp_path / f"0.{kind}").read_bytes()
+    assert len(content) > 1_000
+    if kind == "svg":
+        assert all(f">{word}<".encode() in content for word in translations[0].sentence_words)
+    assert "garden" not in translations[1]._repr_html_()
+    assert 'alt="' in translations[0]._repr_html_()
 
 
 def test_folder_is_loaded_as_what_it_is(translator: Translator, model_folder: Path, tmp_path: Path) -> None:
@@ -260,7 +326,8 @@ def test_training_goes_on_from_a_translator(
     task = TranslationTask(recipe=RECIPE, vocabulary=vocabulary, train=RECORDS, dev=RECORDS, start=start)
     for name, value in task.make_model().state_dict().items():
         assert torch.equal(value, start.model.state_dict()[name])
-    assert task.stored(start.model, {}).metrics["start"] == start.metrics
+    again = Trainer(accelerator=make_accelerator(RECIPE), recipe=RECIPE, task=task, out=tmp_path / "again")
+    assert load_translation_checkpoint(again.run()).metrics["start"] == start.metrics
 
 
 def test_bleu_is_that_of_the_formula() -> None:

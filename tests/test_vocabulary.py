@@ -69,7 +69,7 @@ def test_subwords_are_kept_as_json_with_their_model(subwords: Vocabulary) -> Non
 
 
 def test_subwords_that_cannot_be_had_or_do_not_fit_are_refused(subwords: Vocabulary) -> None:
-    with pytest.raises(ValueError, match="no 5 subwords in these texts"):
+    with pytest.raises(ValueError, match="no 5 subwords of these texts, which have 11 letters"):
         Vocabulary.build_subwords(["abcdefghijk"], size=5)
     with pytest.raises(ValueError, match="sentencepiece model cannot be read"):
         Vocabulary(subwords.words, b"nonsense")
