@@ -21,6 +21,8 @@ from captioner.figures import colormap_of
 
 _ROW_IN, _MARGIN_IN = 0.17, 0.42
 _LETTER_IN, _WORDS_IN = 0.066, 0.40  # of the column of words: a letter, and the least
+_SMALL_LETTER_IN = 0.055  # of the names below
+_BOLD_EM = 0.68  # the width of a letter of the title, in its size
 _MATRIX_IN = 2.4  # the width of the heat map, or more where many words stand below it
 _TOP_IN, _BOTTOM_IN = 0.30, 0.78
 _WORD_PT, _SMALL_PT = 8.0, 6.5
@@ -66,7 +68,8 @@ def spread(weights: Float[np.ndarray, "rows places"]) -> Float[np.ndarray, " row
 
 
 def draw_matrices(given: Sequence[HasMatrix], *, style: FigureStyle = DEFAULT_STYLE) -> Figure:
-    """Draw words by places, the matrices of one or several side by side on the same scales.
+    """Draw words by places, one matrix or several side by side; those over the same kind of places, such as
+    the cells of a grid, on one scale.
 
     Above each heat map is the sum of every place's attention over the words that are drawn, and to its
     right how many places each word's attention is spread over (the exponential of its entropy).
@@ -75,21 +78,25 @@ def draw_matrices(given: Sequence[HasMatrix], *, style: FigureStyle = DEFAULT_ST
         captioner.errors.UsageError: there is no such colour map.
     """
     matrices = [each.matrix().choose(style.words) for each in given]
-    highest = max((float(matrix.weights.max(initial=0.0)) for matrix in matrices), default=0.0)
-    scale, colormap = Normalize(0.0, highest or 1.0), colormap_of(style)
+    colormap = colormap_of(style)
+    scales = {
+        places: _Scale.of([matrix for matrix in matrices if matrix.places == places])
+        for places in dict.fromkeys(matrix.places for matrix in matrices)
+    }
     most_rows = max(len(matrix.rows) for matrix in matrices)
-    most_sum = max(float(matrix.weights.sum(axis=0).max(initial=0.0)) for matrix in matrices)
     heat_height = _ROW_IN * max(most_rows, 1)
     longest = max((len(word) for matrix in matrices for word in matrix.rows), default=0)
     words_width = max(_LETTER_IN * longest + 0.1, _WORDS_IN)
     heat_width = max([_MATRIX_IN, *(_ROW_IN * len(matrix.groups) for matrix in matrices)])
     width = len(matrices) * (words_width + heat_width + _MARGIN_IN + 0.15)
+    title_width_pt = 72 * (width / len(matrices) - 0.1)
     below = max(_names_height(matrix, heat_width) for matrix in matrices)
     height = _TOP_IN + _MARGIN_IN + heat_height + below + _BOTTOM_IN
     figure = Figure(figsize=(width, height), facecolor="white")
     FigureCanvasAgg(figure)
     for number, matrix in enumerate(matrices):
         left = number * width / len(matrices) + words_width
+        scale = scales[matrix.places]
         rows_height = _ROW_IN * max(len(matrix.rows), 1)
         bottom = height - _TOP_IN - _MARGIN_IN - rows_height
 
@@ -97,32 +104,47 @@ def draw_matrices(given: Sequence[HasMatrix], *, style: FigureStyle = DEFAULT_ST
             return figure.add_axes((x / width, y / height, wide / width, high / height))
 
         centre = axes_at(left, bottom, heat_width, rows_height)
-        _draw_heat(centre, matrix, scale, colormap)
+        _draw_heat(centre, matrix, scale.heat, colormap)
         if _names_height(matrix, heat_width):
             centre.tick_params(axis="x", labelrotation=90)
         _draw_sums(
-            axes_at(left, bottom + rows_height + 0.03, heat_width, _MARGIN_IN - 0.06), matrix, most_sum
+            axes_at(left, bottom + rows_height + 0.03, heat_width, _MARGIN_IN - 0.06), matrix, scale.most_sum
         )
         _draw_spread(axes_at(left + heat_width + 0.03, bottom, _MARGIN_IN - 0.06, rows_height), matrix)
         figure.text(
             (left - words_width + 0.06) / width,
             1 - 0.4 * _TOP_IN / height,
             matrix.title,
-            fontsize=min(_WORD_PT, 72 * (width / len(matrices) - 0.1) / (0.55 * max(len(matrix.title), 1))),
+            fontsize=min(_WORD_PT, title_width_pt / (_BOLD_EM * max(len(matrix.title), 1))),
             fontweight="bold",
             va="center",
             parse_math=False,
         )
-    _draw_scale(figure, words_width, scale, colormap)
+        if matrix.places not in [earlier.places for earlier in matrices[:number]]:
+            _draw_scale(axes_at(left, 0.28, 1.2, 0.06), scale.heat, colormap)
     return figure
+
+
+@dataclass(frozen=True)
+class _Scale:
+    """What matrices have in common that are to be compared: colours, and the height of the sums."""
+
+    heat: Normalize
+    most_sum: float
+
+    @classmethod
+    def of(cls, matrices: Sequence[AttentionMatrix]) -> "_Scale":
+        highest = max(float(matrix.weights.max(initial=0.0)) for matrix in matrices)
+        most_sum = max(float(matrix.weights.sum(axis=0).max(initial=0.0)) for matrix in matrices)
+        return cls(Normalize(0.0, highest or 1.0), most_sum)
 
 
 def _names_height(matrix: AttentionMatrix, width: float) -> float:
     """The height in inches of the names below a heat map, where they only fit side by side if they stand
     upright, else nothing."""
     longest = max((len(name) for name, _ in matrix.groups), default=0)
-    fits = _LETTER_IN * longest * len(matrix.groups) <= width
-    return 0.0 if fits else _LETTER_IN * longest
+    fits = _SMALL_LETTER_IN * (longest + 1) * len(matrix.groups) <= width
+    return 0.0 if fits else _SMALL_LETTER_IN * longest
 
 
 def _draw_heat(axes: Axes, matrix: AttentionMatrix, scale: Normalize, colormap: Colormap) -> None:
@@ -175,10 +197,8 @@ def _draw_spread(axes: Axes, matrix: AttentionMatrix) -> None:
     axes.spines[["top", "right", "left"]].set_visible(False)
 
 
-def _draw_scale(figure: Figure, left: float, scale: Normalize, colormap: Colormap) -> None:
-    width, height = figure.get_size_inches()
-    axes = figure.add_axes((left / width, 0.28 / height, 1.2 / width, 0.06 / height))
-    bar = figure.colorbar(ScalarMappable(scale, colormap), cax=axes, orientation="horizontal")
+def _draw_scale(axes: Axes, scale: Normalize, colormap: Colormap) -> None:
+    bar = axes.figure.colorbar(ScalarMappable(scale, colormap), cax=axes, orientation="horizontal")
     bar.set_ticks([0.0, float(scale.vmax or 1.0)])
     bar.ax.xaxis.set_major_formatter("{x:.2g}")
     bar.ax.tick_params(labelsize=_SMALL_PT, length=2, pad=1)

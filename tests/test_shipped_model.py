@@ -5,9 +5,11 @@ import json
 from safetensors import safe_open
 
 from captioner.model_folder import FILES, GRAPHS, SHIPPED_MODEL
+from captioner.translation import Translator
 from tests.conftest import ROOT
 
 CARD = SHIPPED_MODEL / "MODEL_CARD.md"
+TRANSLATOR = ROOT / "notebooks" / "english-german"
 
 
 def test_folder_holds_these_files_and_no_other() -> None:
@@ -34,3 +36,23 @@ def test_card_and_readme_state_the_scores_that_were_measured() -> None:
 def test_model_scores_above_the_best_published_of_its_kind() -> None:
     """CIDEr 58.9 of adaptive attention on a fine-tuned ResNet-152, though that is of the test split."""
     assert json.loads((SHIPPED_MODEL / "metrics.json").read_text())["dev"]["cider"] > 58.9
+
+
+def test_translator_of_the_notebook_is_whole_small_and_scores_what_its_card_and_the_readme_say() -> None:
+    assert sorted(path.name for path in TRANSLATOR.iterdir()) == sorted([*FILES, "MODEL_CARD.md"])
+    assert sum(path.stat().st_size for path in TRANSLATOR.iterdir()) <= 15e6
+    dev = json.loads((TRANSLATOR / "metrics.json").read_text())["dev"]
+    card = (TRANSLATOR / "MODEL_CARD.md").read_text()
+    assert f"| {dev['bleu']:.1f} | {dev['chrf']:.1f} |" in card
+    assert f"beam {dev['beam_size']}, length penalty {dev['length_penalty']}" in card
+    assert f"BLEU {dev['bleu']:.1f} on Multi30k's val split" in (ROOT / "README.md").read_text()
+
+
+def test_translator_of_the_notebook_translates_and_looks_at_the_word_that_it_says() -> None:
+    (translation,) = Translator.load(TRANSLATOR, device="cpu").translate(["A dog is running in the snow."])
+    assert translation.text == "Ein Hund rennt im Schnee."
+    looked_at = {
+        word: translation.sentence_words[row.argmax()]
+        for word, row in zip(translation.words, translation.alphas, strict=True)
+    }
+    assert (looked_at["Hund"], looked_at["Schnee"]) == ("dog", "snow")

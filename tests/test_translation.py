@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from captioner.checkpoint import load_checkpoint, load_translation_checkpoint, save_checkpoint
 from captioner.config import DecodingConfig, FigureFormat, FigureStyle, TextEncoderConfig
 from captioner.figures import save_figure
+from captioner.inference import Captioner
 from captioner.learner import make_accelerator
 from captioner.model_folder import CheckpointError
 from captioner.recipe import Recipe, TrainingConfig
@@ -29,7 +30,9 @@ from captioner.translation_metrics import score_translations
 from captioner.translation_task import TranslationTask
 from captioner.validation import validate
 from captioner.vocabulary import Vocabulary, VocabularyError
-from tests.conftest import SMALL_DECODER
+from tests.conftest import SMALL_DECODER, noise_picture
+
+CELLS = "cells, by the rows of the grid"
 
 PAIRS = {
     "A dog runs.": "Ein Hund läuft.",
@@ -272,7 +275,24 @@ def test_alignment_is_drawn_by_the_code_that_draws_words_by_cells(num_words: int
     boxes = [label.get_window_extent() for label in labels]
     assert not any(left.overlaps(right) for left, right in pairwise(boxes))
     assert min(box.y0 for box in boxes) > heat.xaxis.label.get_window_extent().y1 - 1
-    assert heat.xaxis.label.get_window_extent().y0 > figure.axes[-1].get_window_extent().y1
+    (scale,) = (axes for axes in figure.axes if axes.get_xlabel() == "attention")
+    assert heat.xaxis.label.get_window_extent().y0 > scale.get_window_extent().y1
+
+
+def test_a_sentence_beside_a_picture_has_a_scale_of_its_own(captioner: Captioner) -> None:
+    """A picture's attention is shared by so many cells that on one scale it would be black; titles end before
+    the figure does."""
+    caption = captioner.caption(noise_picture(1))
+    long = "Rindfleischetikettierungsüberwachung " * 3
+    translation = Translation(
+        sentence="a", text=long, sentence_words=("a",), words=("ein",), log_prob=0.0, alphas=np.ones((1, 1))
+    )
+    figure = caption.plot_matrix(translation)
+    heats = [axes for axes in figure.axes if axes.get_xlabel() in {"words of the sentence", CELLS}]
+    assert [heat.images[0].norm.vmax for heat in heats] == [pytest.approx(caption.alphas.max()), 1.0]
+    figure.canvas.draw()
+    for title in figure.texts:
+        assert title.get_window_extent().x1 < figure.bbox.x1
 
 
 @pytest.mark.parametrize("kind", ["png", "svg", "pdf"])
