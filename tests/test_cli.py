@@ -436,3 +436,18 @@ def test_word_that_the_model_does_not_know_is_named(run: Run, pictures: Path) ->
     result = run(pictures, "--must-include", "zebra")
     assert result.status == 1
     assert "the model does not know 'zebra' as a word" in result.err
+
+
+@pytest.mark.parametrize("package", ["ray", "pyarrow"])
+def test_cluster_without_its_packages_says_what_to_install(
+    package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in [name for name in sys.modules if name in {"captioner.cluster", "captioner.parts"}]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(SystemExit) as exited:
+        main(["caption", "--engine", "ray", str(tmp_path), "--output", str(tmp_path / "out")])
+    error = capsys.readouterr().err
+    assert exited.value.code == 2
+    assert "pip install 'captioner[ray]'" in error
+    assert len(error.splitlines()) == 1
