@@ -70,8 +70,10 @@ def _read_config(folder: Path, kind: type[Config]) -> Config:
         content = (folder / CONFIG).read_bytes()
         is_translator = "text_encoder" in msgspec.json.decode(content, type=dict[str, msgspec.Raw])
         if is_translator != (kind is TranslationConfig):
-            does, wanted = ("translates sentences", "captions pictures")[:: 1 if is_translator else -1]
-            raise CheckpointError(f"the model in {folder} {does}; give one that {wanted}")
+            told = "captions pictures; give one that translates sentences"
+            if is_translator:
+                told = "translates sentences; give one that captions pictures"
+            raise CheckpointError(f"the model in {folder} {told}")
         return msgspec.json.decode(content, type=kind)
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from jaxtyping import Float
+from tqdm import tqdm
 
 from captioner.batches import moved
 from captioner.checkpoint import load_translation_checkpoint
@@ -92,10 +93,12 @@ class Translator:
         """Translate sentences, by default as scored best on the model's dev split; a blank one stays so."""
         if isinstance(sentences, str):
             raise TypeError("sentences is a list of texts; put the one in brackets")
+        num_parts = [len(self.vocabulary.split(text)) for text in sentences]
+        wordy = [place for place, count in enumerate(num_parts) if count]
+        wordy.sort(key=lambda place: num_parts[place])  # little is padding then
         found: dict[int, Hypothesis] = {}
-        wordy = [place for place, text in enumerate(sentences) if self.vocabulary.split(text)]
-        wordy.sort(key=lambda place: len(self.vocabulary.split(sentences[place])))  # little is padding then
-        for start in range(0, len(wordy), batch_size):
+        starts = range(0, len(wordy), batch_size)
+        for start in tqdm(starts, desc="translating", unit=" batches", delay=2):
             places = wordy[start : start + batch_size]
             hypotheses = self._search([sentences[place] for place in places], decoding)
             found |= zip(places, hypotheses, strict=True)
