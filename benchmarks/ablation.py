@@ -19,7 +19,7 @@ import tyro
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks.report import write_between
+from benchmarks.report import markdown, write_between
 from captioner.checkpoint import load_checkpoint
 from captioner.cli_train import RunOptions
 from captioner.config import DecodingConfig
@@ -214,11 +214,9 @@ def _measured(
 
 def table(results: Mapping[str, Mapping[str, Any]]) -> str:
     """The rows in their order, as Markdown."""
-    head = (
-        "| | | seed | epochs | minutes | fastest epoch, s | decoder, million | B1 | B2 | B3 | B4 | METEOR "
-        "| ROUGE-L | CIDEr | distinct | broken off | repetitive |"
-    )
-    lines = [head, "|---|---|" + "---:|" * 15]
+    head = ["", "", "seed", "epochs", "minutes", "fastest epoch, s", "decoder, million"]
+    head += ["B1", "B2", "B3", "B4", "METEOR", "ROUGE-L", "CIDEr", "distinct", "broken off", "repetitive"]
+    rows = []
     for row in ROWS:
         if row.key not in results:
             continue
@@ -237,8 +235,8 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
             f"{wording['distinct_share']:.0%}",
             *(f"{wording[name]:.1%}" for name in ("broken_off_share", "repetitive_share")),
         ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+        rows.append(cells)
+    return markdown(head, rows, num_names=2)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import json
 import statistics
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 Figures = Mapping[str, Sequence[float]]
@@ -12,10 +12,18 @@ Figures = Mapping[str, Sequence[float]]
 
 def table(title: str, rows: Figures) -> str:
     """Markdown: the median, the least and the most of each row."""
-    lines = [f"\n{title}\n", "| | median | least | most |", "|---|---:|---:|---:|"]
-    for name, values in rows.items():
-        figures = (statistics.median(values), min(values), max(values))
-        lines.append(f"| {name} | {' | '.join(f'{figure:,.2f}' for figure in figures)} |")
+    figures = {name: (statistics.median(values), min(values), max(values)) for name, values in rows.items()}
+    cells = ([name, *(f"{figure:,.2f}" for figure in found)] for name, found in figures.items())
+    return f"\n{title}\n\n{markdown(['', 'median', 'least', 'most'], cells)}"
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]], *, num_names: int = 1) -> str:
+    """A Markdown table; after the first `num_names` columns it holds figures, which stand to the right."""
+    lines = [
+        f"|{'|'.join(f' {name} ' if name else ' ' for name in head)}|",
+        "|" + "---|" * num_names + "---:|" * (len(head) - num_names),
+        *(f"| {' | '.join(cells)} |" for cells in rows),
+    ]
     return "\n".join(lines) + "\n"
 
 

@@ -20,7 +20,7 @@ from sacrebleu.significance import PairedTest
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks.report import write_between
+from benchmarks.report import markdown, write_between
 from captioner.checkpoint import read_metrics
 from captioner.cli_train import RunOptions
 from captioner.errors import CaptionerError
@@ -138,9 +138,8 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
     counts = next(iter(results.values()))["by_length"]
     lengths = [f"{name} ({counts[name]['sentences']})" for name in LENGTHS]
     head = ["attention", "million parameters", "BLEU", "chrF", *lengths, "minutes"]
-    lines = [f"| {' | '.join(head)} |", "|---|" + "---:|" * (len(head) - 1)]
-    for name, found in results.items():
-        cells = [
+    rows = [
+        [
             name,
             f"{found['parameters'] / 1e6:.2f}",
             f"{found['bleu']:.1f} ± {found['interval']:.1f}",
@@ -148,8 +147,9 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
             *(f"{found['by_length'][length]['bleu']:.1f}" for length in LENGTHS),
             f"{found['minutes']:.0f}",
         ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+        for name, found in results.items()
+    ]
+    return markdown(head, rows)
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ class CaptioningTask:
         self.recipe, self.encoder, self.vocabulary, self.start = recipe, encoder, vocabulary, start
         self.train = self._dataset(train, preprocess, is_augmented=recipe.training.augmentation)
         self.dev = self._dataset(dev, preprocess, is_augmented=False)
-        self.model_config = ModelConfig(
+        self.config = ModelConfig(
             format_version=FORMAT_VERSION,
             backbone=recipe.encoder.backbone,
             preprocess=preprocess,
@@ -97,12 +97,12 @@ class CaptioningTask:
         return Validation(score=scores.cider, entries={"dev": asdict(scores), "dev_wording": wording})
 
     def stored(self, model: CaptioningModel, metrics: dict[str, Any]) -> Checkpoint:
-        return Checkpoint(model, self.model_config, self.vocabulary, metrics)
+        return Checkpoint(model, self.config, self.vocabulary, metrics)
 
     def figures(self, model: CaptioningModel) -> Iterator[Figure]:
         captioner = Captioner(
             backend=TorchBackend(model, next(model.parameters()).device),
-            config=self.model_config,
+            config=self.config,
             vocabulary=self.vocabulary,
         )
         for batch in captioner.caption_files(record.source for record in shown(self.dev.split.records)):
@@ -136,7 +136,7 @@ class CaptioningTask:
 
     def _field_px(self, encoder: Encoder) -> float | None:
         """How far a cell sees on the first dev pictures. Raises: ImageError."""
-        load = Preprocess(self.model_config.preprocess).load
+        load = Preprocess(self.config.preprocess).load
         squashed = np.stack([load(record.source) for record in self.dev.split.records[:_NUM_MEASURED]])
         images = torch.from_numpy(squashed).to(next(encoder.parameters()).device)
-        return encoder.field_px(encoder.normalise(images), self.model_config.grid)
+        return encoder.field_px(encoder.normalise(images), self.config.grid)

@@ -1,6 +1,6 @@
 """A model folder as a torch model, and back."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic
@@ -104,32 +104,33 @@ def read_metrics(folder: Path) -> dict[str, Any]:
 
 
 def _filled(folder: Path, make: Callable[[], AttentionModel[EncoderT]]) -> AttentionModel[EncoderT]:
-    """The model that `make` makes, with the weights of a folder. Raises: CheckpointError.
-
-    Shapes are compared before a model of the sizes that the config states is made, which may take any memory.
-    """
+    """The model that `make` makes, with the weights of a folder. Raises: CheckpointError."""
     with damage_told(folder):
         weights = load_file(folder / WEIGHTS)
     require_finite(folder, {name: bool(value.isfinite().all()) for name, value in weights.items()})
     try:
         with torch.device("meta"):
-            stated = make().state_dict()
-        for name, value in stated.items():
-            if name not in weights:
-                raise RuntimeError(f"{WEIGHTS} lacks {name}")
-            if weights[name].shape != value.shape:
-                given = tuple(weights[name].shape)
-                raise RuntimeError(
-                    f"{CONFIG} states {tuple(value.shape)} for {name}, but {WEIGHTS} has {given}"
-                )
-        unknown = weights.keys() - stated.keys()
-        if unknown:
-            raise RuntimeError(f"{WEIGHTS} has {min(unknown)}, which {CONFIG} knows nothing of")
+            _require_fit(make().state_dict(), weights)
         model = make()
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise _misfit(folder, error) from error
     return model
+
+
+def _require_fit(stated: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor]) -> None:
+    """Compare names and shapes, before a model of the sizes that the config states is made: it may take any
+    memory. Raises: RuntimeError.
+    """
+    for name, value in stated.items():
+        if name not in weights:
+            raise RuntimeError(f"{WEIGHTS} lacks {name}")
+        if weights[name].shape != value.shape:
+            given = tuple(weights[name].shape)
+            raise RuntimeError(f"{CONFIG} states {tuple(value.shape)} for {name}, but {WEIGHTS} has {given}")
+    unknown = weights.keys() - stated.keys()
+    if unknown:
+        raise RuntimeError(f"{WEIGHTS} has {min(unknown)}, which {CONFIG} knows nothing of")
 
 
 def _misfit(folder: Path, error: Exception) -> CheckpointError:

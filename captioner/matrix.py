@@ -162,11 +162,7 @@ def _draw_heat(axes: Axes, matrix: AttentionMatrix, scale: Normalize, colormap: 
     axes.set_yticklabels(matrix.rows, fontsize=_WORD_PT, parse_math=False)
     ends = np.cumsum([0, *(count for _, count in matrix.groups)])
     axes.set_xticks((ends[:-1] + ends[1:]) / 2)
-    axes.set_xticklabels(
-        [name for name, _ in matrix.groups],
-        fontsize=_SMALL_PT,
-        parse_math=False,
-    )
+    axes.set_xticklabels([name for name, _ in matrix.groups], fontsize=_SMALL_PT, parse_math=False)
     for end in ends[1:-1]:
         axes.axvline(end, color="white", linewidth=0.3, alpha=0.6)
     axes.set_xlabel(matrix.places, fontsize=_SMALL_PT, labelpad=2)

@@ -111,8 +111,7 @@ def _told(wording: Mapping[str, float]) -> str:
     """How captions are worded, where the entry tells of it."""
     if not wording:
         return ""
-    shares = {name: 100 * value for name, value in wording.items() if name.endswith("_share")}
+    shares = (100 * wording[f"{name}_share"] for name in ("distinct", "broken_off", "repetitive"))
     return "; {:.1f} words, {:.0f} % distinct, {:.1f} % broken off, {:.1f} % repetitive".format(
-        wording["mean_length"],
-        *(shares[f"{name}_share"] for name in ("distinct", "broken_off", "repetitive")),
+        wording["mean_length"], *shares
     )
