@@ -1,20 +1,20 @@
 """Train a model, or check a data set: `python train.py coco --root DIR --out runs/NAME`."""
 
-import json
 import logging
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
-import tyro
-
-from captioner.cli_train import ARGUMENTS_FILE, Changes, RunOptions
-from captioner.errors import INTERRUPTED, CaptionerError, Stopped
-from captioner.flags import DATASET_PARSING, one_of
-from captioner.recipe import PRESETS
-from captioner.records import CaptionedImage, RecordReader, SentenceReader, SplitName, TranslatedSentence
+from captioner.cli.main import command_line, parse
+from captioner.cli.options import arg, checked, dataset_subcommands
+from captioner.cli.train import RecipeOverrides, ResumeFlags, RunFlags, StoredCommand, to_stored
+from captioner.errors import CaptionerError
+from captioner.records import CaptionedImage, RecordReader, SentenceReader, SplitName
+from captioner.training.options import RunOptions
+from captioner.training.recipe import PRESETS, Recipe
 from datasets.registry import DATASETS, TRANSLATION_DATASETS
 
 TRAINABLE = DATASETS | TRANSLATION_DATASETS
@@ -23,95 +23,106 @@ if TYPE_CHECKING:
     Dataset = RecordReader
     TrainingDataset = RecordReader | SentenceReader
 else:
-    Dataset, TrainingDataset = one_of(DATASETS), one_of(TRAINABLE)
+    Dataset, TrainingDataset = dataset_subcommands(DATASETS), dataset_subcommands(TRAINABLE)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Train:
+class TrainFlags:
     """Train on a data set, scoring decoded captions of its dev split every epoch.
 
-    Writes OUT/best, a model folder for caption.py; of multi30k, a translator. `train.py DATASET --help` shows
-    where a data set's files go, `train.py check DATASET` looks one of pictures over first.
+    Writes OUT/best, a model folder for caption.py (of multi30k, a translator). `train.py DATASET --help` says
+    where a data set's files go, `train.py check DATASET` checks it, and `train.py --resume OUT` continues an
+    interrupted run.
     """
 
     dataset: TrainingDataset
-    run: RunOptions
-    recipe: Changes = field(default_factory=Changes)
+    run: RunFlags
+    recipe: RecipeOverrides = field(default_factory=RecipeOverrides)
+
+
+@dataclass(frozen=True)
+class Training:
+    """A run with all its settings."""
+
+    name: str
+    reader: RecordReader | SentenceReader
+    recipe: Recipe
+    options: RunOptions
+
+    def run(self) -> int:
+        """Read the data, train, and return the exit status."""
+        from captioner.training.run import training_run
+        from datasets.checks import require_valid
+
+        records: Sequence[Any] = self.reader.read(["train", "dev"])
+        if self.name in DATASETS:
+            require_valid(records)
+        train, dev = ([one for one in records if one.split == split] for split in ("train", "dev"))
+        with training_run(
+            recipe=self.recipe,
+            make_task=self._task(train, dev),
+            options=self.options,
+            command=to_stored(self.name, self.reader, self.recipe, self.options),
+        ) as trainer:
+            trainer.run()
+        return 0
+
+    def _task(self, train: Sequence[Any], dev: Sequence[Any]) -> Callable[..., Any]:
+        if self.name in TRANSLATION_DATASETS:
+            from captioner.translation.task import TranslationTask
+
+            return partial(TranslationTask.prepare, recipe=self.recipe, train=train, dev=dev)
+        from captioner.training.captioning import CaptioningTask
+
+        return partial(CaptioningTask.prepare, recipe=self.recipe, train=train, dev=dev, options=self.options)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """Look a data set over, on one page: counts, lengths, vocabulary, pictures that are missing, cannot be
-    decoded or are in two splits, empty captions. Exit status 1 where training would be unsound."""
+    """Check a data set: counts, lengths, vocabulary, pictures that are missing, cannot be decoded or are in two
+    splits, empty captions. The exit status is 1 if the data set is not valid for training."""
 
     dataset: Dataset
-    min_count: int = 5
+    min_count: Annotated[int, arg("INT", "5")] = 5
     """Times a word must occur in the training captions to enter the vocabulary."""
 
+    def run(self) -> int:
+        """Print the page and return the exit status."""
+        from datasets.checks import check
 
-def train(command: Train, arguments: list[str]) -> None:
-    from captioner.run import run_training
-    from datasets.soundness import require_sound
-
-    (name,) = (name for name, reader in TRAINABLE.items() if isinstance(command.dataset, reader))
-    recipe = command.recipe.applied_to(PRESETS[name])
-    records: Sequence[CaptionedImage | TranslatedSentence] = command.dataset.read(["train", "dev"])
-    if name in DATASETS:
-        require_sound([record for record in records if isinstance(record, CaptionedImage)])
-    run_training(
-        recipe=recipe,
-        train=[record for record in records if record.split == "train"],
-        dev=[record for record in records if record.split == "dev"],
-        options=command.run,
-        arguments=[argument for argument in arguments if argument != "--resume"],
-    )
+        records: list[CaptionedImage] = []
+        unreadable: dict[SplitName, str] = {}
+        for split in get_args(SplitName):
+            try:
+                records += self.dataset.read([split])
+            except CaptionerError as error:  # noqa: PERF203 (three times)
+                unreadable[split] = str(error)
+        page, is_valid = check(records, unreadable, min_count=self.min_count)
+        sys.stdout.write(f"{page}\n")
+        return 0 if is_valid else 1
 
 
-def check(command: Check) -> int:
-    from datasets.check import check
-
-    records: list[CaptionedImage] = []
-    unreadable: dict[SplitName, str] = {}
-    for split in get_args(SplitName):
-        try:
-            records += command.dataset.read([split])
-        except CaptionerError as error:  # noqa: PERF203 (three times)
-            unreadable[split] = str(error)
-    page, is_sound = check(records, unreadable, min_count=command.min_count)
-    sys.stdout.write(f"{page}\n")
-    return 0 if is_sound else 1
-
-
-def _arguments(given: list[str]) -> list[str]:
-    """The arguments, or, of `--resume FOLDER` alone, those that the run in the folder was started with."""
-    if given[:1] != ["--resume"] or len(given) < 2:
-        return given
-    path = Path(given[1]) / ARGUMENTS_FILE
-    try:
-        started_with: list[str] = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise CaptionerError(f"{given[1]} holds no run that can be gone on with ({error})") from None
-    return [*started_with, "--resume", *given[2:]]
+def _command(arguments: Sequence[str]) -> Training | Check:
+    if arguments[:1] == ["check"]:
+        command: Check = parse(Check, arguments[1:], prog="train.py check")
+        return command
+    if arguments[:1] == ["--resume"]:
+        stored = StoredCommand.read(parse(ResumeFlags, arguments[1:], prog="train.py --resume"), TRAINABLE)
+        reader = stored.relocated(stored.reader)
+        sections = {name: stored.relocated(section) for name, section in vars(stored.recipe).items()}
+        return Training(stored.dataset, reader, Recipe(**sections), stored.options)
+    flags: TrainFlags = parse(TrainFlags, arguments, prog="train.py")
+    (name,) = (name for name, reader in TRAINABLE.items() if isinstance(flags.dataset, reader))
+    options: RunOptions = checked(RunOptions, vars(flags.run))
+    return Training(name, flags.dataset, flags.recipe.applied_to(PRESETS[name]), options)
 
 
 def main() -> None:
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    try:
-        arguments = _arguments(sys.argv[1:])
-        if arguments[:1] == ["check"]:
-            sys.exit(
-                check(tyro.cli(Check, args=arguments[1:], prog="train.py check", config=DATASET_PARSING))
-            )
-        train(tyro.cli(Train, args=arguments, prog="train.py", config=DATASET_PARSING), arguments)
-    except Stopped as stopped:
-        sys.stderr.write(f"train.py: {stopped}\n")
-        sys.exit(INTERRUPTED)
-    except CaptionerError as error:
-        sys.exit(f"train.py: {error}")
-    except ModuleNotFoundError as error:
-        sys.exit(f"train.py: this needs {error.name}; install it with: pip install 'captioner[train]'")
-    except KeyboardInterrupt:
-        sys.exit("train.py: interrupted; a training run goes on from its last save with --resume")
+    is_first_process = os.environ.get("RANK", "0") == "0"  # as torchrun and accelerate launch number them
+    level = logging.INFO if is_first_process else logging.ERROR
+    logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
+    with command_line("train.py"):
+        sys.exit(_command(sys.argv[1:]).run())
 
 
 if __name__ == "__main__":

@@ -20,15 +20,15 @@ import tyro
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.report import markdown, write_between
-from captioner.checkpoint import load_checkpoint
-from captioner.cli_train import RunOptions
-from captioner.config import DecodingConfig
-from captioner.errors import CaptionerError, UsageError, first_of
-from captioner.evaluation import caption_records, evaluate_captions
+from captioner.checkpoint.weights import load_checkpoint
+from captioner.config import DecodingOptions
+from captioner.errors import CaptionerError, UsageError, abbreviate
+from captioner.evaluation.evaluate import caption_records, evaluate_captions
 from captioner.inference import Captioner
-from captioner.recipe import PRESETS, Recipe
 from captioner.records import CaptionedImage
-from captioner.run import prepare_training
+from captioner.training.options import RunOptions
+from captioner.training.recipe import PRESETS, Recipe
+from captioner.training.run import prepare_training
 from datasets.flickr import Flickr8k
 
 RESULTS = Path(__file__).parent / "results" / "ablation.json"
@@ -77,7 +77,7 @@ ROWS = (
     Row(group="attention", name="soft", seed=1),
     Row(group="attention", name="none", changes=_decoder(attention="none"), seed=1),
     Row(group="attention", name="hard", changes=_decoder(attention="hard")),
-    Row(group="look", name="after the previous word is read", changes=_decoder(look="after")),
+    Row(group="look", name="after the previous word is read", changes=_decoder(attend="after_lstm")),
     Row(group="decoding", name="greedy", beam_size=1),
     Row(group="decoding", name="beam 5", beam_size=5),
     Row(group="decoding", name="beam 10", beam_size=10),
@@ -124,7 +124,7 @@ def main(
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     unknown = set(only) - {row.group for row in ROWS}
     if unknown:
-        raise UsageError(f"there is no group {first_of(sorted(unknown))}; see --help")
+        raise UsageError(f"there is no group {abbreviate(sorted(unknown))}; see --help")
     dataset = Flickr8k(root=root)
     train, dev = dataset.read(["train"]), dataset.read(["dev"])
     done: dict[str, dict[str, Any]] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
@@ -189,7 +189,7 @@ def _measured(
 ) -> dict[str, Any]:
     captioner = Captioner.load(best)
     decoder = load_checkpoint(best).model.decoder
-    decoding = DecodingConfig(beam_size=row.beam_size)
+    decoding = DecodingOptions(beam_size=row.beam_size)
     evaluation = evaluate_captions(
         caption_records(captioner, dev, decoding=decoding),
         {record.image_id: record.captions for record in dev},
@@ -233,7 +233,7 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
             f"{found['decoder_parameters'] / 1e6:.1f}",
             *("-" if scores[name] is None else f"{scores[name]:.1f}" for name in names),
             f"{wording['distinct_share']:.0%}",
-            *(f"{wording[name]:.1%}" for name in ("broken_off_share", "repetitive_share")),
+            *(f"{wording[name]:.1%}" for name in ("truncated_share", "repetitive_share")),
         ]
         rows.append(cells)
     return markdown(head, rows, num_names=2)

@@ -22,10 +22,10 @@ import tyro
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.report import report
-from captioner.export import export_model
+from captioner.backends.export import export_model
+from captioner.checkpoint.folder import SHIPPED_MODEL
+from captioner.images.prefetch import batches, map_in_threads, prefetch_batches
 from captioner.inference import Captioner
-from captioner.loading import batches, loaded_batches, mapped
-from captioner.model_folder import SHIPPED_MODEL
 
 ROOT = Path(__file__).parent.parent
 BATCH_SIZES = (1, 8, 32)
@@ -40,12 +40,12 @@ def tasks(captioner: Captioner, paths: list[Path], batch_size: int) -> dict[str,
     ]
 
     def decode() -> None:
-        for _ in loaded_batches(paths, captioner.preprocess.load, batch_size=batch_size):
+        for _ in prefetch_batches(paths, captioner.preprocess.load, batch_size=batch_size):
             pass
 
     def encode() -> None:
-        at_once = captioner.backend.num_at_once
-        for _ in mapped(captioner.backend.encode, ready, num_threads=at_once, ahead=at_once):
+        at_once = captioner.backend.max_concurrent_batches
+        for _ in map_in_threads(captioner.backend.encode, ready, num_threads=at_once, ahead=at_once):
             pass
 
     def caption() -> None:

@@ -53,11 +53,12 @@ def write_coco(captions: Path, root: Path, num_pictures: int) -> None:
 
 def build_records(root: Path, results: "multiprocessing.Queue[dict[str, float]]") -> None:
     """All that train.py does with captions before its first batch, in a process of its own."""
-    from captioner.data import CaptionDataset, Split
-    from captioner.images import Preprocess
+    from datasets.soundness import find_problems
+
+    from captioner.data.pictures import CachedRecords, CaptionDataset
+    from captioner.images.geometry import Preprocess
     from captioner.vocabulary import Vocabulary
     from datasets.coco import Coco
-    from datasets.soundness import find_problems
 
     at_rest_mb = peak_mb()
     times = [time.perf_counter()]
@@ -68,7 +69,7 @@ def build_records(root: Path, results: "multiprocessing.Queue[dict[str, float]]"
     vocabulary = Vocabulary.build((text for record in records for text in record.captions), min_count=5)
     times.append(time.perf_counter())
     dataset = CaptionDataset(
-        split=Split(records=records, grids=np.zeros((0, 81, 1280), np.float16)),
+        split=CachedRecords(records=records, grids=np.zeros((0, 81, 1280), np.float16)),
         preprocess=Preprocess(PREPROCESS),
         vocabulary=vocabulary,
         max_words=20,
@@ -115,7 +116,7 @@ def decoders() -> dict[str, Callable[[Path], object]]:
     import torch
     from torchvision.io import ImageReadMode, decode_image, read_file
 
-    from captioner.images import load_image
+    from captioner.images.reading import load_image
 
     torch.set_num_threads(1)
     return {
@@ -139,11 +140,11 @@ def decoder_rows(paths: list[Path], repeats: int) -> dict[str, list[float]]:
 
 def loader_rows(paths: list[Path], repeats: int, epochs: int = 5) -> dict[str, list[float]]:
     """Pictures a second through the training loader, augmented, by the number of its workers."""
-    from captioner.augmentation import Augmentation
-    from captioner.batches import load_batches
-    from captioner.data import CaptionDataset, Split
-    from captioner.dealing import epoch_batches
-    from captioner.images import Preprocess
+    from captioner.data.augmentation import Augmentation
+    from captioner.data.batching import load_batches
+    from captioner.data.epoch_order import epoch_batches
+    from captioner.data.pictures import CachedRecords, CaptionDataset
+    from captioner.images.geometry import Preprocess
     from captioner.records import CaptionedImage
     from captioner.vocabulary import Vocabulary
 
@@ -152,7 +153,7 @@ def loader_rows(paths: list[Path], repeats: int, epochs: int = 5) -> dict[str, l
         for path in paths * epochs
     ]
     dataset = CaptionDataset(
-        split=Split(records=records, grids=np.zeros((0, 81, 1280), np.float16)),
+        split=CachedRecords(records=records, grids=np.zeros((0, 81, 1280), np.float16)),
         preprocess=Preprocess(PREPROCESS),
         vocabulary=Vocabulary.build(["a dog runs"], min_count=1),
         max_words=20,

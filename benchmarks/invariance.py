@@ -16,11 +16,11 @@ import tyro
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.report import report
-from captioner.captions import Caption
+from captioner.caption import Caption
+from captioner.checkpoint.folder import SHIPPED_MODEL
 from captioner.config import BackendName
-from captioner.images import ImageError
+from captioner.errors import ImageError
 from captioner.inference import Captioner
-from captioner.model_folder import SHIPPED_MODEL
 
 
 def caption_all(captioner: Captioner, paths: Sequence[Path], batch_size: int) -> dict[str, Caption]:

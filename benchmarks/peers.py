@@ -30,9 +30,9 @@ from torchvision.models import resnet101
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.report import report
-from captioner.export import export_model
+from captioner.backends.export import export_model
+from captioner.checkpoint.folder import SHIPPED_MODEL
 from captioner.inference import Captioner
-from captioner.model_folder import SHIPPED_MODEL
 
 BEAM_SIZE = 3
 NUM_WORDS = 20

@@ -32,15 +32,16 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.report import report
-from captioner.batches import CaptionBatch, load_batches
 from captioner.config import DecoderConfig, PreprocessConfig
-from captioner.data import CaptionDataset, Pictures, Split
-from captioner.dealing import epoch_batches
-from captioner.decoder import Decoder, Memory, StepOutput, teacher_forced
-from captioner.images import Preprocess
-from captioner.loss import CaptionLoss
-from captioner.model import make_decoder
+from captioner.data.batching import load_batches
+from captioner.data.epoch_order import epoch_batches
+from captioner.data.pictures import CachedRecords, CaptionDataset
+from captioner.images.geometry import Preprocess
+from captioner.model.batch import CaptionBatch, Pictures
+from captioner.model.captioning import make_decoder
+from captioner.model.decoder import Decoder, Memory, StepOutput, teacher_forced
 from captioner.records import CaptionedImage
+from captioner.training.loss import CaptionLoss
 from captioner.vocabulary import Vocabulary
 
 CELLS, CHANNELS = 81, 1280
@@ -54,14 +55,14 @@ class ProjectingAtEachWord:
     decoder: Decoder[Any]
     annotations: Float[Tensor, "batch cells annotation"]
 
-    def remember(self, annotations: Float[Tensor, "batch cells annotation"], is_cell: None = None) -> Memory:
-        return self.decoder.remember(annotations, is_cell)
+    def prepare_memory(self, annotations: Float[Tensor, "batch cells annotation"], cell_mask: None = None) -> Memory:
+        return self.decoder.prepare_memory(annotations, cell_mask)
 
     def initial_state(self, memory: Memory, num_captions: int) -> Any:
         return self.decoder.initial_state(memory, num_captions)
 
     def step(self, tokens: Int[Tensor, "batch captions"], state: Any, _: Memory) -> StepOutput[Any]:
-        return self.decoder.step(tokens, state, self.decoder.remember(self.annotations[: len(tokens)]))
+        return self.decoder.step(tokens, state, self.decoder.prepare_memory(self.annotations[: len(tokens)]))
 
     def logits(self, readout: Tensor) -> Tensor:
         return self.decoder.logits(readout)
@@ -95,7 +96,7 @@ def datasets(
     for row in grids:
         row[:] = rng.normal(size=row.shape)
 
-    def dataset(split: Split) -> CaptionDataset:
+    def dataset(split: CachedRecords) -> CaptionDataset:
         return CaptionDataset(
             split=split, preprocess=Preprocess(preprocess), vocabulary=vocabulary, max_words=20
         )
@@ -103,7 +104,7 @@ def datasets(
     pairs = [replace(record, captions=(text,)) for record in records for text in record.captions]
     of_pair = np.lib.format.open_memmap(folder / "pairs.npy", "w+", np.float16, (len(pairs), CELLS, CHANNELS))
     of_pair[:] = np.repeat(grids, CAPTIONS_OF_A_PICTURE, axis=0)
-    return dataset(Split(records=records, grids=grids)), dataset(Split(records=pairs, grids=of_pair))
+    return dataset(CachedRecords(records=records, grids=grids)), dataset(CachedRecords(records=pairs, grids=of_pair))
 
 
 class Trainer:

@@ -21,13 +21,13 @@ from sacrebleu.significance import PairedTest
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.report import markdown, write_between
-from captioner.checkpoint import read_metrics
-from captioner.cli_train import RunOptions
+from captioner.checkpoint.folder import read_metrics
 from captioner.errors import CaptionerError
-from captioner.recipe import PRESETS, Recipe
 from captioner.records import TranslatedSentence
-from captioner.run import run_training
-from captioner.translation import Translation, Translator
+from captioner.training.options import RunOptions
+from captioner.training.recipe import PRESETS, Recipe
+from captioner.training.run import run_training
+from captioner.translation.translator import Translation, Translator
 from datasets.multi30k import Multi30k
 
 RESULTS = Path(__file__).parent / "results" / "translation.json"

@@ -1,33 +1,37 @@
-"""Image captions with visual attention: Show, Attend and Tell (Xu et al. 2015) as software.
+"""Image captions with visual attention: Show, Attend and Tell (Xu et al. 2015).
 
-Importing this package is cheap. The public names are loaded when they are first used:
+Importing this package is cheap; the public names are loaded on first use:
 
-    Captioner   load a model folder and caption pictures
-    Caption     one caption with its words, log-probability and attention
-    Wanted      which captions are wanted of a picture: how many, with which words, drawn or searched
-    ImageError  a file that cannot be read as a picture, with the reason
+    Captioner        load a model folder and caption pictures
+    Caption          a caption with its words, log-probability and attention
+    DecodingOptions  how captions are searched or sampled, and how many
+    CaptionerError   any problem the user can fix; ImageError is the one of a single picture
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from captioner.captions import Caption
-    from captioner.images import ImageError
-    from captioner.inference import Captioner, Wanted
+    from captioner.caption import Caption
+    from captioner.config import DecodingOptions
+    from captioner.errors import CaptionerError, ImageError
+    from captioner.inference import Captioner
 
 __version__ = "0.1.0"
-__all__ = ["Caption", "Captioner", "ImageError", "Wanted", "__version__"]
+__all__ = ["Caption", "Captioner", "CaptionerError", "DecodingOptions", "ImageError", "__version__"]
 
-_HOME_OF = {
-    "Caption": "captioner.captions",
+_MODULE_OF = {
+    "Caption": "captioner.caption",
     "Captioner": "captioner.inference",
-    "ImageError": "captioner.images",
-    "Wanted": "captioner.inference",
+    "CaptionerError": "captioner.errors",
+    "DecodingOptions": "captioner.config",
+    "ImageError": "captioner.errors",
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOME_OF:
-        return getattr(import_module(_HOME_OF[name]), name)
+    if name in _MODULE_OF:
+        value = getattr(import_module(_MODULE_OF[name]), name)
+        globals()[name] = value
+        return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

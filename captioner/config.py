@@ -1,175 +1,240 @@
-"""What can be set, its default and its allowed range.
+"""Settings of a model, its decoding and its device.
 
-`ModelConfig`, or of a translator `TranslationConfig`, is what a checkpoint folder needs to be loaded (its
-config.json); what a training run needs to be repeated is `captioner.recipe.Recipe`. All are plain frozen
-dataclasses, read and written as JSON by msgspec, and every range is checked where the value is made, whether
-that is by hand, by a command line or by a file.
+Each setting is declared once: its type carries its range (`msgspec.Meta`), the docstring below it is its
+help. Files, command lines and Python all go through these dataclasses, so a range is checked wherever a
+value comes from. `ModelConfig` and `TranslationConfig` are what a model folder stores as config.json;
+`captioner.training.recipe.Recipe` is the counterpart for training.
 """
 
-from dataclasses import dataclass
-from typing import Any, Literal
+import math
+from dataclasses import dataclass, fields
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_type_hints
+
+from msgspec import Meta
+
+from captioner.errors import reject_string
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 BackendName = Literal["auto", "onnx", "torch"]
-OutputFormat = Literal["text", "jsonl", "csv"]
-Engine = Literal["local", "ray"]
-OverlayStyle = Literal["smooth", "cells"]
-FigureFormat = Literal["png", "svg", "pdf"]
 DecoderKind = Literal["lstm", "transformer"]
 Attention = Literal["soft", "hard", "none"]
 ScoreName = Literal["additive", "dot", "general", "multihead"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 
-FORMAT_VERSION = 3
-"""Version of the checkpoint folder. It grows when an older captioner could not load the folder; folders of
-older versions can be loaded."""
+FORMAT_VERSION = 1
+"""Version of the model folder; it grows when an older captioner could not load a folder."""
 
-MAX_IMAGE_SIZE_PX = 4096
-MAX_DIM = 65_536
-MAX_HEADS = 256
-MAX_WORDS_LIMIT = 1_000
-MAX_FIGURE_PX = 40_000
-MAX_CAPTIONS = 1_000
+Positive = Annotated[float, Meta(gt=0)]
+NonNegative = Annotated[float, Meta(ge=0)]
+Share = Annotated[float, Meta(ge=0, lt=1)]
+Count = Annotated[int, Meta(ge=1)]
+Dim = Annotated[int, Meta(ge=1, le=65_536)]
+Depth = Annotated[int, Meta(ge=1, le=256)]
+SidePx = Annotated[int, Meta(ge=1, le=4096)]
+NumWords = Annotated[int, Meta(ge=1, le=1_000)]
+Seed = Annotated[int, Meta(ge=0, lt=2**32)]
 
 
 def require(is_met: bool, rule: str, given: object) -> None:
-    """Raises: ValueError, with the rule and what was given, where it is not met."""
+    """Raises: ValueError, with the rule and what was given, if the rule is not met."""
     if not is_met:
         raise ValueError(f"{rule}, not {given!r}")
 
 
-@dataclass(frozen=True, kw_only=True)
-class PreprocessConfig:
-    """How a picture becomes the CNN's input: squashed to a square, scaled to [0, 1], normalised.
+def check_bounds(kind: type, values: dict[str, Any]) -> None:
+    """Check settings of a dataclass, by name, against the ranges that its types state; None passes.
 
-    The CNN's own training fixes the mean, the deviation and the interpolation.
+    Raises:
+        ValueError: naming the first setting outside its range.
     """
+    for name, bounds in bounds_of(kind).items():
+        given = values.get(name)
+        for value in given if isinstance(given, tuple) else (given,):
+            if value is not None:
+                require(_is_within(value, bounds), f"{name} must be {describe_bounds(bounds)}", given)
 
-    size_px: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    interpolation: Interpolation
+
+@cache
+def bounds_of(kind: type) -> dict[str, Meta]:
+    """The range of each setting of a dataclass that has one."""
+    hints = get_type_hints(kind, include_extras=True)
+    found = {field.name: _bounds_in(hints[field.name]) for field in fields(kind)}
+    return {name: bounds for name, bounds in found.items() if bounds is not None}
+
+
+def _bounds_in(hint: Any) -> Meta | None:
+    for part in (*getattr(hint, "__metadata__", ()), *get_args(hint)):
+        if isinstance(part, Meta):
+            return part
+        inner = None if isinstance(part, str | int | float) or part is None else _bounds_in(part)
+        if inner is not None:
+            return inner
+    return None
+
+
+def _is_within(value: float, bounds: Meta) -> bool:
+    return (
+        math.isfinite(value)
+        and (bounds.ge is None or value >= bounds.ge)
+        and (bounds.gt is None or value > bounds.gt)
+        and (bounds.le is None or value <= bounds.le)
+        and (bounds.lt is None or value < bounds.lt)
+    )
+
+
+def describe_bounds(bounds: Meta) -> str:
+    """A range in words, such as "in 1..1000" or "above 0"."""
+    low, high = (
+        (bounds.gt if bounds.ge is None else bounds.ge),
+        (bounds.lt if bounds.le is None else bounds.le),
+    )
+    if low is not None and high is not None:
+        if isinstance(low, int) and bounds.ge is not None and bounds.le is not None:
+            return f"in {low}..{high}"
+        return f"in {'(' if bounds.ge is None else '['}{low}, {high}{')' if bounds.le is None else ']'}"
+    if low is not None:
+        return f"above {low}" if bounds.ge is None else f"at least {low}"
+    return f"below {high}" if bounds.le is None else f"at most {high}"
+
+
+class Bounded:
+    """Base of dataclasses whose values are checked against the ranges in their types when they are made."""
 
     def __post_init__(self) -> None:
-        require(1 <= self.size_px <= MAX_IMAGE_SIZE_PX, "size_px must be in 1..4096", self.size_px)
-        require(min(self.std) > 0, "std must be above 0", self.std)
+        check_bounds(type(self), vars(self))
 
 
 @dataclass(frozen=True, kw_only=True)
-class GridConfig:
+class ModelOptions(Bounded):
+    """Which model runs, and on what."""
+
+    model: Path | None = None
+    """Model folder; by default the model that ships with captioner."""
+    device: Device = "auto"
+    """Where to run; auto takes a GPU if there is one."""
+    backend: BackendName = "auto"
+    """What runs the model: auto takes torch on a GPU, and onnxruntime on a CPU if the model was exported."""
+    threads: Count | None = None
+    """CPU threads; by default one per core."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreprocessConfig(Bounded):
+    """How a picture becomes the CNN's input: squashed to a square, scaled to [0, 1], normalised.
+
+    The mean, the standard deviation and the interpolation are those that the CNN was pretrained with.
+    """
+
+    size_px: SidePx
+    mean: tuple[float, float, float]
+    std: tuple[Positive, Positive, Positive]
+    interpolation: Interpolation
+
+
+@dataclass(frozen=True, kw_only=True)
+class GridConfig(Bounded):
     """Where the cells of the annotation grid lie on the CNN's square input.
 
-    The field of view of cell (row, col) is centred on input pixel
+    The receptive field of cell (row, col) is centred on input pixel
     (offset_px + stride_px * row, offset_px + stride_px * col), counted from the centre of the top
     left pixel. With padded convolutions these centres are not those of an even tiling.
     """
 
-    rows: int
-    cols: int
-    stride_px: float
+    rows: SidePx
+    cols: SidePx
+    stride_px: Positive
     offset_px: float
-    field_px: float | None = None
-    """How far around its centre a cell sees: the deviation of its effective receptive field, measured by
-    `Encoder.field_px`. Unknown in folders of formats 1 and 2."""
-
-    def __post_init__(self) -> None:
-        require(1 <= self.rows <= MAX_IMAGE_SIZE_PX, "rows must be in 1..4096", self.rows)
-        require(1 <= self.cols <= MAX_IMAGE_SIZE_PX, "cols must be in 1..4096", self.cols)
-        require(self.stride_px > 0, "stride_px must be above 0", self.stride_px)
-        require(self.field_px is None or self.field_px > 0, "field_px must be above 0", self.field_px)
+    receptive_field_std_px: Positive | None = None
+    """How far around its centre a cell sees: the standard deviation of its effective receptive field,
+    measured at the end of training by `Encoder.receptive_field_std_px`; None until then."""
 
     @property
     def num_cells(self) -> int:
         return self.rows * self.cols
 
     @property
-    def field_or_default_px(self) -> float:
-        """`field_px`, or where it is unknown 1.4 strides, as with EfficientNet-Lite2 at 320 pixels."""
-        return 1.4 * self.stride_px if self.field_px is None else self.field_px
+    def receptive_field_or_default_px(self) -> float:
+        """`receptive_field_std_px`; before it is measured 1.4 strides, as in EfficientNet-Lite2 at 320 px."""
+        measured = self.receptive_field_std_px
+        return 1.4 * self.stride_px if measured is None else measured
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextEncoderConfig:
-    """What reads a sentence that is to be translated."""
+class EncoderConfig(Bounded):
+    """Which CNN turns a picture into annotation vectors."""
 
-    num_subwords: int = 6_000
-    """Parts of words that both languages share."""
-    embedding_dim: int = 256
+    backbone: str = "tf_efficientnet_lite2"
+    """Any timm model by name."""
+    weights: Path | None = None
+    """File with the backbone's weights in timm's naming; by default timm downloads its own."""
+    image_size: Annotated[int, Meta(ge=32, le=4096)] = 260
+    """Side of the CNN's square input in pixels; larger gives a finer grid."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextEncoderConfig(Bounded):
+    """The encoder of a sentence to be translated."""
+
+    num_subwords: Dim = 6_000
+    """Size of the subword vocabulary that both languages share."""
+    embedding_dim: Dim = 256
     """Size of a subword's embedding."""
-    hidden_dim: int = 256
+    hidden_dim: Dim = 256
     """Size of the LSTM's hidden state in each direction."""
-    num_layers: int = 1
+    num_layers: Depth = 1
     """Layers of the LSTM."""
-    annotation_dim: int = 256
+    annotation_dim: Dim = 256
     """Size of the annotation vector of each subword."""
-    dropout: float = 0.3
-    """Share of units dropped from the embedding and from what the LSTM gives."""
-
-    def __post_init__(self) -> None:
-        for name in ("num_subwords", "embedding_dim", "hidden_dim", "annotation_dim"):
-            value = getattr(self, name)
-            require(1 <= value <= MAX_DIM, f"{name} must be in 1..{MAX_DIM}", value)
-        require(1 <= self.num_layers <= MAX_HEADS, f"num_layers must be in 1..{MAX_HEADS}", self.num_layers)
-        require(0 <= self.dropout < 1, "dropout must be in [0, 1)", self.dropout)
+    dropout: Share = 0.3
+    """Share of units dropped from the embedding and from the LSTM's output."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class DecoderConfig:
-    """What the decoder is made of, and the sizes (Xu et al. 2015, section 3.1.2)."""
+class DecoderConfig(Bounded):
+    """The parts of the decoder and their sizes (Xu et al. 2015, section 3.1.2)."""
 
     kind: DecoderKind = "lstm"
-    """The transformer has soft multi-head attention, at num_heads and num_layers; the next five settings,
-    embedding_dim and attention_dim are the LSTM's."""
+    """What writes the caption. The transformer has soft multi-head attention, set by num_heads and
+    num_layers; attention, score, attend, gate, output, embedding_dim and attention_dim are the LSTM's."""
     attention: Attention = "soft"
-    """Look at a weighted mean of the cells, at one cell drawn at random, or always at the plain mean."""
+    """Attend to a weighted mean of the cells, to one sampled cell, or always to the plain mean."""
     score: ScoreName = "additive"
     """How a cell is compared with the hidden state."""
-    look: Literal["before", "after"] = "before"
-    """When the LSTM looks: before it reads the previous word (the paper), or after (Luong et al. 2015)."""
+    attend: Literal["before_lstm", "after_lstm"] = "before_lstm"
+    """Attend by the hidden state before the previous word is read (Xu et al. 2015), or after (Luong et al.
+    2015)."""
     gate: Literal["none", "scalar", "vector"] = "vector"
-    """What the context is multiplied by: nothing, one number a word (the paper), or one a channel."""
+    """What the context is multiplied by: nothing, one number per word (the paper), or one per channel."""
     output: Literal["deep", "plain"] = "deep"
-    """What the next word is read from: previous word, hidden state and context, or hidden state alone."""
-    embedding_dim: int = 512
+    """Predict the next word from previous word, hidden state and context, or from the hidden state alone."""
+    embedding_dim: Dim = 512
     """Size m of a word's embedding E y."""
-    hidden_dim: int = 512
+    hidden_dim: Dim = 512
     """Size n of the LSTM's hidden and cell state, or the transformer's width."""
-    attention_dim: int = 192
-    """Size of the space in which annotations and hidden state are compared, of all heads together."""
-    num_heads: int = 8
+    attention_dim: Dim = 192
+    """Size of the space in which annotations and hidden state are compared, over all heads."""
+    num_heads: Depth = 8
     """Heads of multi-head attention."""
-    num_layers: int = 3
+    num_layers: Depth = 3
     """Layers of the transformer."""
-    dropout: float = 0.4
+    dropout: Share = 0.4
     """Share of units dropped from the word embedding, the context, the hidden state and the readout."""
 
     def __post_init__(self) -> None:
-        for name in ("embedding_dim", "hidden_dim", "attention_dim"):
-            value = getattr(self, name)
-            require(1 <= value <= MAX_DIM, f"{name} must be in 1..{MAX_DIM}", value)
-        for name in ("num_heads", "num_layers"):
-            value = getattr(self, name)
-            require(1 <= value <= MAX_HEADS, f"{name} must be in 1..{MAX_HEADS}", value)
-        self._require_parts_that_fit()
-        require(0 <= self.dropout < 1, "dropout must be in [0, 1)", self.dropout)
-
-    def _require_parts_that_fit(self) -> None:
-        """Refuse what could only be ignored, or cannot be computed."""
+        super().__post_init__()
         is_transformer, is_multihead = self.kind == "transformer", self.score == "multihead"
         for name, default in LSTM_PARTS.items():
             value = getattr(self, name)
-            fits = value == default or not is_transformer
-            require(fits, f"{name} is a part of the lstm; leave it out for a transformer", value)
-        fits = self.attention != "none" or self.score == "additive"
-        require(fits, "no attention needs no score; leave it out", self.score)
-        fits = self.attention != "hard" or not is_multihead
-        require(fits, "hard attention has one head; score", self.score)
-        fits = self.look == "before" or self.output == "deep"
-        require(
-            fits,
-            "looking after reading needs the deep output, which reads what was seen; output",
-            self.output,
-        )
+            is_allowed = value == default or not is_transformer
+            require(is_allowed, f"{name} is a part of the lstm; leave it out for a transformer", value)
+        is_allowed = self.attention != "none" or self.score == "additive"
+        require(is_allowed, "without attention there is no score to choose; leave it out", self.score)
+        is_allowed = self.attention != "hard" or not is_multihead
+        require(is_allowed, "hard attention has one head; choose another score", self.score)
+        is_allowed = self.attend == "before_lstm" or self.output == "deep"
+        require(is_allowed, "attend after_lstm needs output deep, which reads the context", self.output)
         if is_transformer or is_multihead:
             for name in ("hidden_dim", "attention_dim") if is_multihead else ("hidden_dim",):
                 value = getattr(self, name)
@@ -179,129 +244,106 @@ class DecoderConfig:
 LSTM_PARTS: dict[str, Any] = {
     "attention": "soft",
     "score": "additive",
-    "look": "before",
+    "attend": "before_lstm",
     "gate": "vector",
     "output": "deep",
 }
-"""The defaults of what a transformer does not have."""
+"""Settings that a transformer does not have, and their defaults."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class DecodingConfig:
-    """How the search writes a caption."""
+class DecodingOptions(Bounded):
+    """How captions are generated: by beam search, or by sampling.
 
-    beam_size: int = 3
-    """Hypotheses kept for each picture; 1 is greedy."""
-    length_penalty: float = 1.0
+    A model's own options, chosen on its dev split, are `Captioner.config.decoding`; change some of them
+    with `dataclasses.replace`.
+    """
+
+    beam_size: Annotated[int, Meta(ge=1, le=1_000)] = 3
+    """Hypotheses kept per picture; 1 is greedy search."""
+    length_penalty: Annotated[float, Meta(ge=0, le=10)] = 1.0
     """Exponent p of the ranking log p(y) / length**p; 0 favours short captions."""
-    max_words: int = 20
-    """Words, or a translator's subwords, after which a caption is cut."""
-    min_words: int = 1
-    """Words before which no caption ends."""
-    no_repeat_ngram: int = 0
-    """No run of so many words comes twice in a caption; 0 allows all."""
-    diverse_groups: int = 1
-    """Groups that the beam is divided into, each of which avoids the words of those before it."""
-    diversity: float = 0.5
-    """With several groups: what a word loses, in nats, for each earlier group that has just chosen it."""
+    max_words: NumWords = 20
+    """Cut captions after this many words (of a translator, subwords)."""
+    num_captions: Annotated[int, Meta(ge=1, le=1_000)] = 1
+    """Captions per picture, the best first."""
+    min_words: NumWords = 1
+    """Do not end a caption before this many words."""
+    no_repeat_ngram: Annotated[int, Meta(ge=0)] = 0
+    """Do not repeat a run of this many words within a caption; 0 allows repeats."""
+    must_include: tuple[str, ...] = ()
+    """Words that every caption must contain."""
+    diverse_groups: Count = 1
+    """Split the beam into this many groups, each of which avoids the words of the earlier ones."""
+    diversity: NonNegative = 0.5
+    """With diverse_groups: what a word loses, in nats, for each earlier group that has just chosen it."""
+    sample: bool = False
+    """Sample captions at random, by their probability, instead of searching for the likeliest."""
+    temperature: Positive = 1.0
+    """With sample: divides log-probabilities; below 1, likely words become likelier."""
+    top_k: Count | None = None
+    """With sample: draw from the k likeliest words only; by default from all."""
+    top_p: Annotated[float, Meta(gt=0, le=1)] = 1.0
+    """With sample: draw from the likeliest words that together have this probability."""
+    seed: Seed = 0
+    """With sample: seed of the random draws."""
 
     def __post_init__(self) -> None:
-        require(1 <= self.beam_size <= 1000, "beam size must be in 1..1000", self.beam_size)
-        require(0 <= self.length_penalty <= 10, "length penalty must be in 0..10", self.length_penalty)
+        reject_string(self.must_include, "must_include")
+        super().__post_init__()
+        is_allowed = self.min_words <= self.max_words
         require(
-            1 <= self.max_words <= MAX_WORDS_LIMIT,
-            f"max words must be in 1..{MAX_WORDS_LIMIT}",
-            self.max_words,
+            is_allowed, f"min_words must be in 1..{self.max_words}, the value of max_words", self.min_words
         )
-        fits = 1 <= self.min_words <= self.max_words
-        require(fits, f"min words must be in 1..{self.max_words}, the largest number", self.min_words)
-        require(self.no_repeat_ngram >= 0, "no-repeat n-gram must not be negative", self.no_repeat_ngram)
-        fits = self.diverse_groups >= 1 and self.beam_size % self.diverse_groups == 0
-        require(fits, f"diverse groups must divide the beam of {self.beam_size}", self.diverse_groups)
-        require(self.diversity >= 0, "diversity must not be negative", self.diversity)
+        for name, default in (("temperature", 1.0), ("top_k", None), ("top_p", 1.0), ("seed", 0)):
+            is_allowed = self.sample or getattr(self, name) == default
+            require(is_allowed, f"{name} has no effect without sample; leave it out", getattr(self, name))
+        is_allowed = not (self.sample and self.must_include)
+        require(is_allowed, "sampled captions cannot be made to include words", self.must_include)
+        is_allowed = self.diverse_groups == 1 or not (self.sample or self.must_include)
+        rule = "diverse_groups must be 1 with sample or must_include"
+        require(is_allowed, rule, self.diverse_groups)
+        is_allowed = self.diverse_groups > 1 or self.diversity == 0.5
+        require(is_allowed, "diversity has no effect without diverse_groups; leave it out", self.diversity)
+
+    @property
+    def search_width(self) -> int:
+        """Hypotheses that a search keeps: `beam_size`, widened to `num_captions` and to whole groups."""
+        width = max(self.beam_size, self.num_captions)
+        return -(-width // self.diverse_groups) * self.diverse_groups
 
 
 @dataclass(frozen=True, kw_only=True)
-class SamplingConfig:
-    """How captions are drawn at random."""
-
-    temperature: float = 1.0
-    """What log-probabilities are divided by: below 1 likely words become likelier."""
-    top_k: int | None = None
-    """Draw from so many of the likeliest words; None is from all."""
-    top_p: float = 1.0
-    """Draw from the likeliest words that together have this probability."""
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        require(self.temperature > 0, "temperature must be above 0", self.temperature)
-        require(self.top_k is None or self.top_k >= 1, "top k must be at least 1", self.top_k)
-        require(0 < self.top_p <= 1, "top p must be in (0, 1]", self.top_p)
-        require(0 <= self.seed < 2**32, "seed must be in 0..2**32 - 1", self.seed)
-
-
-@dataclass(frozen=True, kw_only=True)
-class FigureStyle:
-    """How attention is drawn."""
-
-    overlay_style: OverlayStyle = "smooth"
-    """Smooth heat, or the raw cells of the grid."""
-    columns: int = 5
-    """Panels in a row of --overlay. Five are as wide as a page's text, two or three as a paper's column."""
-    colormap: str = "inferno"
-    """One of matplotlib's. The default is perceptually uniform, and brighter is more in grey print too."""
-    words: tuple[str, ...] = ()
-    """In --overlay and --matrix, draw these words only."""
-    dpi: int = 200
-    """Pixels an inch, of pictures; text in svg and pdf stays text."""
-
-    def __post_init__(self) -> None:
-        require(1 <= self.columns <= 100, "columns must be in 1..100", self.columns)
-        require(10 <= self.dpi <= 2400, "dpi must be in 10..2400", self.dpi)
-        width_px = self.columns * self.dpi
-        require(width_px <= MAX_FIGURE_PX, f"columns times dpi must be at most {MAX_FIGURE_PX:,}", width_px)
-
-
-DEFAULT_STYLE = FigureStyle()
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """All that is needed, beside the weights and the vocabulary, to load and run a model."""
+class ModelConfig(Bounded):
+    """What is needed, besides the weights and the vocabulary, to load and run a captioning model."""
 
     format_version: int
     backbone: str
     preprocess: PreprocessConfig
     grid: GridConfig
-    annotation_dim: int
+    annotation_dim: Dim
     decoder: DecoderConfig
-    decoding: DecodingConfig
+    decoding: DecodingOptions
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _require_known_format(self.format_version)
-        require(
-            1 <= self.annotation_dim <= MAX_DIM,
-            f"annotation_dim must be in 1..{MAX_DIM}",
-            self.annotation_dim,
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
-class TranslationConfig:
-    """As `ModelConfig`, of a model that translates sentences."""
+class TranslationConfig(Bounded):
+    """What is needed, besides the weights and the vocabulary, to load and run a translator."""
 
     format_version: int
     text_encoder: TextEncoderConfig
     decoder: DecoderConfig
-    decoding: DecodingConfig
+    decoding: DecodingOptions
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _require_known_format(self.format_version)
 
 
 def _require_known_format(version: int) -> None:
-    require(
-        1 <= version <= FORMAT_VERSION,
-        f"update captioner: this one reads model folders of formats 1 to {FORMAT_VERSION}",
-        version,
-    )
+    rule = f"this captioner reads model folders of format {FORMAT_VERSION}; update captioner"
+    require(version == FORMAT_VERSION, rule, version)

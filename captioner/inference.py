@@ -1,7 +1,8 @@
-"""From pictures to captions: load a model folder and caption files with it."""
+"""Captioner: from pictures to captions."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -10,57 +11,19 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from captioner.backends import Backend, load_backend
-from captioner.captions import Caption
-from captioner.config import (
-    MAX_CAPTIONS,
-    BackendName,
-    DecodingConfig,
-    Device,
-    ModelConfig,
-    SamplingConfig,
-    require,
-)
-from captioner.decoding import draw_captions, padded, read_captions, search_captions
-from captioner.errors import CaptionerError
-from captioner.images import ImageError, ImageSource, Preprocess, upright_rgb
-from captioner.loading import loaded_batches, mapped
-from captioner.model_folder import SHIPPED_MODEL, read_config, read_vocabulary
-from captioner.search import Hypothesis
+from captioner.backends.load import Backend, load_backend
+from captioner.caption import Caption
+from captioner.checkpoint.folder import SHIPPED_MODEL, read_config, read_vocabulary
+from captioner.config import BackendName, DecodingOptions, Device, ModelConfig, ModelOptions
+from captioner.decoding.generate import force_decode, generate_captions, padded
+from captioner.decoding.search import Hypothesis
+from captioner.errors import CaptionerError, ImageError, reject_string
+from captioner.images.geometry import Preprocess
+from captioner.images.prefetch import map_in_threads, prefetch_batches
+from captioner.images.reading import ImageSource, upright_rgb
 from captioner.vocabulary import UNK, Vocabulary, tokenize
 
-Loaded = tuple[ImageSource, UInt8[np.ndarray, "size size 3"] | ImageError]
-
-
-class UnknownWordError(CaptionerError):
-    """A word that a caption should hold and the model does not know."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Wanted:
-    """Which captions are wanted of a picture: so many, with these words, searched or drawn at random.
-
-    Those after the first are its `alternatives`. A search gives as many as its beam is wide.
-    """
-
-    num_captions: int = 1
-    must_include: tuple[str, ...] = ()
-    sampling: SamplingConfig | None = None
-
-    def __post_init__(self) -> None:
-        fits = 1 <= self.num_captions <= MAX_CAPTIONS
-        require(fits, f"the number of captions must be in 1..{MAX_CAPTIONS}", self.num_captions)
-        fits = self.sampling is None or not self.must_include
-        require(fits, "captions drawn at random cannot be made to include words", self.must_include)
-
-
-@dataclass(frozen=True)
-class _Settled:
-    """How captions are searched or drawn, with the words that are wanted as tokens."""
-
-    decoding: DecodingConfig
-    wanted: Wanted
-    required: tuple[int, ...]
+Loaded = tuple[ImageSource | Image.Image, UInt8[np.ndarray, "size size 3"] | ImageError]
 
 
 class Captioner:
@@ -74,7 +37,7 @@ class Captioner:
         vocabulary: Vocabulary,
         threads: int | None = None,
     ) -> None:
-        """`threads` decode pictures, by default one a core."""
+        """`threads` decode pictures, by default one per core."""
         self.backend, self.threads = backend, threads
         self.config = config
         self.vocabulary = vocabulary
@@ -89,39 +52,43 @@ class Captioner:
         backend: BackendName = "auto",
         threads: int | None = None,
     ) -> "Captioner":
-        """Load a model folder; without one, the model that ships with captioner.
+        """Load a model folder; by default the model that ships with captioner.
 
-        `threads` is how many the CPU's part takes, by default one a core.
+        `threads` is the number of CPU threads, by default one per core.
 
         Raises:
-            captioner.model_folder.CheckpointError: the folder is not a whole and sound model.
-            captioner.backends.DeviceError: the device is not there.
-            captioner.backends.BackendError: what would run the model is not installed.
+            captioner.errors.ModelFolderError: the folder is not a complete and valid model.
+            CaptionerError: there is no such device, or a package that the backend needs is missing.
         """
         folder = Path(folder)
         config, vocabulary = read_config(folder), read_vocabulary(folder)
         chosen = load_backend(folder, config, vocabulary, device=device, backend=backend, threads=threads)
         return cls(backend=chosen, config=config, vocabulary=vocabulary, threads=threads)
 
+    @classmethod
+    def from_options(cls, options: ModelOptions) -> "Captioner":
+        """Load the model that options name. Raises: as `load`."""
+        folder = options.model or SHIPPED_MODEL
+        return cls.load(folder, device=options.device, backend=options.backend, threads=options.threads)
+
     def caption(
-        self,
-        picture: ImageSource | str | Image.Image,
-        *,
-        decoding: DecodingConfig | None = None,
-        wanted: Wanted | None = None,
+        self, picture: ImageSource | str | Image.Image, options: DecodingOptions | None = None
     ) -> Caption:
         """Caption one picture, given as a file or as a Pillow image.
 
-        `decoding` is how captions are searched, by default what scored best on the model's dev split, and
-        `wanted` which: by default the best.
+        `options` are by default the model's own, those with the best score on its dev split. Further
+        captions are the result's `alternatives`.
 
         Raises:
             ImageError: the file cannot be read as a picture.
-            UnknownWordError: the model does not know a word that is wanted.
+            CaptionerError: a word in `must_include` is not in the model's vocabulary.
         """
         picture = Path(picture) if isinstance(picture, str) else picture
-        settled = self._settle(decoding, wanted)
-        (caption,) = self._caption_batch(self._squashed(picture)[None], [picture], [0], settled)
+        options = options or self.config.decoding
+        (caption,) = self._caption_batch(
+            (0, [(picture, self._load(picture))]), options, self._required_tokens(options)
+        )
+        assert isinstance(caption, Caption)
         return caption
 
     def annotations(self, picture: ImageSource | Image.Image) -> Any:
@@ -129,23 +96,22 @@ class Captioner:
 
         Raises: ImageError.
         """
-        return self.backend.encode(self._squashed(picture)[None])
+        return self.backend.encode(self._load(picture)[None])
 
     def attend(self, picture: ImageSource | str | Image.Image, captions: Sequence[str]) -> list[Caption]:
-        """What the model looks at as it reads captions that are given (teacher forcing).
+        """What the model attends to while it reads given captions (teacher forcing).
 
-        A word that the model does not know keeps its place and is read as <unk>.
+        A word that is not in the vocabulary keeps its position and is read as <unk>.
 
         Raises:
             ImageError: the file cannot be read as a picture.
         """
-        if isinstance(captions, str):
-            raise TypeError("captions is a list of texts; put the one in brackets")
+        reject_string(captions, "captions")
         picture = Path(picture) if isinstance(picture, str) else picture
         if not captions:
             return []
         tokens = padded([self.vocabulary.encode(text) for text in captions])
-        log_probs, alphas = read_captions(self.backend, self.annotations(picture), tokens[None])
+        log_probs, alphas = force_decode(self.backend, self.annotations(picture), tokens[None])
         return [
             self._to_caption(picture, text, tokenize(text), float(log_prob.sum()), alpha)
             for text, log_prob, alpha in zip(captions, log_probs[0], alphas[0], strict=True)
@@ -156,86 +122,72 @@ class Captioner:
         sources: Iterable[ImageSource | str],
         *,
         batch_size: int = 8,
-        decoding: DecodingConfig | None = None,
-        wanted: Wanted | None = None,
+        options: DecodingOptions | None = None,
     ) -> Iterator[list[Caption | ImageError]]:
-        """Caption many pictures in order; gives a list for each batch as it is done.
+        """Caption many pictures in order; yields a list for each batch as it is done.
 
-        `sources` are paths, or `captioner.images.ZipMember`s. A picture that cannot be read gives its
-        `ImageError` in its place. `decoding` and `wanted` are as in `caption`; what is drawn at random for
-        a picture depends on its number among the sources, not on the batch.
+        `sources` are paths, or `captioner.images.reading.ZipMember`s. A picture that cannot be read yields
+        its `ImageError` instead. `options` are as in `caption`; samples depend on a picture's number among
+        the sources, not on its batch.
+
+        Raises:
+            CaptionerError: a word in `must_include` is not in the model's vocabulary.
         """
-        settled = self._settle(decoding, wanted)
-
-        def caption(numbered: tuple[int, Sequence[Loaded]]) -> list[Caption | ImageError]:
-            return self._caption_loaded(*numbered, settled)
-
+        reject_string(sources, "sources")
+        options = options or self.config.decoding
+        required = self._required_tokens(options)
         paths = (Path(source) if isinstance(source, str) else source for source in sources)
-        loaded = loaded_batches(paths, self.preprocess.load, batch_size=batch_size, num_threads=self.threads)
-        numbered = zip(count(step=batch_size), loaded)
-        at_once = self.backend.num_at_once
-        if at_once == 1:
-            yield from map(caption, numbered)
-        else:
-            yield from mapped(caption, numbered, num_threads=at_once, ahead=at_once)
+        loaded = prefetch_batches(
+            paths, self.preprocess.load, batch_size=batch_size, num_threads=self.threads
+        )
+        concurrent = self.backend.max_concurrent_batches
+        return map_in_threads(
+            partial(self._caption_batch, options=options, required=required),
+            zip(count(step=batch_size), loaded),
+            num_threads=concurrent,
+            ahead=concurrent,
+        )
 
-    def _caption_loaded(
-        self, first: int, batch: Sequence[Loaded], settled: _Settled
-    ) -> list[Caption | ImageError]:
-        """Caption those of a batch that could be read; the first of it has the number `first`."""
-        readable = [
-            (number, source, pixels)
-            for number, (source, pixels) in enumerate(batch, start=first)
-            if not isinstance(pixels, ImageError)
-        ]
-        if not readable:
-            return [pixels for _, pixels in batch if isinstance(pixels, ImageError)]
-        numbers, sources, images = zip(*readable, strict=True)
-        captions = iter(self._caption_batch(np.stack(images), sources, numbers, settled))
-        return [pixels if isinstance(pixels, ImageError) else next(captions) for _, pixels in batch]
+    def _required_tokens(self, options: DecodingOptions) -> tuple[int, ...]:
+        """Raises: CaptionerError."""
+        required = []
+        for word in options.must_include:
+            ids = self.vocabulary.encode(word)[1:-1]
+            if len(ids) != 1 or ids[0] == UNK:
+                raise CaptionerError(
+                    f"{word!r} is not in the model's vocabulary, so captions cannot include it"
+                )
+            required += ids
+        return tuple(required)
 
-    def _squashed(self, picture: ImageSource | Image.Image) -> UInt8[np.ndarray, "size size 3"]:
+    def _load(self, picture: ImageSource | Image.Image) -> UInt8[np.ndarray, "size size 3"]:
         if isinstance(picture, Image.Image):
             return self.preprocess(upright_rgb(picture))
         return self.preprocess.load(picture)
 
-    def _settle(self, decoding: DecodingConfig | None, wanted: Wanted | None) -> _Settled:
-        """Raises: UnknownWordError."""
-        wanted = wanted or Wanted()
-        required = []
-        for word in wanted.must_include:
-            ids = self.vocabulary.encode(word)[1:-1]
-            if len(ids) != 1 or ids[0] == UNK:
-                raise UnknownWordError(f"the model does not know {word!r} as a word; it cannot write it")
-            required += ids
-        return _Settled(decoding or self.config.decoding, wanted, tuple(required))
-
     def _caption_batch(
-        self,
-        images: UInt8[np.ndarray, "pictures size size 3"],
-        pictures: Sequence[ImageSource | Image.Image],
-        numbers: Sequence[int],
-        settled: _Settled,
-    ) -> list[Caption]:
-        annotations, wanted = self.backend.encode(images), settled.wanted
-        if wanted.sampling is not None:
-            found = draw_captions(
-                self.backend,
-                annotations,
-                settled.decoding,
-                sampling=wanted.sampling,
-                num_captions=wanted.num_captions,
-                numbers=numbers,
-            )
-        else:
-            found = search_captions(self.backend, annotations, settled.decoding, required=settled.required)
-        return [
-            self._best_of(picture, hypotheses[: wanted.num_captions])
-            for picture, hypotheses in zip(pictures, found, strict=True)
+        self, numbered: tuple[int, Sequence[Loaded]], options: DecodingOptions, required: Sequence[int]
+    ) -> list[Caption | ImageError]:
+        """Caption those pictures of a batch that could be read; the first of the batch has the given number."""
+        first, batch = numbered
+        results: list[Caption | ImageError | None] = [
+            pixels if isinstance(pixels, ImageError) else None for _, pixels in batch
         ]
+        readable = [index for index, result in enumerate(results) if result is None]
+        if readable:
+            found = generate_captions(
+                self.backend,
+                self.backend.encode(np.stack([np.asarray(batch[index][1]) for index in readable])),
+                options,
+                required=required,
+                numbers=[first + index for index in readable],
+            )
+            for index, hypotheses in zip(readable, found, strict=True):
+                results[index] = self._best_of(batch[index][0], hypotheses[: options.num_captions])
+        return [result for result in results if result is not None]
 
     def _best_of(self, picture: ImageSource | Image.Image, hypotheses: Sequence[Hypothesis]) -> Caption:
-        """The first hypothesis as a caption, the others as its alternatives, without the special tokens."""
+        """The first hypothesis as a caption, the others as its alternatives, without special tokens."""
         best, *others = (
             self._to_caption(
                 picture,
@@ -256,7 +208,7 @@ class Captioner:
         log_prob: float,
         alphas: Float[np.ndarray, "tokens heads cells"],
     ) -> Caption:
-        """`alphas` may go on after the words: with that of <end>, and with padding."""
+        """`alphas` may be longer than the words: with the attention of <end>, and padding."""
         grid = self.config.grid
         return Caption(
             picture=picture,

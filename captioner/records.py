@@ -1,24 +1,27 @@
-"""What a picture of a data set with its captions is, or a sentence with its translations, and what reads them
-from disk."""
+"""Records of data sets: captioned pictures, translated sentences."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
-from captioner.images import StoredPicture
+from captioner.errors import reject_string
+from captioner.images.reading import StoredPicture
 
 SplitName = Literal["train", "dev", "test"]
-"""Training, choosing and testing. What some data sets call val is dev here."""
+"""Splits for training, for choosing settings, and for testing. What some data sets call val is dev here."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CaptionedImage:
-    """One picture of a data set with its captions, as its annotation file has them."""
+    """One picture of a data set with its captions, unchanged from the annotation file."""
 
     image_id: str
     source: StoredPicture
     captions: tuple[str, ...]
     split: SplitName
+
+    def __post_init__(self) -> None:
+        reject_string(self.captions, "captions")
 
     @property
     def file_name(self) -> str:
@@ -28,23 +31,28 @@ class CaptionedImage:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TranslatedSentence:
-    """One sentence of a data set with its translations, as they are written there."""
+    """One sentence of a data set with its translations, unchanged from its files."""
 
     sentence_id: str
     sentence: str
     translations: tuple[str, ...]
     split: SplitName
 
+    def __post_init__(self) -> None:
+        reject_string(self.translations, "translations")
 
+
+@runtime_checkable
 class RecordReader(Protocol):
-    """A data set on disk: where it is, and how its records are read. The package datasets has them."""
+    """Reader of a captioning data set on disk; the package datasets has one per format."""
 
     def read(self, splits: Sequence[SplitName]) -> list[CaptionedImage]:
         """The records of the given splits. The pictures themselves are not opened."""
         ...
 
 
+@runtime_checkable
 class SentenceReader(Protocol):
-    """As `RecordReader`, of sentences with their translations."""
+    """Reader of a translation data set on disk."""
 
     def read(self, splits: Sequence[SplitName]) -> list[TranslatedSentence]: ...

@@ -4,8 +4,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from captioner.decoder import Decoder
-from captioner.search import BANNED_TOKENS
+from captioner.decoding.search import BANNED_TOKENS
+from captioner.model.decoder import Decoder
 from captioner.vocabulary import END, PAD, START
 
 
@@ -23,7 +23,7 @@ def sample_captions(
     caption that has not ended after `max_words` words is cut, without <end>. Unlike those of the search,
     a caption may end before its first word.
     """
-    memory = decoder.remember(annotations)
+    memory = decoder.prepare_memory(annotations)
     state = decoder.initial_state(memory, num_captions)
     steps = [torch.full((len(annotations), num_captions), START, device=annotations.device)]
     is_open = torch.ones_like(steps[0], dtype=torch.bool)

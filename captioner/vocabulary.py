@@ -1,4 +1,4 @@
-"""How words, or parts of words, become ids and back."""
+"""Vocabulary: words or subwords to ids and back."""
 
 import io
 import re
@@ -10,26 +10,27 @@ from typing import Any
 
 import msgspec
 
-from captioner.errors import CaptionerError
+from captioner.errors import CaptionerError, reject_string
 
 PAD, START, END, UNK = range(4)
 SPECIAL_TOKENS = ("<pad>", "<start>", "<end>", "<unk>")
 WORD_START = "\N{LOWER ONE EIGHTH BLOCK}"
-"""What sentencepiece puts in the place of the space before a word."""
+"""What sentencepiece writes for the space before a word."""
 
 
 @cache
 def _nltk() -> tuple[Any, Any]:
-    """nltk's tokenizer and detokenizer, which take a third of a second to load and few captions need."""
+    """nltk's tokenizer and detokenizer, which take a third of a second to import; few captions need them."""
     from nltk.tokenize.destructive import NLTKWordTokenizer
     from nltk.tokenize.treebank import TreebankWordDetokenizer
 
     return NLTKWordTokenizer(), TreebankWordDetokenizer()
 
 
-# Most captions are nothing but words, commas and a full stop, which need no rules but these.
+# Most captions are only words, commas and a full stop, and need no other rules. At every character this
+# pattern has one way to go on, so that matching takes time linear in the length of any text.
 _PLAIN_WORD = r"[a-z0-9]+(?:-[a-z0-9]+)*"
-_PLAIN_CAPTION = re.compile(rf"\s*{_PLAIN_WORD}(?:\s?,?\s+{_PLAIN_WORD})*\s*\.?\s*")
+_PLAIN_CAPTION = re.compile(rf"{_PLAIN_WORD}(?:(?: ,|,)? {_PLAIN_WORD})*(?: \.|\.)?")
 _PLAIN_MARKS = str.maketrans(",.", "  ")
 _PLAIN = re.compile(_PLAIN_WORD)
 _SPLIT_WORDS = ("cannot", "gimme", "gonna", "gotta", "lemme", "wanna")
@@ -37,11 +38,12 @@ _SECOND_HALVES = ("not", "me", "na", "ta")  # of these words
 
 
 def tokenize(caption: str) -> list[str]:
-    """Split a caption into lower-case words; what holds no letter or digit is punctuation and goes.
+    """Split a caption into lower-case words, without punctuation (what has no letter or digit).
 
-    The words are those of nltk's tokenizer; for plain captions they are had twenty times faster.
+    The words are those of nltk's tokenizer; plain captions get them twenty times faster without it. The
+    time is linear in the length: runs of blanks, on which nltk's rules are quadratic, are merged first.
     """
-    text = caption.lower()
+    text = " ".join(caption.lower().split())
     if _PLAIN_CAPTION.fullmatch(text) and not any(word in text for word in _SPLIT_WORDS):
         return text.translate(_PLAIN_MARKS).split()
     tokenizer, _ = _nltk()
@@ -58,22 +60,18 @@ def detokenize(words: Sequence[str]) -> str:
     return text
 
 
-class VocabularyError(CaptionerError):
-    """A vocabulary that cannot be used here; the message says what to do."""
-
-
 def _pieces(subword_model: Any) -> tuple[str, ...]:
     return tuple(subword_model.id_to_piece(number) for number in range(len(subword_model)))
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The words a model knows; a word's id is its place.
+    """The words a model knows; a word's id is its index.
 
-    With `subwords`, a model of sentencepiece (Kudo and Richardson 2018), they are parts of words as they
-    stand in a text, cases and marks included; one that begins a word begins with `WORD_START`. All texts can
-    be made of them whose letters are in those that they were built from. sentencepiece first makes some
-    characters alike, as NFKC does: an ellipsis becomes three dots.
+    With `subwords`, a serialised sentencepiece model (Kudo and Richardson 2018), they are subwords of
+    unchanged text, case and punctuation included; one that starts a word begins with `WORD_START`. They
+    spell every text made of characters seen in training. sentencepiece normalises text as NFKC does, for
+    example an ellipsis to three dots.
 
     Raises:
         ValueError: the first four are not `SPECIAL_TOKENS`, a word occurs twice, or the words are not those
@@ -85,18 +83,17 @@ class Vocabulary:
 
     def __post_init__(self) -> None:
         if self.words[:4] != SPECIAL_TOKENS:
-            raise ValueError(f"a vocabulary begins with {', '.join(SPECIAL_TOKENS)}, not {self.words[:4]}")
+            raise ValueError(f"a vocabulary starts with {', '.join(SPECIAL_TOKENS)}, not {self.words[:4]}")
         repeated = [word for word, count in Counter(self.words).items() if count > 1]
         if repeated:
-            raise ValueError(f"a vocabulary holds each word once, but {repeated[0]!r} is there again")
+            raise ValueError(f"each word may occur once in a vocabulary, but {repeated[0]!r} is repeated")
         if self.subwords is not None and self.words != _pieces(self._subword_model):
-            raise ValueError(
-                "a vocabulary of subwords holds the words of its sentencepiece model, not others"
-            )
+            raise ValueError("the words must be exactly the pieces of the sentencepiece model")
 
     @classmethod
     def build(cls, captions: Iterable[str], *, min_count: int) -> "Vocabulary":
         """Collect the words that occur at least `min_count` times, the most frequent first."""
+        reject_string(captions, "captions")
         counts = Counter(word for caption in captions for word in tokenize(caption))
         kept = [word for word, count in counts.items() if count >= min_count and word not in SPECIAL_TOKENS]
         kept.sort(key=lambda word: (-counts[word], word))
@@ -104,11 +101,11 @@ class Vocabulary:
 
     @classmethod
     def build_subwords(cls, texts: Iterable[str], *, size: int) -> "Vocabulary":
-        """The `size` parts of words that byte-pair encoding finds in the texts (Sennrich et al. 2016), or
-        fewer where the texts do not have so many.
+        """Learn `size` subwords from texts by byte-pair encoding (Sennrich et al. 2016), or fewer if the
+        texts do not yield as many.
 
         Raises:
-            ValueError: there are fewer than the texts have letters.
+            ValueError: `size` is smaller than the number of different characters in the texts.
         """
         import sentencepiece
 
@@ -133,8 +130,7 @@ class Vocabulary:
         except RuntimeError as error:
             num_letters = len(set().union(*texts))
             raise ValueError(
-                f"sentencepiece makes no {size} subwords of these texts, which have {num_letters} letters "
-                "and other characters; it needs more than there are of those"
+                f"{size} subwords are too few for texts with {num_letters} different characters"
             ) from error
         model = written.getvalue()
         return cls(_pieces(sentencepiece.SentencePieceProcessor(model_proto=model)), model)
@@ -146,11 +142,11 @@ class Vocabulary:
 
             return sentencepiece.SentencePieceProcessor(model_proto=self.subwords)
         except RuntimeError as error:
-            raise ValueError(f"the vocabulary's sentencepiece model cannot be read: {error}") from None
+            raise ValueError(f"cannot read the vocabulary's sentencepiece model: {error}") from None
         except ModuleNotFoundError:
-            raise VocabularyError(
-                "the model reads subwords, which needs sentencepiece; install it with: pip install "
-                "'captioner[translate]'"
+            raise CaptionerError(
+                "this model uses subwords and needs sentencepiece; install it with: "
+                "pip install 'captioner[translate]'"
             ) from None
 
     @cached_property
@@ -180,7 +176,7 @@ class Vocabulary:
         return [self.words[token] for token in tokens if token >= len(SPECIAL_TOKENS)]
 
     def caption(self, tokens: Iterable[int]) -> str:
-        """The ids as the text that a user is shown."""
+        """The ids as the text shown to a user."""
         words = self.decode(tokens)
         if self.subwords is None:
             return detokenize(words)
@@ -192,5 +188,5 @@ class Vocabulary:
 
     @classmethod
     def from_json(cls, text: bytes) -> "Vocabulary":
-        """Raises: msgspec.ValidationError, naming the place that is wrong."""
+        """Raises: msgspec.ValidationError, naming the position of the mistake."""
         return msgspec.json.decode(text, type=cls)

@@ -1,8 +1,8 @@
-"""Readers of data sets as they are on disk, one file per format; no tensors in here.
+"""Readers of data sets on disk, one module per format.
 
-Each reader is a small dataclass: its fields say where the data set is, and its `read` gives
-`captioner.records.CaptionedImage` records. train.py imports this package as it is. Installed, it goes by
-the name captioner_datasets, for `datasets` belongs to the package of Hugging Face.
+Each reader is a small dataclass: its fields, which are also its flags, say where the data set is, and `read`
+gives its records. train.py imports this package as datasets; installed it is called captioner_datasets,
+because `datasets` is the name of Hugging Face's package.
 """
 
 from pathlib import Path, PurePosixPath
@@ -10,16 +10,12 @@ from pathlib import Path, PurePosixPath
 from captioner.errors import CaptionerError
 
 
-class DatasetError(CaptionerError):
-    """A data set that is not as its format says; the message names the file and line."""
-
-
 def picture_in(folder: Path, name: str, *, where: str) -> Path:
-    """The picture that an annotation names, which must lie below the folder.
+    """The picture that an annotation names, which must be inside the folder.
 
-    `where` says in an error which annotation it is. Raises: DatasetError.
+    `where` names the annotation in an error. Raises: CaptionerError.
     """
     path = PurePosixPath(name)
     if not name or path.is_absolute() or ".." in path.parts or "\0" in name:
-        raise DatasetError(f"{where}: the picture {name!r} is no path below {folder}")
+        raise CaptionerError(f"{where}: the picture {name!r} is not a path inside {folder}")
     return folder / name

@@ -1,17 +1,17 @@
-"""Flickr8k and Flickr30k in their official layouts.
+"""Readers of Flickr8k and Flickr30k in their official layouts.
 
 Flickr8k (Hodosh, Young and Hockenmaier 2013, "Framing Image Description as a Ranking Task"):
 
-    Flickr8k.token.txt           picture#number<TAB>caption, one caption a line
-    Flickr_8k.trainImages.txt    the pictures of a split, one a line; also devImages, testImages
-    the pictures                 in a folder, or in zip archives that need not be unpacked
+    Flickr8k.token.txt           picture#number<TAB>caption, one caption per line
+    Flickr_8k.trainImages.txt    the pictures of a split, one per line; also devImages, testImages
+    the pictures                 in a folder, or in zip archives, which need not be unpacked
 
 Flickr30k (Young et al. 2014, "From Image Descriptions to Visual Denotations"):
 
     results_20130124.token       as above
     the pictures                 as above
-    train.txt, val.txt, test.txt the splits of Flickr30k Entities, where they are there: a picture a line,
-                                 with or without its ending
+    train.txt, val.txt, test.txt the splits of Flickr30k Entities, if present: one picture per line,
+                                 with or without suffix
 """
 
 import zipfile
@@ -19,10 +19,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from captioner.images import StoredPicture, ZipMember
+from captioner.images.reading import StoredPicture, ZipMember
 from captioner.records import CaptionedImage, SplitName
 
-from . import DatasetError
+from . import CaptionerError
 from .karpathy import read_karpathy
 from .splitting import split_by_picture
 
@@ -35,7 +35,7 @@ FLICKR8K_LISTS: Mapping[SplitName, str] = {
 FLICKR30K_TOKENS = "results_20130124.token"
 FLICKR30K_LISTS: Mapping[SplitName, str] = {"train": "train.txt", "dev": "val.txt", "test": "test.txt"}
 FLICKR30K_HELD_OUT = 1_000
-"""Pictures of dev and of test where there are no split lists: as many as Flickr30k Entities has."""
+"""Pictures of dev and of test if there are no split lists: as many as in Flickr30k Entities."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,13 +45,13 @@ class Flickr8k:
     root: Path
     """Folder with Flickr8k.token.txt, the split lists, and the pictures in folders or zips."""
     karpathy: Path | None = None
-    """dataset_flickr8k.json: take Karpathy's captions and splits instead of the official ones."""
+    """dataset_flickr8k.json: use Karpathy's captions and splits instead of the official ones."""
 
     def read(self, splits: Sequence[SplitName]) -> list[CaptionedImage]:
         """The records of the given splits, in the order of the split lists.
 
         Raises:
-            DatasetError: a file is missing or not in the official layout, or a listed picture has no
+            CaptionerError: a file is missing or not in the official layout, or a listed picture has no
                 captions.
         """
         if self.karpathy is not None:
@@ -62,36 +62,36 @@ class Flickr8k:
 
 @dataclass(frozen=True, kw_only=True)
 class Flickr30k:
-    """Flickr30k in its official layout, with the splits of Flickr30k Entities, else seeded ones."""
+    """Flickr30k in its official layout, with the splits of Flickr30k Entities or random ones."""
 
     root: Path
-    """Folder with results_20130124.token, the pictures in folders or zips, and perhaps the split lists."""
+    """Folder with results_20130124.token, the pictures in folders or zips, and optionally the split lists."""
     karpathy: Path | None = None
-    """dataset_flickr30k.json: take Karpathy's captions and splits instead."""
+    """dataset_flickr30k.json: use Karpathy's captions and splits instead."""
     split_seed: int = 0
-    """Where there are no split lists: which 1,000 pictures are dev, and which 1,000 test."""
+    """Without split lists: seed of the choice of 1,000 pictures each for dev and test."""
 
     def read(self, splits: Sequence[SplitName]) -> list[CaptionedImage]:
-        """The records of the given splits; of seeded ones, in the order of the captions' file.
+        """The records of the given splits; random ones in the order of the caption file.
 
         Raises:
-            DatasetError: a file is not in the official layout, or a listed picture has no captions.
+            CaptionerError: a file is not in the official layout, or a listed picture has no captions.
         """
         if self.karpathy is not None:
             return _karpathy_records(self.root, self.karpathy, splits)
         captions = _read_captions(self.root / FLICKR30K_TOKENS)
         if any((self.root / name).exists() for name in FLICKR30K_LISTS.values()):
             lists = _read_lists(self.root, FLICKR30K_LISTS, splits)
-            names_of = {split: [_with_ending(name) for name in names] for split, names in lists.items()}
+            by_stem = {name.rpartition(".")[0]: name for name in captions}
+            names_of = {
+                split: [name if name in captions else by_stem.get(name, name) for name in names]
+                for split, names in lists.items()
+            }
         else:
             held_out = min(FLICKR30K_HELD_OUT, len(captions) // 3)
             split_of = split_by_picture(captions, num_dev=held_out, num_test=held_out, seed=self.split_seed)
             names_of = {split: [name for name in captions if split_of[name] == split] for split in splits}
         return _records(self.root, captions, names_of)
-
-
-def _with_ending(name: str) -> str:
-    return name if name.lower().endswith(".jpg") else f"{name}.jpg"
 
 
 def _records(
@@ -102,7 +102,7 @@ def _records(
     for split, names in names_of.items():
         for name in names:
             if name not in captions:
-                raise DatasetError(f"{root} has no caption of {name}, which is in its {split} split")
+                raise CaptionerError(f"{root} has no caption of {name}, which its {split} split lists")
             records.append(
                 CaptionedImage(
                     image_id=name,
@@ -137,9 +137,9 @@ def _read_lines(path: Path) -> list[str]:
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except FileNotFoundError:
-        raise DatasetError(f"{path} is missing; --root must hold the official layout") from None
+        raise CaptionerError(f"{path} is missing; --root must have the official layout") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise DatasetError(f"{path} cannot be read: {error}") from None
+        raise CaptionerError(f"cannot read {path}: {error}") from None
     return [line.strip() for line in lines]
 
 
@@ -148,26 +148,31 @@ def _read_captions(path: Path) -> dict[str, list[str]]:
     for number, line in enumerate(_read_lines(path), start=1):
         if not line:
             continue
-        place, tab, caption = line.partition("\t")
-        name, mark, _ = place.partition("#")
+        key, tab, caption = line.partition("\t")
+        name, mark, _ = key.partition("#")
         if not mark or "/" in name:
-            raise DatasetError(f"{path}:{number}: expected picture#number<TAB>caption, not {line[:60]!r}")
+            raise CaptionerError(f"{path}:{number}: expected picture#number<TAB>caption, not {line[:60]!r}")
         captions.setdefault(name, []).append(caption.strip() if tab else "")
     return captions
 
 
 def _find_pictures(root: Path) -> dict[str, StoredPicture]:
-    """Pictures by file name, from folders and zip archives under the root; a folder's come first."""
+    """Pictures by file name, from folders and zip archives inside the root; files take precedence."""
     sources: dict[str, StoredPicture] = {}
-    for archive in sorted(root.glob("*.zip")):
+    for archive in sorted(path for path in root.glob("*") if path.suffix.lower() == ".zip"):
         try:
             with zipfile.ZipFile(archive) as opened:
                 names = opened.namelist()
         except (OSError, zipfile.BadZipFile) as error:
-            raise DatasetError(f"{archive} is not a whole zip archive: {error}") from None
+            raise CaptionerError(f"{archive} is a damaged or truncated zip archive: {error}") from None
         for name in names:
-            if name.lower().endswith(".jpg"):
+            if is_jpeg(name):
                 sources[name.rpartition("/")[2]] = ZipMember(archive, name)
-    for path in sorted(root.rglob("*.jpg")):
-        sources[path.name] = path
+    for path in sorted(root.rglob("*")):
+        if is_jpeg(path.name):
+            sources[path.name] = path
     return sources
+
+
+def is_jpeg(name: str) -> bool:
+    return name.lower().endswith((".jpg", ".jpeg"))

@@ -1,4 +1,4 @@
-"""Karpathy's splits of COCO, Flickr8k and Flickr30k: one JSON file with captions and splits.
+"""Reader of Karpathy's splits of COCO, Flickr8k and Flickr30k.
 
 Karpathy and Fei-Fei 2015, "Deep Visual-Semantic Alignments for Generating Image Descriptions".
 """
@@ -12,10 +12,10 @@ import msgspec
 
 from captioner.records import CaptionedImage, SplitName
 
-from . import DatasetError, picture_in
+from . import CaptionerError, picture_in
 
 SPLIT_OF: dict[str, SplitName] = {"train": "train", "val": "dev", "test": "test"}
-"""What his splits are called here; restval, the rest of COCO's val, is as the reader is told."""
+"""Karpathy's names of the splits; the reader decides about restval, the rest of COCO's val."""
 
 
 class _Sentence(msgspec.Struct):
@@ -23,7 +23,7 @@ class _Sentence(msgspec.Struct):
 
 
 class KarpathyImage(msgspec.Struct):
-    """An image of the file; `filepath` and `cocoid` are COCO's alone."""
+    """An image of the file; only COCO has `filepath` and `cocoid`."""
 
     filename: str
     split: Literal["train", "restval", "val", "test"]
@@ -46,12 +46,12 @@ def read_karpathy(
     """The images of the given splits, in the order of the file.
 
     Raises:
-        DatasetError: the file is missing or not in this format.
+        CaptionerError: the file is missing or not in this format.
     """
     try:
         images = msgspec.json.decode(path.read_bytes(), type=_File).images
     except (OSError, ValueError, msgspec.DecodeError, RecursionError) as error:
-        raise DatasetError(f"{path} is not a file of Karpathy's splits: {error}") from None
+        raise CaptionerError(f"{path} is not a file of Karpathy's splits: {error}") from None
     split_of = SPLIT_OF | ({"restval": "train"} if restval == "train" else {})
     named = ((split_of.get(image.split), image) for image in images)
     return [(split, image) for split, image in named if split is not None and split in splits]
@@ -64,15 +64,15 @@ class CocoKarpathy:
     captions: Path
     """dataset_coco.json."""
     images: Path
-    """Folder that holds train2014/ and val2014/."""
+    """Folder that contains train2014/ and val2014/."""
     restval: Literal["train", "leave"] = "train"
-    """Where the 30,504 pictures of restval go: to train, as is usual, or nowhere."""
+    """Add the 30,504 pictures of restval to train, as is usual, or leave them out."""
 
     def read(self, splits: Sequence[SplitName]) -> list[CaptionedImage]:
         """The records of the given splits, in the order of the file. Captions are the raw sentences.
 
         Raises:
-            DatasetError: the file is missing or not in this format.
+            CaptionerError: the file is missing or not in this format.
         """
         return [
             CaptionedImage(

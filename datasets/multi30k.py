@@ -1,7 +1,7 @@
-"""Multi30k's first task, English to German (Elliott et al. 2016, "Multi30K: Multilingual English-German Image
+"""Reader of Multi30k's first task, English to German (Elliott et al. 2016, "Multi30K: Multilingual English-German Image
 Descriptions"), raw:
 
-    train.en, train.de           a sentence a line, and on the same line its translation; also val, test
+    train.en, train.de           one sentence per line, and its translation on the same line; also val, test
     train.en.gz, ...             the same, as they are distributed
 """
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from captioner.records import SplitName, TranslatedSentence
 
-from . import DatasetError
+from . import CaptionerError
 
 NAME_OF: Mapping[SplitName, str] = {"train": "train", "dev": "val", "test": "test"}
 SOURCE, TARGET = "en", "de"
@@ -21,7 +21,7 @@ SOURCE, TARGET = "en", "de"
 
 @dataclass(frozen=True, kw_only=True)
 class Multi30k:
-    """Multi30k: English sentences with their German translations, to train a translator on."""
+    """Multi30k: English sentences with German translations, to train a translator."""
 
     root: Path
     """Folder with train.en, train.de, val.en and val.de, each with or without .gz."""
@@ -30,15 +30,15 @@ class Multi30k:
         """The records of the given splits, in the order of their lines.
 
         Raises:
-            DatasetError: a file is missing or cannot be read, two do not have the same number of lines, or a
-                line is blank.
+            CaptionerError: a file is missing or cannot be read, two have different numbers of lines, or a line is
+                blank.
         """
         records = []
         for split in splits:
             name = NAME_OF[split]
             sentences, translations = (self._lines(f"{name}.{language}") for language in (SOURCE, TARGET))
             if len(sentences) != len(translations):
-                raise DatasetError(
+                raise CaptionerError(
                     f"{self.root}: {name}.{SOURCE} has {len(sentences):,} lines and {name}.{TARGET} "
                     f"{len(translations):,}; each line must have its translation"
                 )
@@ -58,10 +58,10 @@ class Multi30k:
             content = path.read_bytes()
             text = (gzip.decompress(content) if path.suffix == ".gz" else content).decode()
         except FileNotFoundError:
-            raise DatasetError(f"{self.root} has neither {name} nor {name}.gz; see --root") from None
+            raise CaptionerError(f"{self.root} has neither {name} nor {name}.gz; see --root") from None
         except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-            raise DatasetError(f"{path} cannot be read: {error}") from None
+            raise CaptionerError(f"cannot read {path}: {error}") from None
         lines = [line.strip() for line in text.removesuffix("\n").split("\n")]
         if "" in lines:
-            raise DatasetError(f"{path}:{lines.index('') + 1}: the line is blank")
+            raise CaptionerError(f"{path}:{lines.index('') + 1}: the line is blank")
         return lines

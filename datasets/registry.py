@@ -1,21 +1,21 @@
-"""Which data sets can be named on a command line."""
+"""Data sets by their names on the command line."""
 
 from captioner.records import RecordReader, SentenceReader
 
 from .coco import Coco
+from .custom import CustomCaptions
 from .flickr import Flickr8k, Flickr30k
 from .karpathy import CocoKarpathy
 from .multi30k import Multi30k
-from .own import Own
 
 DATASETS: dict[str, type[RecordReader]] = {
     "flickr8k": Flickr8k,
     "flickr30k": Flickr30k,
     "coco": Coco,
     "coco-karpathy": CocoKarpathy,
-    "own": Own,
+    "custom": CustomCaptions,
 }
-"""The reader of each; `captioner.recipe.PRESETS` has a training recipe for each of these names."""
+"""Readers by name; `captioner.training.recipe.PRESETS` has a recipe for each of these names."""
 
 TRANSLATION_DATASETS: dict[str, type[SentenceReader]] = {"multi30k": Multi30k}
-"""As `DATASETS`, of sentences to be translated."""
+"""Readers of sentences to be translated."""

@@ -1,4 +1,4 @@
-"""Splits by picture, for data that come without."""
+"""Random splits by picture, for data without splits."""
 
 import hashlib
 from collections.abc import Iterable
@@ -11,8 +11,8 @@ def split_by_picture(
 ) -> dict[str, SplitName]:
     """Give `num_dev` pictures to dev, `num_test` to test and the rest to train.
 
-    Which ones depends on their names and the seed alone, neither on their order nor on the machine, so
-    all captions of a picture are in one split.
+    The choice depends only on their names and the seed, not on their order or on the machine. All captions
+    of a picture are in one split.
     """
 
     def rank(picture: str) -> bytes:

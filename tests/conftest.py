@@ -2,28 +2,30 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from captioner.captions import Caption
-from captioner.checkpoint import Checkpoint, save_checkpoint
+from captioner.backends.torch_backend import TorchBackend
+from captioner.caption import Caption
+from captioner.checkpoint.weights import CaptioningCheckpoint, save_checkpoint
 from captioner.config import (
     FORMAT_VERSION,
     DecoderConfig,
-    DecodingConfig,
+    DecodingOptions,
+    EncoderConfig,
     GridConfig,
     ModelConfig,
     PreprocessConfig,
 )
-from captioner.encoder import Encoder
 from captioner.inference import Captioner
-from captioner.lstm import LSTMDecoder
-from captioner.model import AnyDecoder, CaptioningModel, make_decoder
-from captioner.recipe import EncoderConfig
-from captioner.torch_backend import TorchBackend
+from captioner.model.captioning import CaptioningModel, make_decoder
+from captioner.model.decoder import Decoder
+from captioner.model.encoder import Encoder
+from captioner.model.lstm import LSTMDecoder
 from captioner.vocabulary import END, SPECIAL_TOKENS, Vocabulary
 
 ROOT = Path(__file__).parent.parent
@@ -37,7 +39,7 @@ DECODER_CHANGES: dict[str, dict[str, str]] = {
     "dot": {"score": "dot"},
     "general": {"score": "general"},
     "multihead": {"score": "multihead"},
-    "look after reading": {"look": "after"},
+    "look after reading": {"attend": "after_lstm"},
     "no gate": {"gate": "none"},
     "scalar gate": {"gate": "scalar"},
     "plain output": {"output": "plain"},
@@ -64,7 +66,7 @@ def decoder(vocabulary: Vocabulary) -> LSTMDecoder:
 
 
 @pytest.fixture(params=DECODER_CHANGES)
-def any_decoder(request: pytest.FixtureRequest, vocabulary: Vocabulary) -> AnyDecoder:
+def any_decoder(request: pytest.FixtureRequest, vocabulary: Vocabulary) -> Decoder[Any]:
     torch.manual_seed(1)
     config = replace(SMALL_DECODER, **DECODER_CHANGES[request.param])
     return make_decoder(config, annotation_dim=10, vocab_size=len(vocabulary)).eval()
@@ -79,7 +81,7 @@ def model_config(encoder: Encoder) -> ModelConfig:
         grid=encoder.grid_config(TINY_SIZE_PX),
         annotation_dim=encoder.annotation_dim,
         decoder=SMALL_DECODER,
-        decoding=DecodingConfig(beam_size=3, max_words=6),
+        decoding=DecodingOptions(beam_size=3, max_words=6),
     )
 
 
@@ -107,7 +109,7 @@ def torch_model(captioner: Captioner) -> CaptioningModel:
 @pytest.fixture
 def model_folder(captioner: Captioner, tmp_path: Path) -> Path:
     folder = tmp_path / "model"
-    save_checkpoint(folder, Checkpoint(torch_model(captioner), captioner.config, captioner.vocabulary, {}))
+    save_checkpoint(folder, CaptioningCheckpoint(torch_model(captioner), captioner.config, captioner.vocabulary, {}))
     return folder
 
 

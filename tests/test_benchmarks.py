@@ -9,18 +9,18 @@ import pytest
 
 from benchmarks import ablation, captioning, data, flickr8k_as_coco, translation
 from benchmarks.report import write_between
-from captioner.images import load_image
+from captioner.evaluation.metrics import score_captions
+from captioner.evaluation.statistics import CaptionStatistics
+from captioner.images.reading import load_image
 from captioner.inference import Captioner
-from captioner.metrics import score_captions
-from captioner.recipe import PRESETS
 from captioner.records import TranslatedSentence
-from captioner.translation import Translation
-from captioner.wording import Wording
+from captioner.training.recipe import PRESETS
+from captioner.translation.translator import Translation
 from datasets.coco import Coco
 from datasets.flickr import Flickr8k
 from tests.conftest import noise_picture
-from tests.test_datasets_coco import annotation_file
-from tests.test_datasets_flickr import root  # noqa: F401 (a fixture)
+from tests.datasets.test_coco import annotation_file
+from tests.datasets.test_flickr import root  # noqa: F401 (a fixture)
 
 
 def test_flickr8k_in_cocos_layout_has_the_same_pictures_and_captions(
@@ -68,7 +68,7 @@ def test_table_of_the_study_stands_between_its_marks_and_nothing_else_changes(tm
         "fastest_epoch_s": 88.4,
         "decoder_parameters": 9_900_000,
         "scores": asdict(scores),
-        "wording": asdict(Wording.of(["a dog runs"])),
+        "wording": asdict(CaptionStatistics.from_captions(["a dog runs"])),
     }
     marks = ablation.FIRST_MARK, ablation.LAST_MARK
     write_between(page, *marks, ablation.table({row.key: result}))
@@ -121,7 +121,7 @@ def test_translation_study_trains_what_is_missing_and_keeps_the_rest(
     monkeypatch.setattr(translation, "NUM_RESAMPLED", 10)
     monkeypatch.setattr(translation, "RESULTS", tmp_path / "results.json")
     monkeypatch.setattr(translation, "PAGE", tmp_path / "page.md")
-    monkeypatch.setattr("captioner.run_log.RunLog.figures", lambda *_: None)
+    monkeypatch.setattr("captioner.training.log.RunLog.figures", lambda *_: None)
     (tmp_path / "page.md").write_text(f"{translation.FIRST_MARK}\n{translation.LAST_MARK}\n")
     translation.main(root=tmp_path, runs=tmp_path / "runs")
     written = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("model.safetensors")}

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from captioner.export import export_model
+from captioner.backends.export import export_model
+from tests.cli.test_interrupted_output import files_in
+from tests.cli.test_train import recipe, root  # noqa: F401 (fixtures)
 from tests.conftest import ROOT, noise_picture
-from tests.test_interrupted_output import files_in
-from tests.test_stopping import Start, saved_step, start, wait_for_epochs  # noqa: F401 (a fixture)
-from tests.test_train import recipe, root  # noqa: F401 (fixtures)
+from tests.training.test_interrupts import Start, saved_step, start, wait_for_epochs  # noqa: F401 (a fixture)
 
 
 @pytest.fixture

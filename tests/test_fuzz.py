@@ -10,18 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from datasets.own import CustomCaptions
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from captioner.errors import CaptionerError
-from captioner.images import ImageError, PictureBytes, load_image
+from captioner.errors import CaptionerError, ImageError
+from captioner.images.reading import PictureBytes, load_image
 from captioner.records import CaptionedImage, RecordReader
 from datasets.coco import Coco
 from datasets.karpathy import CocoKarpathy
-from datasets.own import Own
 from tests.conftest import noise_picture
-from tests.test_bad_pictures import FORMATS, encoded
+from tests.images.test_bad_pictures import FORMATS, encoded
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Pillow's, of which the command tells nothing either
 
@@ -91,7 +91,7 @@ def test_any_annotations_are_records_or_an_error_of_one_line(
     for reader in (
         Coco(root=tmp_path, captions="annotations.json", images="."),
         CocoKarpathy(captions=tmp_path / "karpathy.json", images=tmp_path),
-        Own(captions=tmp_path / "own.jsonl"),
+        CustomCaptions(captions=tmp_path / "own.jsonl"),
     ):
         told, records = read(reader)
         assert "\n" not in told, reader

@@ -6,11 +6,10 @@ import pytest
 import torch
 from PIL import Image
 
-from captioner.backends import DeviceError
-from captioner.captions import Caption
-from captioner.images import ImageError
+from captioner.backends.torch_backend import choose_device
+from captioner.caption import Caption
+from captioner.errors import CaptionerError, ImageError
 from captioner.inference import Captioner
-from captioner.torch_backend import choose_device
 from captioner.vocabulary import END, detokenize
 from tests.conftest import noise_picture, torch_model
 
@@ -82,7 +81,7 @@ def test_model_in_a_hurry_to_end_still_says_a_word(captioner: Captioner, picture
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_absent_device_is_refused() -> None:
-    with pytest.raises(DeviceError, match="torch finds no cuda device here"):
+    with pytest.raises(CaptionerError, match="torch finds no cuda device here"):
         choose_device("cuda")
 
 

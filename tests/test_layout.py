@@ -7,7 +7,7 @@ from importlib.metadata import entry_points
 
 import pytest
 
-from captioner.recipe import PRESETS
+from captioner.training.recipe import PRESETS
 from datasets.registry import DATASETS, TRANSLATION_DATASETS
 from tests.conftest import ROOT
 
@@ -26,14 +26,14 @@ def modules_after(code: str) -> set[str]:
     "module",
     [
         "captioner",
-        "captioner.cli",
-        "captioner.cli_evaluate",
-        "captioner.images",
+        "captioner.cli.caption",
+        "captioner.cli.evaluate",
+        "captioner.images.reading",
         "captioner.inference",
-        "captioner.onnx_backend",
-        "captioner.loading",
+        "captioner.backends.onnx_backend",
+        "captioner.images.prefetch",
         "captioner.records",
-        "captioner.search",
+        "captioner.decoding.search",
         "datasets.registry",
     ],
 )

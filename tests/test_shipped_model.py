@@ -4,8 +4,8 @@ import json
 
 from safetensors import safe_open
 
-from captioner.model_folder import FILES, GRAPHS, SHIPPED_MODEL
-from captioner.translation import Translator
+from captioner.checkpoint.folder import FILES, GRAPHS, SHIPPED_MODEL
+from captioner.translation.translator import Translator
 from tests.conftest import ROOT
 
 CARD = SHIPPED_MODEL / "MODEL_CARD.md"

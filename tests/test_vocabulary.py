@@ -85,7 +85,7 @@ def test_unsound_vocabularies_are_refused() -> None:
 
 
 def real_captions() -> list[str]:
-    by_picture = json.loads((ROOT / "tests" / "data" / "coco_val2017_captions.json").read_text())
+    by_picture = json.loads((ROOT / "tests" / "fixtures" / "coco_val2017_captions.json").read_text())
     return [caption for captions in by_picture.values() for caption in captions]
 
 

@@ -1,0 +1,85 @@
+"""Choice of the backend that runs a model: onnxruntime or torch."""
+
+import shutil
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import UInt8
+
+from captioner.checkpoint.folder import has_graphs
+from captioner.config import BackendName, Device, ModelConfig
+from captioner.decoding.search import State, StepModel
+from captioner.errors import CaptionerError
+from captioner.vocabulary import Vocabulary
+
+
+@runtime_checkable
+class Backend(StepModel[State], Protocol[State]):
+    """A model that is ready to run: an encoder besides the decoder's step."""
+
+    max_concurrent_batches: int
+    """Batches that are best computed at the same time, each in its own thread."""
+
+    def encode(self, images: UInt8[np.ndarray, "pictures size size 3"]) -> Any:
+        """Squashed RGB pictures to the annotations that `start` takes."""
+        ...
+
+
+def load_backend(
+    folder: Path,
+    config: ModelConfig,
+    vocabulary: Vocabulary,
+    *,
+    device: Device = "auto",
+    backend: BackendName = "auto",
+    threads: int | None = None,
+) -> Backend[Any]:
+    """The fastest backend for a model folder on this machine, or the one that is named.
+
+    That is torch on a GPU, onnxruntime on a CPU if the model was exported, else torch on a CPU.
+
+    Raises:
+        captioner.errors.ModelFolderError: the folder is not a complete and valid model.
+        CaptionerError: there is no such device, a package is missing, or the model was not exported.
+    """
+    if backend == "auto":
+        backend = _fastest_backend(folder, device)
+    try:
+        if backend == "torch":
+            from captioner.backends.torch_backend import TorchBackend
+
+            return TorchBackend.load(folder, device=device, threads=threads)
+        from captioner.backends.onnx_backend import OnnxBackend
+    except ModuleNotFoundError as error:
+        raise CaptionerError(_what_to_install(folder, backend, error.name)) from error
+    if device not in ("auto", "cpu"):
+        raise CaptionerError(f"onnxruntime runs on the CPU, not on {device}; use --backend torch")
+    if not has_graphs(folder):
+        raise CaptionerError(f"{folder} was not exported for onnxruntime; do so with: captioner export")
+    return OnnxBackend.load(folder, config, vocabulary, threads=threads)
+
+
+def _fastest_backend(folder: Path, device: Device) -> BackendName:
+    if device in ("cuda", "mps") or not has_graphs(folder) or not find_spec("onnxruntime"):
+        return "torch"
+    if device == "auto" and _may_have_gpu() and find_spec("torch"):
+        from captioner.backends.torch_backend import choose_device
+
+        return "onnx" if choose_device("auto").type == "cpu" else "torch"
+    return "onnx"
+
+
+def _may_have_gpu() -> bool:
+    """Whether it is worth importing torch, which takes seconds, to look for a GPU."""
+    is_apple = sys.platform == "darwin"
+    return is_apple or Path("/dev/kfd").exists() or shutil.which("nvidia-smi") is not None
+
+
+def _what_to_install(folder: Path, backend: BackendName, module: str | None) -> str:
+    if backend == "onnx":
+        return f"the onnx backend needs {module}; install it with: pip install onnxruntime"
+    reason = "the torch backend needs" if has_graphs(folder) else f"{folder} was not exported, so it needs"
+    return f"{reason} {module}; install it with: pip install 'captioner[torch]'"

@@ -1,0 +1,104 @@
+"""Backend torch: on a GPU, or for models that were not exported."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int, UInt8
+from torch import Tensor
+
+from captioner.checkpoint.weights import load_checkpoint
+from captioner.config import Device
+from captioner.errors import CaptionerError
+from captioner.model.captioning import CaptioningModel
+from captioner.model.decoder import Decoder, DecoderState, Memory
+
+
+@dataclass(frozen=True)
+class DecoderSearchState:
+    """The decoder's memory of the pictures still searched, and the state of each hypothesis."""
+
+    memory: Memory
+    state: DecoderState
+
+    def select(
+        self, pictures: Int[np.ndarray, " kept"], parents: Int[np.ndarray, "kept beam"]
+    ) -> "DecoderSearchState":
+        memory = self.memory
+        if len(pictures) < len(memory.mean):
+            memory = memory.select(torch.from_numpy(pictures).to(memory.mean.device))
+        index = torch.from_numpy(pictures)[:, None], torch.from_numpy(parents)
+        return DecoderSearchState(memory, self.state.select(index))
+
+
+class TorchDecoder:
+    """A torch decoder as a `captioner.decoding.search.StepModel`."""
+
+    def __init__(self, decoder: Decoder[Any], cell_mask: Bool[Tensor, "batch cells"] | None = None) -> None:
+        self.decoder, self.cell_mask = decoder, cell_mask
+
+    @torch.inference_mode()
+    def start(
+        self, annotations: Float[Tensor, "pictures cells annotation"], num_hypotheses: int
+    ) -> DecoderSearchState:
+        memory = self.decoder.prepare_memory(annotations, self.cell_mask)
+        return DecoderSearchState(memory, self.decoder.initial_state(memory, num_hypotheses))
+
+    @torch.inference_mode()
+    def step(
+        self, tokens: Int[np.ndarray, "pictures beam"], state: DecoderSearchState
+    ) -> tuple[
+        Float[np.ndarray, "pictures beam vocab"],
+        Float[np.ndarray, "pictures beam heads cells"],
+        DecoderSearchState,
+    ]:
+        ids = torch.tensor(tokens, device=state.memory.mean.device)
+        output = self.decoder.step(ids, state.state, state.memory)
+        log_probs = self.decoder.logits(output.readout).log_softmax(dim=-1)
+        next_state = DecoderSearchState(state.memory, output.state)
+        return log_probs.cpu().numpy(), output.alphas.cpu().numpy(), next_state
+
+
+class TorchBackend(TorchDecoder):
+    """A torch model as a `captioner.backends.load.Backend`."""
+
+    max_concurrent_batches = 1  # torch has its own threads, and a GPU one queue
+
+    def __init__(self, model: CaptioningModel, device: torch.device | str = "cpu") -> None:
+        super().__init__(model.decoder)
+        self.model = model.to(device).eval()
+        self.device = torch.device(device)
+
+    @classmethod
+    def load(cls, folder: Path, *, device: Device, threads: int | None) -> "TorchBackend":
+        """Load a model folder.
+
+        Raises:
+            captioner.errors.ModelFolderError: the folder is not a complete and valid model.
+            CaptionerError: there is no such device.
+        """
+        if threads is not None:
+            torch.set_num_threads(threads)
+        return cls(load_checkpoint(folder).model, choose_device(device))
+
+    @torch.inference_mode()
+    def encode(
+        self, images: UInt8[np.ndarray, "pictures size size 3"]
+    ) -> Float[Tensor, "pictures cells annotation"]:
+        return self.model.encoder.annotate(torch.tensor(images, device=self.device))
+
+
+def choose_device(name: Device) -> torch.device:
+    """The device of that name; "auto" is CUDA, else Apple's MPS, else the CPU.
+
+    Raises:
+        CaptionerError: there is no such device.
+    """
+    is_available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(device for device in ("cuda", "mps", "cpu") if is_available[device])
+    if not is_available[name]:
+        raise CaptionerError(f"torch finds no {name} device on this machine; use --device auto")
+    return torch.device(name)

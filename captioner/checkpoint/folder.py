@@ -1,0 +1,153 @@
+"""Model folders: their files, read without torch.
+
+    model.safetensors   the weights, by default in half precision
+    config.json         `captioner.config.ModelConfig` or `TranslationConfig`
+    vocabulary.json     the words, by id
+    metrics.json        the model's scores and the recipe that trained it
+
+An exported model also has the graphs of `captioner.backends.export`. Nothing in a folder is a pickle, so
+loading one from a stranger runs none of their code.
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+from safetensors import SafetensorError
+
+from captioner.atomic import readable_folder
+from captioner.config import ModelConfig, TranslationConfig
+from captioner.errors import ModelFolderError
+from captioner.vocabulary import Vocabulary
+
+WEIGHTS, CONFIG, VOCABULARY, METRICS = "model.safetensors", "config.json", "vocabulary.json", "metrics.json"
+FILES = (WEIGHTS, CONFIG, VOCABULARY, METRICS)
+
+GRAPHS = {"encoder": "encoder.onnx", "start": "start.onnx", "step": "step.onnx"}
+"""The graphs of an exported model, which read their weights from `WEIGHTS`."""
+
+LAYOUT_KEY = "captioner.weights_layout"
+"""Metadata key under which a graph stores the `weights_layout` that it was exported for."""
+
+SHIPPED_MODEL = Path(__file__).parent.parent / "models" / "flickr8k"
+
+Config = TypeVar("Config", ModelConfig, TranslationConfig)
+
+
+def locate_model(folder: Path) -> Path:
+    """Where to read a model folder from (see `captioner.atomic.readable_folder`).
+
+    Raises:
+        ModelFolderError: there is no such folder, or it lacks a file.
+    """
+    readable = readable_folder(folder)
+    if not readable.is_dir():
+        raise ModelFolderError(f"{folder} is not a model folder; give one that contains {', '.join(FILES)}")
+    missing = [name for name in FILES if not (readable / name).is_file()]
+    if missing:
+        raise ModelFolderError(f"{folder} is not a complete model folder: it lacks {', '.join(missing)}")
+    return readable
+
+
+def read_config(folder: Path) -> ModelConfig:
+    """The config of a captioning model's folder.
+
+    Raises:
+        ModelFolderError: the folder lacks a file, or the config is damaged or that of a translator.
+    """
+    return _read_config(folder, ModelConfig)
+
+
+def read_translation_config(folder: Path) -> TranslationConfig:
+    """The config of a translator's folder. Raises: ModelFolderError, as `read_config`."""
+    return _read_config(folder, TranslationConfig)
+
+
+def _read_config(folder: Path, kind: type[Config]) -> Config:
+    readable = locate_model(folder)
+    with translate_errors(folder):
+        content = (readable / CONFIG).read_bytes()
+        is_translator = "text_encoder" in msgspec.json.decode(content, type=dict[str, msgspec.Raw])
+        if is_translator != (kind is TranslationConfig):
+            mismatch = "captions pictures; give one that translates sentences"
+            if is_translator:
+                mismatch = "translates sentences; give one that captions pictures"
+            raise ModelFolderError(f"the model in {folder} {mismatch}")
+        return msgspec.json.decode(content, type=kind)
+
+
+def read_vocabulary(folder: Path) -> Vocabulary:
+    """The vocabulary of a model folder. Raises: ModelFolderError, if it is damaged."""
+    with translate_errors(folder):
+        return Vocabulary.from_json((readable_folder(folder) / VOCABULARY).read_bytes())
+
+
+def read_metrics(folder: Path) -> dict[str, Any]:
+    """The metrics of a model folder. Raises: ModelFolderError, if they are damaged."""
+    with translate_errors(folder):
+        content = (readable_folder(folder) / METRICS).read_bytes()
+        return msgspec.json.decode(content, type=dict[str, Any])
+
+
+def check_finite(folder: Path, is_finite: Mapping[str, bool]) -> None:
+    """Raises: ModelFolderError, naming a weight that is not finite."""
+    broken = [name for name, finite in is_finite.items() if not finite]
+    if broken:
+        raise ModelFolderError(
+            f"{folder} has weights that are not finite, such as {broken[0]}; train it again"
+        )
+
+
+def has_graphs(folder: Path) -> bool:
+    readable = readable_folder(folder)
+    return all((readable / name).is_file() for name in GRAPHS.values())
+
+
+def weights_header(folder: Path) -> tuple[bytes, int]:
+    """The JSON header of the weights' file, which lists names and offsets of the tensors, and the offset in
+    bytes at which the tensors start. Raises: ModelFolderError."""
+    path = readable_folder(folder) / WEIGHTS
+    with translate_errors(folder), path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        size = path.stat().st_size
+        if 8 + length > size:
+            raise SafetensorError(f"{WEIGHTS} states a header of {length} bytes and has {size}")
+        return file.read(length), 8 + length
+
+
+def weights_layout(folder: Path) -> str:
+    """A digest of the weights' names, shapes and offsets. Raises: ModelFolderError."""
+    return hashlib.sha256(weights_header(folder)[0]).hexdigest()
+
+
+def model_digest(folder: Path) -> str:
+    """A digest of all files that decide a model's captions, other than its decoding options.
+
+    Raises:
+        ModelFolderError: the folder is not a complete model.
+    """
+    readable, digest = locate_model(folder), hashlib.sha256()
+    with translate_errors(folder):
+        for name in (WEIGHTS, VOCABULARY, *GRAPHS.values()):
+            if (readable / name).is_file():
+                digest.update((readable / name).read_bytes())
+    return digest.hexdigest()
+
+
+@contextmanager
+def translate_errors(folder: Path) -> Iterator[None]:
+    """Turn errors of reading a folder's files into a ModelFolderError that names the folder."""
+    try:
+        yield
+    except (msgspec.DecodeError, SafetensorError, OSError, RecursionError) as error:
+        raise ModelFolderError(
+            f"{folder} is damaged or truncated: {error}; copy it again from its source"
+        ) from error
+
+
+def to_json(value: Any) -> bytes:
+    """A config or metrics as stored in the folder."""
+    return msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n"

@@ -1,0 +1,246 @@
+"""The command `captioner caption`, and the writers of its figures."""
+
+import contextlib
+import logging
+import sys
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol, runtime_checkable
+
+import tyro
+from PIL import Image
+from tqdm import tqdm
+
+from captioner.checkpoint.folder import SHIPPED_MODEL, model_digest, read_config
+from captioner.cli.options import ModelFlags, arg, changed, check_batch_size, check_flags, check_words, checked, flags, given, model_options
+from captioner.cli.output import FORMAT_OF, CaptionWriter, Failures, OutputFormat
+from captioner.config import DecodingOptions
+from captioner.errors import ImageError, UsageError
+from captioner.figures.style import FigureFormat, FigureStyle
+from captioner.images.discovery import MATRIX_STEM, OVERLAY_STEM, find_pictures, has_picture_suffix
+from captioner.inference import Captioner
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from captioner.caption import Caption
+
+BASIC = ("beam_size", "length_penalty", "max_words", "num_captions")
+SAMPLING = ("sample", "temperature", "top_k", "top_p", "seed")
+SEARCH = ("min_words", "no_repeat_ngram", "must_include", "diverse_groups", "diversity")
+
+DecodingFlags: Any = flags(DecodingOptions, BASIC, override="the model's")
+SearchFlags: Any = flags(DecodingOptions, SEARCH, override="the model's")
+SamplingFlags: Any = flags(DecodingOptions, SAMPLING, override="the model's")
+StyleFlags: Any = flags(FigureStyle)
+
+_PAGE_SUFFIXES = {"--animate": (".gif",), "--gallery": (".html", ".htm")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FigureFlags:
+    """More figures, and how they look."""
+
+    matrix: Annotated[Path | None, arg("DIR")] = None
+    """Write a figure per picture into this folder: words by cells of the grid."""
+    animate: Annotated[Path | None, arg("FILE.gif")] = None
+    """Write an animation of the caption being written; for more pictures FILE-2.gif and so on."""
+    references: Annotated[Path | None, arg("FILE")] = None
+    """With --gallery: COCO annotation file with captions by people, matched by the pictures' names."""
+    figure_format: Annotated[FigureFormat, arg("png|svg|pdf", "png")] = "png"
+    """Format of --overlay and --matrix."""
+    style: StyleFlags = field(default_factory=StyleFlags)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionCommand:
+    """Caption pictures: prints PATH<TAB>CAPTION for each. --help-all shows more flags, for the search,
+    sampling, and other figures.
+
+    Exit status: 0; 1 if a picture could not be read (it is reported, and the others are captioned) or the
+    command failed; 2 for wrong usage.
+    """
+
+    ADVANCED: ClassVar = ("with_attention", "search", "sampling", "figures")
+
+    paths: Annotated[
+        tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PATH...", help_behavior_hint="")
+    ]
+    """Pictures, folders of pictures, or - to read paths from standard input, one per line."""
+    recursive: Annotated[bool, arg("")] = False
+    """Search folders to the bottom."""
+    format: Annotated[OutputFormat | None, arg("text|jsonl|csv", "by the suffix of --output, else text")] = (
+        None
+    )
+    """Output format; jsonl has the file, caption, tokens, log-probability and grid of each picture."""
+    output: Annotated[Path | None, arg("FILE", "standard output")] = None
+    """File to write captions to."""
+    resume: Annotated[bool, arg("")] = False
+    """Skip the pictures that --output already has captions of, and append the others."""
+    overlay: Annotated[Path | None, arg("DIR")] = None
+    """Write a figure per picture into this folder: one panel per word with its attention."""
+    gallery: Annotated[Path | None, arg("FILE.html")] = None
+    """Write one page of all pictures, which shows each word's attention and needs no server."""
+    decoding: DecodingFlags = field(default_factory=DecodingFlags)
+    batch_size: Annotated[int, arg("INT", "8")] = 8
+    """Pictures per batch; on a CPU each thread has its own batch."""
+    machine: ModelFlags = field(default_factory=ModelFlags)
+    with_attention: Annotated[bool, arg("")] = False
+    """With --format jsonl: add each word's attention over the grid."""
+    search: SearchFlags = field(default_factory=SearchFlags)
+    sampling: SamplingFlags = field(default_factory=SamplingFlags)
+    figures: FigureFlags = field(default_factory=FigureFlags)
+
+    def run(self) -> int:
+        """Caption the pictures and return the exit status."""
+        changes = given(self.decoding) | given(self.search) | given(self.sampling)
+        self._check(changes)
+        machine, style = model_options(self.machine), checked(FigureStyle, vars(self.figures.style))
+        folder = machine.model or SHIPPED_MODEL
+        options = changed(read_config(folder).decoding, changes)
+        _quieten_pillow()
+        captioner = Captioner.from_options(machine)
+        searched = options
+        if self.gallery and self.decoding.num_captions is None and not options.sample:
+            # The page shows all that the search finds anyway.
+            searched = replace(options, num_captions=options.search_width)
+        failures = Failures()
+        with contextlib.ExitStack() as stack:
+            figures = self._figure_writers(style, stack)  # first, because they may be refused
+            writer = CaptionWriter(
+                self.output,
+                self._format(),
+                with_attention=self.with_attention,
+                settings=self._settings(folder, options),
+                is_resumed=self.resume,
+            )
+            captions, progress = stack.enter_context(writer), stack.enter_context(self._progress())
+            named = find_pictures(self.paths, is_recursive=self.recursive, report=failures.report)
+            results = captioner.caption_files(
+                (path for path in named if not captions.is_done(str(path))),
+                batch_size=self.batch_size,
+                options=searched,
+            )
+            for batch in results:
+                for result in batch:
+                    if isinstance(result, ImageError):
+                        failures.report(str(result))
+                        continue
+                    captions.write(
+                        replace(result, alternatives=result.alternatives[: options.num_captions - 1])
+                    )
+                    for figure in figures:
+                        _draw(figure, result, failures)
+                progress.update(len(batch))
+        return 1 if failures.count else 0
+
+    def _check(self, changes: Mapping[str, Any]) -> None:
+        """Refuse arguments that contradict each other, before the model is loaded. Raises: UsageError."""
+        if not self.paths:
+            raise UsageError("give pictures, folders, or - to read paths from standard input; see --help")
+        check_batch_size(self.batch_size)
+        check_flags(DecodingOptions, changes)
+        if self.with_attention and self._format() != "jsonl":
+            raise UsageError(f"--with-attention needs --format jsonl, not {self._format()}")
+        if self.output is not None and has_picture_suffix(self.output.name):
+            raise UsageError(f"--output {self.output} would overwrite a picture; choose another file")
+        draws = self.overlay or self.gallery or self.figures.matrix or self.figures.animate
+        if self.resume and self.output is None:
+            raise UsageError("--resume needs --output FILE")
+        if self.resume and (draws or changes.get("num_captions", 1) > 1):
+            raise UsageError("--resume continues neither figures nor several captions per picture")
+        for flag, path in (("--animate", self.figures.animate), ("--gallery", self.gallery)):
+            suffixes = _PAGE_SUFFIXES[flag]
+            if path is not None and path.suffix.lower() not in suffixes:
+                raise UsageError(f"{flag} {path} must end in {suffixes[0]}")
+        if self.figures.references and not self.gallery:
+            raise UsageError("--references needs --gallery FILE.html; captioner evaluate scores without it")
+        check_words("--must-include", changes.get("must_include", ()))
+        check_words("--words", self.figures.style.words)
+
+    def _format(self) -> OutputFormat:
+        by_suffix = FORMAT_OF.get(self.output.suffix.lower(), "text") if self.output else "text"
+        return self.format or by_suffix
+
+    def _settings(self, folder: Path, options: DecodingOptions) -> dict[str, Any]:
+        """What decides the lines of the output."""
+        if self.output is None:
+            return {}
+        return {
+            "model": model_digest(folder),
+            "decoding": asdict(options),
+            "with_attention": self.with_attention,
+        }
+
+    def _progress(self) -> "tqdm[None]":
+        """A bar on standard error, if someone watches and captions do not show the progress themselves."""
+        is_watched = sys.stderr.isatty() and (self.output is not None or not sys.stdout.isatty())
+        return tqdm(desc="captioning", unit=" pictures", delay=2, disable=not is_watched)
+
+    def _figure_writers(self, style: FigureStyle, stack: contextlib.ExitStack) -> "list[FigureWriter]":
+        """The writers of the figures that were asked for; `stack` closes them.
+
+        Raises: UsageError, CaptionerError.
+        """
+        words = tuple(word for chosen in style.words for word in chosen.split(","))
+        style = replace(style, words=words)
+        writers: list[FigureWriter] = []
+        for out, draw, stem in (
+            (self.overlay, _overlay, OVERLAY_STEM),
+            (self.figures.matrix, _matrix, MATRIX_STEM),
+        ):
+            if out is not None:
+                from captioner.figures.files import FolderWriter
+
+                kind = self.figures.figure_format
+                writers.append(FolderWriter(out, draw=draw, stem=stem, style=style, kind=kind))
+        if self.figures.animate is not None:
+            from captioner.figures.animation import AnimationWriter
+
+            writers.append(AnimationWriter(self.figures.animate, style))
+        if self.gallery is not None:
+            from captioner.figures.gallery import GalleryWriter
+
+            references, score = None, None
+            if self.figures.references is not None:
+                from captioner.evaluation.coco import by_file_name, read_coco_captions
+                from captioner.evaluation.evaluate import CiderScorer
+
+                path = self.figures.references
+                images = read_coco_captions(path)
+                references = by_file_name(path, ((image.file_name, image.captions) for image in images))
+                score = CiderScorer(references.values())
+            page = GalleryWriter(self.gallery, style=style, references=references, score=score)
+            writers.append(stack.enter_context(page))
+        return writers
+
+
+@runtime_checkable
+class FigureWriter(Protocol):
+    """Draws a caption into a file. Raises: ImageError, if the picture has disappeared; CaptionerError."""
+
+    def write(self, caption: "Caption") -> None: ...
+
+
+def _draw(writer: FigureWriter, caption: "Caption", failures: Failures) -> None:
+    try:
+        writer.write(caption)
+    except ImageError as error:
+        failures.report(str(error))
+
+
+def _overlay(caption: "Caption", style: FigureStyle) -> "Figure":
+    return caption.plot(style=style)
+
+
+def _matrix(caption: "Caption", style: FigureStyle) -> "Figure":
+    return caption.plot_matrix(style=style)
+
+
+def _quieten_pillow() -> None:
+    """Pictures are either captioned as well as they can be read, or reported; Pillow need not warn."""
+    logging.getLogger("PIL").setLevel(logging.ERROR)
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # load_image has its own limit
+    warnings.filterwarnings("ignore", module=r"PIL\.")

@@ -1,0 +1,102 @@
+"""The command `captioner evaluate`: scores of a model or of captions in a file."""
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from captioner.cli.options import SPLIT_OF, ModelFlags, arg, check_batch_size, dataset_subcommands, describe_broken, installed_datasets, model_options
+from captioner.cli.output import escape_controls
+from captioner.errors import CaptionerError, UsageError
+from captioner.inference import Captioner
+from captioner.records import CaptionedImage, RecordReader
+
+_READERS, BROKEN = installed_datasets()
+
+if TYPE_CHECKING:
+    from captioner.evaluation.evaluate import Evaluation
+
+    Dataset = RecordReader
+else:
+    Dataset = dataset_subcommands(_READERS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateCommand:
+    """Score captions: those of a model on a DATASET, or those of --results.
+
+    Captions are scored exactly as `captioner caption` prints them. Prints BLEU-1 to 4, METEOR (if Java is
+    installed), ROUGE-L and CIDEr-D, the vocabulary size, the mean length, and the shares of captions that
+    are distinct, truncated, repetitive, and copied from train.
+    """
+
+    dataset: Dataset | None = None
+    split: Annotated[Literal["train", "dev", "val", "test"], arg("SPLIT", "dev")] = "dev"
+    """Split of DATASET: train, dev (also called val) or test. Choose settings on dev, never on test."""
+    results: Annotated[Path | None, arg("FILE", "caption the pictures of DATASET")] = None
+    """Captions to score: COCO results, or JSON lines of `captioner caption`."""
+    references: Annotated[Path | None, arg("FILE", "those of DATASET")] = None
+    """With --results and without DATASET: COCO annotation file with the references."""
+    train_references: Annotated[Path | None, arg("FILE", "the train split of DATASET")] = None
+    """COCO annotation file with the training captions, to find copied captions."""
+    results_out: Annotated[Path | None, arg("FILE")] = None
+    """Write the captions in the format of COCO's evaluation server."""
+    batch_size: Annotated[int, arg("INT", "32")] = 32
+    """Pictures per batch."""
+    machine: ModelFlags = field(default_factory=ModelFlags)
+
+    def run(self) -> int:
+        """Print the scores."""
+        report_broken_plugins()
+        if self.dataset is None and (self.results is None or self.references is None):
+            raise UsageError("give a DATASET, or --results and --references; see --help")
+        if self.dataset is not None and self.references is not None:
+            raise UsageError("give a DATASET or --references, not both")
+        if self.results is not None and self.machine.model is not None:
+            raise UsageError("give --results or --model, not both")
+        check_batch_size(self.batch_size)
+        sys.stdout.write(f"{self._evaluate()}\n")
+        return 0
+
+    def _evaluate(self) -> "Evaluation":
+        from captioner.evaluation.coco import CocoImage, read_coco_captions, read_results, write_results
+        from captioner.evaluation.evaluate import caption_records, evaluate_captions
+        from captioner.evaluation.metrics import check_references
+
+        records: list[CaptionedImage] = []
+        if self.dataset is not None:
+            records = self.dataset.read([SPLIT_OF[self.split]])
+            check_references({record.image_id: record.captions for record in records})
+            images = [CocoImage(record.image_id, record.file_name, record.captions) for record in records]
+        elif self.references is not None:
+            images = read_coco_captions(self.references)
+        if self.results is not None:
+            captions = read_results(self.results, images)
+        else:
+            captioner = Captioner.from_options(model_options(self.machine))
+            captions = caption_records(captioner, records, batch_size=self.batch_size)
+        if self.results_out is not None:
+            write_results(self.results_out, captions)
+        references = {image.image_id: image.captions for image in images}
+        return evaluate_captions(captions, references, train_captions=self._train_captions(records))
+
+    def _train_captions(self, evaluated: list[CaptionedImage]) -> list[str] | None:
+        """The captions that the model may have copied, if they are available."""
+        from captioner.evaluation.coco import read_coco_captions
+
+        if self.train_references is not None:
+            return [text for image in read_coco_captions(self.train_references) for text in image.captions]
+        if self.dataset is None or SPLIT_OF[self.split] == "train":
+            return None
+        try:
+            records = self.dataset.read(["train"])
+        except CaptionerError:
+            return None  # a data set may be evaluated without its train split
+        if {record.image_id for record in records} & {record.image_id for record in evaluated}:
+            return None  # one file serves as every split
+        return [text for record in records for text in record.captions]
+
+
+def report_broken_plugins() -> None:
+    if BROKEN:
+        sys.stderr.write(f"captioner: {escape_controls(describe_broken(BROKEN))}\n")

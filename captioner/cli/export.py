@@ -1,0 +1,37 @@
+"""The command `captioner export`: models that run without torch."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from captioner.checkpoint.folder import SHIPPED_MODEL
+from captioner.cli.options import arg
+from captioner.errors import UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportCommand:
+    """Export a model to ONNX: copy its folder and add three small graphs, which read the same weights.
+
+    On a CPU caption.py then runs it with onnxruntime, which is faster, starts at once and needs no PyTorch.
+    PyTorch can still run the folder.
+    """
+
+    out: Annotated[Path, arg("FOLDER")]
+    """The new folder; or the model's own, to add the graphs to it."""
+    model: Annotated[Path | None, arg("FOLDER", "the model that ships with captioner")] = None
+    """Model folder to export."""
+    int8: Annotated[bool, arg("")] = False
+    """Let the decoder multiply in 8 bits: faster, but some captions change."""
+
+    def run(self) -> int:
+        """Export and report the difference from torch."""
+        model = self.model or SHIPPED_MODEL
+        if self.out.exists() and not (model.exists() and self.out.samefile(model)):
+            raise UsageError(f"--out {self.out} exists; choose a new folder, or the model's own")
+        from captioner.backends.export import export_model
+
+        difference = export_model(model, self.out, int8=self.int8)
+        sys.stdout.write(f"{self.out} (log-probabilities within {difference:.1e} of torch's)\n")
+        return 0

@@ -1,0 +1,220 @@
+"""Flags made from dataclasses of settings, for all commands."""
+
+import ast
+import inspect
+import os
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields, make_dataclass, replace
+from functools import cache
+from importlib.metadata import entry_points
+from itertools import pairwise
+from pathlib import Path
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Literal,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
+
+import tyro
+
+from captioner.config import DecodingOptions, ModelOptions, check_bounds
+from captioner.errors import UsageError, abbreviate
+from captioner.images.discovery import has_picture_suffix
+from captioner.records import RecordReader, SplitName
+
+PARSING = (tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes)
+
+DATASET_PARSING = (*PARSING, tyro.conf.OmitSubcommandPrefixes, tyro.conf.CascadeSubcommandArgs)
+"""For commands with a data set as subcommand: flags may come before or after it."""
+
+Settings = TypeVar("Settings", bound=DecodingOptions)
+
+SPLIT_OF: dict[str, SplitName] = {"train": "train", "dev": "dev", "val": "dev", "test": "test"}
+
+
+def arg(metavar: str, default: str = "") -> Any:
+    """How a flag is shown: its value, and what applies without it."""
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {default})" if default else "")
+
+
+def flags(
+    kind: type,
+    names: Sequence[str] | None = None,
+    *,
+    override: str | None = None,
+    rename: Mapping[str, str] | None = None,
+) -> Any:
+    """A dataclass whose fields are flags for settings of another one, with their types, help and defaults.
+
+    `names` picks settings, by default all. With `override`, such as "the model's", flags are optional and
+    only those that are given count (`given`); it says whose value applies otherwise. `rename` gives some
+    settings another flag.
+    """
+    hints, helps = get_type_hints(kind), field_docs(kind)
+    made = []
+    for setting in fields(kind):
+        if names is not None and setting.name not in names:
+            continue
+        hint, default = hints[setting.name], setting.default
+        is_switch = hint is bool and default is False
+        shown = "" if is_switch or default in (None, MISSING, ()) else f"(default: {default})"
+        if override is not None:
+            shown = "" if is_switch else f"(default: {override})"
+            default = default if is_switch else None
+            hint = hint if is_switch else hint | None
+        options = tyro.conf.arg(
+            name=(rename or {}).get(setting.name),
+            help=helps.get(setting.name, ""),
+            metavar=_metavar(hint),
+            help_behavior_hint=shown,
+        )
+        flag = field() if default is MISSING else field(default=default)
+        made.append((setting.name, Annotated[hint, options], flag))
+    return make_dataclass(f"{kind.__name__}Flags", made, frozen=True, kw_only=True, namespace={"__doc__": ""})
+
+
+def given(chosen: Any) -> dict[str, Any]:
+    """The values of the flags that were given, of flags made with `override`."""
+    return {f.name: value for f in fields(chosen) if (value := getattr(chosen, f.name)) != f.default}
+
+
+@cache
+def field_docs(kind: type) -> dict[str, str]:
+    """The docstring below each field of a dataclass, on one line."""
+    (definition,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
+    assert isinstance(definition, ast.ClassDef)
+    return {
+        name.target.id: " ".join(str(doc.value.value).split())
+        for name, doc in pairwise(definition.body)
+        if isinstance(name, ast.AnnAssign)
+        and isinstance(name.target, ast.Name)
+        and isinstance(doc, ast.Expr)
+        and isinstance(doc.value, ast.Constant)
+    }
+
+
+def _metavar(hint: Any) -> str | None:
+    """What stands for a flag's value, such as INT or soft|hard|none; nothing for a switch."""
+    if hint is bool:
+        return None
+    origin, arguments = get_origin(hint), [one for one in get_args(hint) if one is not type(None)]
+    if origin is Literal:
+        return "|".join(arguments)
+    if origin is tuple:
+        return "WORD..."
+    if arguments:
+        return _metavar(arguments[0])
+    return {int: "INT", float: "FLOAT", Path: "PATH"}.get(hint, "NAME")
+
+
+def hide(kind: type, names: Sequence[str]) -> type:
+    """A command without some of its flags, to print a shorter help; it cannot parse them."""
+    hidden = [
+        (
+            one.name,
+            tyro.conf.Suppress[one.type],  # type: ignore[misc, name-defined]
+            field(default=one.default, default_factory=one.default_factory)
+            if one.default_factory is MISSING
+            else field(default_factory=one.default_factory),
+        )
+        for one in fields(kind)
+        if one.name in names
+    ]
+    namespace = {"__doc__": kind.__doc__}
+    return make_dataclass(
+        kind.__name__, hidden, bases=(kind,), frozen=True, kw_only=True, namespace=namespace
+    )
+
+
+if TYPE_CHECKING:
+    ModelFlags = ModelOptions
+else:
+    ModelFlags = flags(ModelOptions)
+
+
+def model_options(chosen: ModelFlags) -> ModelOptions:
+    """Raises: UsageError."""
+    return checked(ModelOptions, vars(chosen))
+
+
+def checked(kind: type, values: Mapping[str, Any]) -> Any:
+    """A dataclass of settings from flags. Raises: UsageError, naming the flag."""
+    try:
+        return kind(**values)
+    except ValueError as error:
+        raise UsageError(as_flags(error, values)) from error
+
+
+def changed(settings: Settings, changes: Mapping[str, Any]) -> Settings:
+    """A dataclass of settings with those changed that were given as flags. Raises: UsageError."""
+    try:
+        return replace(settings, **changes)
+    except ValueError as error:
+        raise UsageError(as_flags(error, vars(settings))) from error
+
+
+def check_flags(kind: type, values: Mapping[str, Any]) -> None:
+    """Check each flag against the range of its setting. Raises: UsageError, naming the flag."""
+    try:
+        check_bounds(kind, dict(values))
+    except ValueError as error:
+        raise UsageError(as_flags(error, values)) from error
+
+
+def as_flags(error: ValueError, names: Mapping[str, Any]) -> str:
+    """The message of an error about settings, with the flags in place of the settings' names."""
+    words = str(error).split(" ")
+    return " ".join(f"--{word.replace('_', '-')}" if word in names else word for word in words)
+
+
+def check_batch_size(batch_size: int) -> None:
+    """Raises: UsageError."""
+    if batch_size < 1:
+        raise UsageError(f"--batch-size must be at least 1, not {batch_size}")
+
+
+def check_words(flag: str, words: Sequence[str]) -> None:
+    """A flag that takes several words may swallow pictures named after it. Raises: UsageError."""
+    for word in words:
+        if has_picture_suffix(word) or os.sep in word:
+            raise UsageError(f"{flag} took {word} for a word; give the pictures before {flag}")
+
+
+@dataclass(frozen=True)
+class BrokenPlugin:
+    """An entry point that does not load, and why."""
+
+    name: str
+    reason: str
+
+
+def installed_datasets() -> tuple[dict[str, type[RecordReader]], list[BrokenPlugin]]:
+    """The readers of data sets that installed packages register as entry points "captioner.datasets", each a
+    mapping of names to readers; a package whose entry point fails is skipped."""
+    readers: dict[str, type[RecordReader]] = {}
+    broken = []
+    for entry_point in entry_points(group="captioner.datasets"):
+        try:
+            readers |= dict(entry_point.load())
+        except Exception as error:  # noqa: PERF203 (a plugin may raise anything)
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            broken.append(BrokenPlugin(entry_point.name, reason))
+    return readers, broken
+
+
+def dataset_subcommands(readers: Mapping[str, type]) -> Any:
+    """The type of a field that is one of the readers, chosen by a subcommand."""
+    named = tuple(Annotated[reader, tyro.conf.subcommand(name)] for name, reader in readers.items())
+    return Union[named] if named else type(None)  # noqa: UP007 (a variable number of them)
+
+
+def describe_broken(broken: Sequence[BrokenPlugin]) -> str:
+    names = abbreviate([f"{plugin.name} ({plugin.reason})" for plugin in broken])
+    return f"skipping data sets of broken plugins: {names}"

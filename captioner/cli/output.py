@@ -1,0 +1,237 @@
+"""Captions as lines of text, JSON or CSV, and reports of failures."""
+
+import csv
+import io
+import json
+import sys
+import unicodedata
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+from tqdm import tqdm
+
+from captioner.caption import Caption
+from captioner.errors import CaptionerError
+
+OutputFormat = Literal["text", "jsonl", "csv"]
+
+FORMAT_OF: dict[str, OutputFormat] = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".csv": "csv"}
+"""The format of an output file by its suffix; other files are text."""
+
+_MAX_PATH_BYTES = 4096  # in Linux
+CSV_HEADER = ("file", "caption", "log_prob")
+
+_NAMED_ESCAPES = {"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"}
+_INVISIBLE = ("Cc", "Zl", "Zp")  # Unicode categories: control characters, line and paragraph separators
+_BIDI = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # can reorder a terminal's text
+
+
+def escape_controls(text: str) -> str:
+    """Text for one line of a terminal: control characters become \\t, \\n, \\r, \\x1b and the like."""
+    return "".join(_escaped(character) if _is_control(character) else character for character in text)
+
+
+def escape_name(text: str) -> str:
+    """As `escape_controls`, with backslashes doubled, so that different names stay different."""
+    return escape_controls(text.replace("\\", "\\\\"))
+
+
+def _is_control(character: str) -> bool:
+    return unicodedata.category(character) in _INVISIBLE or character in _BIDI
+
+
+def _escaped(character: str) -> str:
+    code = ord(character)
+    return _NAMED_ESCAPES.get(character, f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}")
+
+
+class Failures:
+    """Reports pictures that are skipped, one line each on standard error, and counts them."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def report(self, message: str) -> None:
+        self.count += 1
+        tqdm.write(f"captioner: {escape_controls(message)}", file=sys.stderr)
+
+
+class CaptionWriter:
+    """Writes captions to a file or to standard output; names that are not UTF-8 keep their bytes.
+
+    Each caption is written as it comes, so that a killed process leaves whole lines. Beside a file, a hidden
+    one records the `settings` that decide the captions; with `is_resumed`, writing continues after the
+    captions in the file if its settings are the same.
+
+    Raises:
+        CaptionerError: the file cannot be opened or written, or was not written by captioner with the same
+            settings.
+        BrokenPipeError: the reader of standard output is gone.
+    """
+
+    def __init__(
+        self,
+        output: Path | None,
+        output_format: OutputFormat,
+        *,
+        with_attention: bool,
+        settings: Mapping[str, Any],
+        is_resumed: bool = False,
+    ) -> None:
+        self.output, self.format, self.with_attention = output, output_format, with_attention
+        self._done: frozenset[str] = frozenset()
+        if output is None:
+            if isinstance(sys.stdout, io.TextIOWrapper):
+                sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape", newline="\n")
+            self.stream = sys.stdout
+            return
+        record = output.with_name(f".{output.name}.settings.json")
+        plain = json.loads(json.dumps({"format": output_format, **settings}, default=str))
+        try:
+            mode = "w"
+            if is_resumed and output.exists():
+                _check_settings(output, record, plain)
+                mode, self._done = "a", _cut_to_whole_lines(output, output_format)
+            self.stream = output.open(mode, encoding="utf-8", errors="surrogateescape", newline="")
+            if output.is_file():  # not a device, such as /dev/null
+                record.write_text(json.dumps(plain, indent=1) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise self._error(error) from error
+
+    def __enter__(self) -> "CaptionWriter":
+        if self.format == "csv" and not (self.output and self.output.stat().st_size):
+            self._write(_csv_line(CSV_HEADER))
+        return self
+
+    def is_done(self, file: str) -> bool:
+        """Whether the resumed file has a caption of this picture."""
+        return format_name(file, self.format) in self._done
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if self.output is not None:
+                self.stream.close()
+        except OSError as closing:
+            raise self._error(closing) from closing
+
+    def write(self, caption: Caption) -> None:
+        self._write(format_caption(caption, self.format, with_attention=self.with_attention))
+
+    def _write(self, text: str) -> None:
+        try:
+            self.stream.write(text)
+            self.stream.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise self._error(error) from error
+
+    def _error(self, error: OSError) -> CaptionerError:
+        return CaptionerError(f"cannot write {self.output or 'standard output'}: {error.strerror or error}")
+
+
+def _check_settings(output: Path, record: Path, settings: Mapping[str, Any]) -> None:
+    """Refuse to continue a file whose captions were made otherwise. Raises: OSError, CaptionerError."""
+    try:
+        before = json.loads(record.read_bytes())
+    except FileNotFoundError:
+        if output.stat().st_size == 0:
+            return
+        raise _not_ours(output, f"its settings {record.name} are missing") from None
+    except ValueError as error:
+        raise _not_ours(output, f"{record.name} is damaged: {error}") from error
+    changed = [
+        name for name in settings if not isinstance(before, dict) or before.get(name) != settings[name]
+    ]
+    if changed:
+        raise CaptionerError(
+            f"{output} has captions made with another {', '.join(changed)}; use the same flags, or choose "
+            "another --output"
+        )
+
+
+def _not_ours(output: Path, reason: str) -> CaptionerError:
+    return CaptionerError(f"{output} was not written by captioner ({reason}); choose another --output")
+
+
+def format_caption(caption: Caption, output_format: OutputFormat, *, with_attention: bool) -> str:
+    """A line, its end included. Text and CSV have another line for each alternative, with log-probabilities;
+    JSON has them in the same line, and only JSON can contain the attention."""
+    captions = (caption, *caption.alternatives)
+    file = format_name(caption.file, output_format)
+    if output_format == "text":
+        if not caption.alternatives:
+            return f"{file}\t{escape_controls(caption.text)}\n"
+        return "".join(f"{file}\t{escape_controls(one.text)}\t{one.log_prob:.4f}\n" for one in captions)
+    if output_format == "csv":
+        return "".join(
+            _csv_line((file, _defuse_formula(escape_controls(one.text)), f"{one.log_prob:.4f}"))
+            for one in captions
+        )
+    return json.dumps(caption.as_json(with_attention=with_attention)) + "\n"
+
+
+def format_name(file: str, output_format: OutputFormat) -> str:
+    """A picture's name as it appears in a line."""
+    if output_format == "jsonl":
+        return file
+    return _defuse_formula(escape_name(file)) if output_format == "csv" else escape_name(file)
+
+
+def _defuse_formula(cell: str) -> str:
+    """Prefix with an apostrophe, as is usual, text that a spreadsheet would take for a formula."""
+    return f"'{cell}" if cell.startswith(("=", "+", "-", "@")) else cell
+
+
+def _cut_to_whole_lines(output: Path, output_format: OutputFormat) -> frozenset[str]:
+    """The names of the pictures that a file has captions of; cuts off an incomplete last line.
+
+    Raises: OSError; CaptionerError, if the file has another format.
+    """
+    names = set()
+    end = 0
+    with output.open("r+b") as file:
+        for number, line in enumerate(file):
+            if not line.endswith(b"\n"):
+                if number == 0 and not _may_start(line, output_format):
+                    raise _not_ours(output, f"it is not {output_format}")
+                break
+            end += len(line)
+            if number == 0 and output_format == "csv":
+                if line != _csv_line(CSV_HEADER).encode():
+                    raise _not_ours(output, "its header differs")
+                continue
+            try:
+                names.add(_name_in(line.decode(errors="surrogateescape"), output_format))
+            except (ValueError, LookupError, TypeError, RecursionError, csv.Error) as error:
+                raise _not_ours(output, f"line {number + 1} is not {output_format}") from error
+        file.truncate(end)
+    return frozenset(names)
+
+
+def _may_start(line: bytes, output_format: OutputFormat) -> bool:
+    """Whether an incomplete first line may be ours."""
+    if output_format == "text":
+        return len(line) < _MAX_PATH_BYTES
+    start = _csv_line(CSV_HEADER).encode() if output_format == "csv" else b'{"file": "'
+    return line.startswith(start) or start.startswith(line)
+
+
+def _name_in(line: str, output_format: OutputFormat) -> str:
+    """Raises: ValueError, LookupError, TypeError, if the line is not ours."""
+    if output_format == "jsonl":
+        return str(json.loads(line)["file"])
+    cells = line.rstrip("\n").split("\t") if output_format == "text" else next(csv.reader([line]))
+    if len(cells) < 2:
+        raise ValueError("it has no caption")
+    return cells[0]
+
+
+def _csv_line(cells: tuple[str, ...]) -> str:
+    line = io.StringIO()
+    csv.writer(line, lineterminator="\n").writerow(cells)
+    return line.getvalue()

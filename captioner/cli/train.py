@@ -1,0 +1,190 @@
+"""Flags of a training run: changes to a recipe, and what a run stores to be resumed."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import tyro
+
+from captioner.checkpoint.folder import read_config, read_translation_config
+from captioner.cli.options import arg, as_flags, check_flags, flags, given
+from captioner.config import LSTM_PARTS, DecoderConfig, DecodingOptions, EncoderConfig, TextEncoderConfig
+from captioner.errors import CaptionerError, UsageError
+from captioner.training.options import COMMAND_FILE, RunOptions
+from captioner.training.recipe import Recipe, TrainingConfig, from_plain, to_plain
+
+Value = TypeVar("Value", bound=Any)
+
+_RECIPES = "the recipe's"
+_TRAINING = (
+    *("start_from", "batch_size", "gradient_accumulation_steps", "epochs", "learning_rate"),
+    *(
+        "finetune_from_epoch",
+        "finetune_stages",
+        "self_critical_from_epoch",
+        "patience",
+        "mixed_precision",
+        "seed",
+    ),
+)
+_KEPT_BY_A_RUN = ("cache_dir", "cache_limit_gb", "workers", "save_minutes")
+
+TrainingFlags: Any = flags(TrainingConfig, _TRAINING, override=_RECIPES)
+EncoderFlags: Any = flags(EncoderConfig, override=_RECIPES)
+DecoderFlags: Any = flags(
+    DecoderConfig, ("kind", "attention", "score"), override=_RECIPES, rename={"kind": "decoder"}
+)
+ResumedFlags: Any = flags(RunOptions, _KEPT_BY_A_RUN, override="the run's")
+
+if TYPE_CHECKING:
+    RunFlags = RunOptions
+else:
+    RunFlags = flags(RunOptions)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeOverrides:
+    """What to change in the data set's recipe."""
+
+    recipe: Annotated[Path | None, arg("FILE")] = None
+    """JSON with settings to change, as in a run's recipe.json; it may have just a few. Flags override it."""
+    training: TrainingFlags = field(default_factory=TrainingFlags)
+    encoder: EncoderFlags = field(default_factory=EncoderFlags)
+    decoder: DecoderFlags = field(default_factory=DecoderFlags)
+
+    def applied_to(self, preset: Recipe) -> Recipe:
+        """The recipe of a run. Raises: CaptionerError, UsageError."""
+        overrides = self._read_overrides()
+        changes = {name: given(getattr(self, name)) for name in ("training", "encoder", "decoder")}
+        kinds = {"training": TrainingConfig, "encoder": EncoderConfig, "decoder": DecoderConfig}
+        for name, values in changes.items():
+            check_flags(kinds[name], values)
+        if changes["decoder"].get("kind") == "transformer":  # it has none of the LSTM's parts
+            preset = replace(preset, decoder=replace(preset.decoder, **LSTM_PARTS))
+        try:
+            recipe = preset.overridden(overrides)
+            start = changes["training"].get("start_from") or recipe.training.start_from
+            if start is not None:
+                recipe = _starting_from(start, preset).overridden(overrides)
+        except ValueError as error:
+            raise CaptionerError(f"--recipe {self.recipe}: {error}") from error
+        try:
+            return recipe.overridden({name: to_plain(values) for name, values in changes.items() if values})
+        except ValueError as error:
+            names = {name for values in changes.values() for name in values}
+            raise UsageError(as_flags(error, dict.fromkeys(names))) from error
+
+    def _read_overrides(self) -> dict[str, Any]:
+        if self.recipe is None:
+            return {}
+        try:
+            overrides = json.loads(self.recipe.read_text())
+        except OSError as error:
+            raise CaptionerError(f"cannot read --recipe {self.recipe}: {error.strerror}") from error
+        except ValueError as error:
+            raise CaptionerError(f"--recipe {self.recipe}: {error}") from error
+        if not isinstance(overrides, dict):
+            raise CaptionerError(
+                f"--recipe {self.recipe}: a recipe is an object with sections, such as "
+                '{"training": {"epochs": 3}}'
+            )
+        return overrides
+
+
+def _starting_from(start: Path, preset: Recipe) -> Recipe:
+    """The preset with the encoder and the decoder of the model in a folder. Raises: ModelFolderError."""
+    if isinstance(preset.encoder, TextEncoderConfig):
+        translator = read_translation_config(start)
+        return replace(preset, encoder=translator.text_encoder, decoder=translator.decoder)
+    config = read_config(start)
+    encoder = EncoderConfig(backbone=config.backbone, image_size=config.preprocess.size_px)
+    return replace(preset, encoder=encoder, decoder=config.decoder)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResumeFlags:
+    """Continue the run in FOLDER from its last save, with the data and the recipe it was started with."""
+
+    folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="")]
+    """Folder of the run."""
+    gradient_accumulation_steps: Annotated[int | None, arg("INT", "the run's")] = None
+    """Micro-batches per step: more take less memory, for the same result."""
+    machine: ResumedFlags = field(default_factory=ResumedFlags)
+
+
+def to_stored(dataset: str, reader: Any, recipe: Recipe, options: RunOptions) -> dict[str, Any]:
+    """What a run stores of its command, with absolute paths, so that it resumes from any folder."""
+    return {
+        "dataset": dataset,
+        "out": str(options.out.absolute()),
+        "reader": to_plain(with_paths(reader, Path.absolute)),
+        "recipe": {
+            name: to_plain(with_paths(section, Path.absolute)) for name, section in vars(recipe).items()
+        },
+        "options": {name: to_plain(with_paths(options, Path.absolute))[name] for name in _KEPT_BY_A_RUN},
+    }
+
+
+@dataclass(frozen=True)
+class StoredCommand:
+    """The command of a run in a folder, which may have been moved since."""
+
+    dataset: str
+    reader: Any
+    recipe: Recipe
+    options: RunOptions
+    folder: Path
+    out: Path
+
+    @classmethod
+    def read(cls, flags: ResumeFlags, readers: Mapping[str, type]) -> "StoredCommand":
+        """`readers` are the data sets by name. Raises: CaptionerError, UsageError."""
+        folder = flags.folder
+        try:
+            stored = json.loads((folder / COMMAND_FILE).read_text())
+            sections = {
+                name: from_plain(kind, stored["recipe"][name], name)
+                for name, kind in (
+                    ("decoder", DecoderConfig),
+                    ("training", TrainingConfig),
+                    ("decoding", DecodingOptions),
+                )
+            }
+            is_text = "num_subwords" in stored["recipe"]["encoder"]
+            encoder_kind = TextEncoderConfig if is_text else EncoderConfig
+            sections["encoder"] = from_plain(encoder_kind, stored["recipe"]["encoder"], "encoder")
+            options = from_plain(
+                RunOptions, {"out": str(folder), "resume": True, **stored["options"]}, "options"
+            )
+            dataset, out = stored["dataset"], Path(stored["out"])
+            reader = from_plain(readers[dataset], stored["reader"], "reader")
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise CaptionerError(f"{folder} does not contain a run that can be resumed ({error})") from None
+        check_flags(TrainingConfig, {"gradient_accumulation_steps": flags.gradient_accumulation_steps})
+        check_flags(RunOptions, given(flags.machine))
+        if flags.gradient_accumulation_steps is not None:
+            steps = flags.gradient_accumulation_steps
+            sections["training"] = replace(sections["training"], gradient_accumulation_steps=steps)
+        recipe, options = Recipe(**sections), replace(options, **given(flags.machine))
+        return cls(dataset, reader, recipe, options, folder, out)
+
+    def relocated(self, value: Value) -> Value:
+        """Settings whose paths are adapted if they were moved together with the run."""
+        moved = self.folder.absolute()
+
+        def relocate(path: Path) -> Path:
+            beside = Path(os.path.normpath(moved / os.path.relpath(path, self.out)))
+            return beside if not path.exists() and beside.exists() else path
+
+        return with_paths(value, relocate)
+
+
+def with_paths(value: Value, change: Any) -> Value:
+    """A dataclass with a function applied to its paths."""
+    changes = {
+        one.name: change(path) for one in fields(value) if isinstance(path := getattr(value, one.name), Path)
+    }
+    return replace(value, **changes)

@@ -1,0 +1,63 @@
+"""Order of samples in an epoch, their assignment to processes, and derived seeds."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from captioner.errors import CaptionerError
+
+
+@dataclass(frozen=True, slots=True)
+class SampleKey:
+    """A sample in an epoch: its augmentation depends on both."""
+
+    epoch: int
+    index: int
+
+
+def derived_seed(*position: int) -> int:
+    """A seed for a position in a run, such as (the run's seed, step, process).
+
+    It depends on nothing that happened before, so a resumed run repeats it; different positions give
+    unrelated seeds.
+    """
+    return int(np.random.SeedSequence(position).generate_state(1, np.uint64)[0])
+
+
+def epoch_batches(
+    num_samples: int,
+    *,
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    micro_batches: int = 1,
+    process: int = 0,
+    num_processes: int = 1,
+) -> list[list[SampleKey]]:
+    """The samples of an epoch as one process sees them: `micro_batches` lists for every step.
+
+    The order depends only on the seed and the epoch, and a step has the same samples whatever the
+    number of processes and micro-batches. Steps have even sizes, so that none is nearly empty: 25 samples
+    in batches of 24 make steps of 13 and 12.
+
+    Raises:
+        CaptionerError: a step would leave a process or a micro-batch without samples.
+    """
+    order = np.random.default_rng([seed, epoch]).permutation(num_samples)
+    steps = np.array_split(order, -(-num_samples // batch_size))
+    if len(steps[-1]) < num_processes * micro_batches:
+        raise CaptionerError(
+            f"a step of {len(steps[-1])} samples is too small for {num_processes} processes with "
+            f"{micro_batches} micro-batches each; raise --batch-size, or lower "
+            "--gradient-accumulation-steps or the number of processes"
+        )
+    own = (split for step in steps for split in np.array_split(step[process::num_processes], micro_batches))
+    return [[SampleKey(epoch, int(index)) for index in split] for split in own]
+
+
+def in_order(
+    num_samples: int, *, batch_size: int, process: int = 0, num_processes: int = 1
+) -> list[list[SampleKey]]:
+    """Every sample once, in batches, assigned to the processes in turn."""
+    own = [SampleKey(0, index) for index in range(process, num_samples, num_processes)]
+    return [own[start : start + batch_size] for start in range(0, len(own), batch_size)]

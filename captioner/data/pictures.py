@@ -1,0 +1,120 @@
+"""Dataset of pictures: cached features or pixels."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from captioner.data.augmentation import Augmentation
+from captioner.data.batching import CaptionItem, EncodedCaptions
+from captioner.data.epoch_order import SampleKey
+from captioner.errors import ImageError
+from captioner.images.geometry import Preprocess
+from captioner.images.reading import load_image
+from captioner.model.batch import Pictures
+from captioner.records import CaptionedImage
+from captioner.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True, kw_only=True)
+class CachedRecords:
+    """The records of a split, and the cached features of the first of them; the others are encoded on the
+    fly."""
+
+    records: Sequence[CaptionedImage]
+    features: Float[np.ndarray, "cached cells annotation"]
+
+    @property
+    def references(self) -> dict[str, tuple[str, ...]]:
+        return {record.image_id: record.captions for record in self.records}
+
+    def without_features(self) -> "CachedRecords":
+        """The same records, all encoded on the fly, which they must be once the encoder is trained."""
+        return replace(self, features=self.features[:0])
+
+
+class CaptionDataset(Dataset[CaptionItem | ImageError]):
+    """The pictures of a split with their encoded captions (`captioner.data.batching.CaptionedDataset`)."""
+
+    def __init__(
+        self,
+        *,
+        split: CachedRecords,
+        preprocess: Preprocess,
+        vocabulary: Vocabulary,
+        max_words: int,
+        augmentation: Augmentation | None = None,
+    ) -> None:
+        self.split, self.preprocess, self.augmentation = split, preprocess, augmentation
+        captions = [record.captions for record in split.records]
+        self.captions = EncodedCaptions(captions, vocabulary=vocabulary, max_words=max_words)
+
+    def __len__(self) -> int:
+        return len(self.split.records)
+
+    def __getitem__(self, key: SampleKey) -> CaptionItem | ImageError:
+        try:
+            return self._item(key.epoch, key.index)
+        except ImageError as error:
+            return error
+
+    def _item(self, epoch: int, index: int) -> CaptionItem:
+        record = self.split.records[index]
+        if index < len(self.split.features):
+            picture = torch.from_numpy(np.array(self.split.features[index]))
+        else:
+            image = load_image(record.source, enough_px=self.preprocess.config.size_px)
+            if self.augmentation is None:
+                picture = torch.from_numpy(self.preprocess(image).copy())
+            else:
+                picture = self.augmentation(image, captions=record.captions, epoch=epoch, index=index)
+        return CaptionItem(record.image_id, str(record.source), picture, self.captions[index])
+
+    @staticmethod
+    def stack(sources: Sequence[Tensor]) -> Pictures:
+        """Features (cells, annotation) and pixels (height, width, 3), in any order."""
+        cached = [index for index, source in enumerate(sources) if source.ndim == 2]
+        live = [index for index, source in enumerate(sources) if source.ndim == 3]
+        row_of = {index: row for row, index in enumerate(cached + live)}
+        return Pictures(
+            features=_stack([sources[index] for index in cached], torch.zeros(0, 0, 0)),
+            images=_stack([sources[index] for index in live], torch.zeros(0, 0, 0, 3, dtype=torch.uint8)),
+            order=torch.tensor([row_of[index] for index in range(len(sources))]),
+        )
+
+    @property
+    def references(self) -> dict[str, tuple[str, ...]]:
+        return self.split.references
+
+    @property
+    def encodes_on_the_fly(self) -> bool:
+        return len(self.split.features) < len(self.split.records)
+
+    def drop_feature_cache(self) -> None:
+        self.split = self.split.without_features()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Workers that are not forked get the path of the cache, not a copy of its content."""
+        state = self.__dict__.copy()
+        features = self.split.features
+        if isinstance(features, np.memmap) and features.filename is not None:
+            state["split"] = replace(self.split, features=features[:0])
+            state["cache"] = (Path(features.filename), len(features))
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        cache = state.pop("cache", None)
+        self.__dict__.update(state)
+        if cache is not None:
+            path, count = cache
+            self.split = replace(self.split, features=np.load(path, mmap_mode="r")[:count])
+
+
+def _stack(tensors: Sequence[Tensor], none: Tensor) -> Tensor:
+    return torch.stack(list(tensors)) if tensors else none

@@ -1,0 +1,236 @@
+"""The decoding loop shared by beam search and sampling, in plain arrays without torch.
+
+A model takes part by implementing `StepModel`; each picture has several hypotheses, which form one array
+axis. Which extensions of the hypotheses continue is decided by a `Strategy` (`captioner.decoding.strategies`).
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from captioner.config import DecodingOptions
+from captioner.vocabulary import END, PAD, START, UNK
+
+BANNED_TOKENS = (PAD, START, UNK)
+"""Tokens that no caption may contain: an <unk> means nothing to a reader."""
+
+State = TypeVar("State", bound="SearchState")
+Totals = Float[np.ndarray, "pictures beam vocab"]
+Tokens = Int[np.ndarray, "pictures beam tokens"]
+
+
+@runtime_checkable
+class SearchState(Protocol):
+    """What a model carries from step to step for its pictures and their hypotheses."""
+
+    def select(
+        self: State, pictures: Int[np.ndarray, " kept"], parents: Int[np.ndarray, "kept beam"]
+    ) -> State:
+        """Keep these pictures, and in each the hypotheses `parents` (some may occur twice)."""
+        ...
+
+
+@runtime_checkable
+class StepModel(Protocol[State]):
+    """What decoding needs of a model.
+
+    Annotations are arrays of the model's own kind, (pictures, cells, annotation), with a length and
+    indexable by numpy arrays.
+    """
+
+    def start(self, annotations: Any, num_hypotheses: int) -> State:
+        """The state before the first word, with this many new hypotheses for each picture."""
+        ...
+
+    def step(
+        self, tokens: Int[np.ndarray, "pictures beam"], state: State
+    ) -> tuple[
+        Float[np.ndarray, "pictures beam vocab"], Float[np.ndarray, "pictures beam *attention"], State
+    ]:
+        """From the previous tokens, give the log-probabilities of the next ones, the attention used for
+        them, and the next state."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hypothesis:
+    """A caption found by a search.
+
+    `tokens` is without <start> and with <end> if the caption ended; `alphas` has the attention of each
+    token, in the shape that the model gives it, and `log_prob` is the sum over the tokens.
+    """
+
+    tokens: tuple[int, ...]
+    alphas: Float[np.ndarray, "tokens *alphas"]
+    log_prob: float
+
+    @property
+    def has_ended(self) -> bool:
+        return self.tokens[-1] == END
+
+    def score(self, length_penalty: float) -> float:
+        """The ranking log p(y) / length**p, with the length in tokens."""
+        return self.log_prob / len(self.tokens) ** length_penalty
+
+
+def rank(hypotheses: Iterable[Hypothesis], length_penalty: float) -> list[Hypothesis]:
+    """Sort hypotheses, best first."""
+    return sorted(hypotheses, key=lambda hypothesis: -hypothesis.score(length_penalty))
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Extensions of the hypotheses by group, best first: parent, word and log-probability of each.
+
+    Those among the first `Strategy.group_size` of a group that end become captions, and the first
+    `group_size` of the others continue.
+    """
+
+    parents: Int[np.ndarray, "pictures groups candidates"]
+    words: Int[np.ndarray, "pictures groups candidates"]
+    log_probs: Float[np.ndarray, "pictures groups candidates"]
+
+    @classmethod
+    def joined(cls, groups: "Sequence[Candidates]") -> "Candidates":
+        return cls(*(np.concatenate(arrays, axis=1) for arrays in zip(*map(_arrays, groups), strict=True)))
+
+    def continuing(self, group_size: int) -> "Candidates":
+        """The first of each group that do not end, as one group of all hypotheses of the next step."""
+        log_probs = np.where(self.words == END, -np.inf, self.log_probs)
+        first = np.argsort(np.isneginf(log_probs), axis=2, kind="stable")[:, :, :group_size]
+        return Candidates(
+            *(
+                np.take_along_axis(array, first, axis=2).reshape(len(array), 1, -1)
+                for array in (self.parents, self.words, log_probs)
+            )
+        )
+
+
+def _arrays(candidates: Candidates) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    return candidates.parents, candidates.words, candidates.log_probs
+
+
+@dataclass(frozen=True)
+class SearchStep:
+    """Input of a strategy: the hypotheses so far, and their log-probabilities with each next token.
+
+    `pictures` are the indices, among all pictures, of those that are still searched.
+    """
+
+    totals: Totals
+    tokens: Tokens
+    pictures: Int[np.ndarray, " pictures"]
+
+
+@runtime_checkable
+class Strategy(Protocol):
+    """Decides which extensions continue. A picture has `num_groups` groups of `group_size` hypotheses."""
+
+    @property
+    def num_groups(self) -> int: ...
+
+    @property
+    def group_size(self) -> int: ...
+
+    def first(self) -> Float[np.ndarray, " beam"]:
+        """Initial log-probabilities: 0 for each hypothesis that starts, -inf for the others, since at
+        first all are alike."""
+        ...
+
+    def candidates(self, step: SearchStep) -> Candidates:
+        """What may come next, by group."""
+        ...
+
+    def is_done(self, num_ended: Int[np.ndarray, "pictures groups"]) -> Bool[np.ndarray, " pictures"]:
+        """Whether enough captions have ended, given their numbers in each group."""
+        ...
+
+    def allows_truncated(self, group: int) -> bool:
+        """Whether a caption of this group may be returned although it was cut."""
+        ...
+
+
+Grouped = list[tuple[int, Hypothesis]]
+"""A picture's hypotheses, each with its group."""
+
+
+def search(
+    model: StepModel[Any], annotations: Any, strategy: Strategy, options: DecodingOptions
+) -> list[tuple[Grouped, Grouped]]:
+    """Decode captions of many pictures at once.
+
+    At each step a picture's hypotheses are extended by every token, and the strategy picks among the
+    extensions. A picture leaves the batch when the strategy is done with it. Of the options, the limits on
+    length and repetition apply; a caption has at least one word.
+
+    Returns: for each picture the hypotheses that ended, and in groups without one those cut after
+        `max_words`.
+    """
+    num_pictures, num_groups, group_size = len(annotations), strategy.num_groups, strategy.group_size
+    state = model.start(annotations, num_groups * group_size)
+    ended: list[Grouped] = [[] for _ in range(num_pictures)]
+    cut: list[Grouped] = [[] for _ in range(num_pictures)]
+    num_ended = np.zeros((num_pictures, num_groups), dtype=int)
+    pictures = np.arange(num_pictures)  # those that are still searched
+    log_probs = np.tile(strategy.first(), (num_pictures, 1))
+    tokens = np.full((*log_probs.shape, 1), START)
+    alphas: np.ndarray | None = None
+
+    for num_words in range(options.max_words + 1):
+        if not len(pictures):
+            break
+        next_log_probs, alpha, state = model.step(tokens[:, :, -1], state)
+        totals = log_probs[:, :, None] + next_log_probs
+        _forbid(totals, tokens, options)
+        used = alpha[:, :, None] if alphas is None else np.concatenate([alphas, alpha[:, :, None]], axis=2)
+        found = strategy.candidates(SearchStep(totals, tokens, pictures))
+
+        is_end = (found.words == END) & np.isfinite(found.log_probs)
+        for row, group, index in np.argwhere(is_end[:, :, :group_size]):
+            parent, total = found.parents[row, group, index], found.log_probs[row, group, index]
+            caption = _hypothesis([*tokens[row, parent, 1:], END], used[row, parent], total)
+            ended[pictures[row]].append((int(group), caption))
+            num_ended[pictures[row], group] += 1
+        if num_words == options.max_words:
+            break
+
+        chosen = found.continuing(group_size)
+        parents, words, log_probs = chosen.parents[:, 0], chosen.words[:, 0], chosen.log_probs[:, 0]
+        is_open = ~strategy.is_done(num_ended[pictures])
+        kept = np.flatnonzero(is_open & np.isfinite(log_probs).any(axis=1))
+        pictures, log_probs, parents, words = pictures[kept], log_probs[kept], parents[kept], words[kept]
+        tokens = np.take_along_axis(tokens[kept], parents[:, :, None], axis=1)
+        tokens = np.concatenate([tokens, words[:, :, None]], axis=2)
+        alphas = used[kept[:, None], parents]
+        state = state.select(kept, parents)
+
+    if alphas is not None:
+        for row, beam in np.argwhere(np.isfinite(log_probs)):
+            group = int(beam) // group_size
+            if strategy.allows_truncated(group) and not num_ended[pictures[row], group]:
+                caption = _hypothesis(tokens[row, beam, 1:], alphas[row, beam], log_probs[row, beam])
+                cut[pictures[row]].append((group, caption))
+    return list(zip(ended, cut, strict=True))
+
+
+def _forbid(totals: Totals, tokens: Tokens, options: DecodingOptions) -> None:
+    """Set to -inf what may not come next."""
+    num_words, longest = tokens.shape[2] - 1, options.no_repeat_ngram
+    totals[:, :, BANNED_TOKENS] = -np.inf
+    if num_words < options.min_words:
+        totals[:, :, END] = -np.inf
+    if 0 < longest <= num_words:
+        # An n-gram may not come twice: its last word may not follow its other words again.
+        ngrams = np.lib.stride_tricks.sliding_window_view(tokens[:, :, 1:], longest, axis=2)
+        is_begun = (ngrams[..., :-1] == tokens[:, :, None, num_words + 2 - longest :]).all(axis=3)
+        rows, beams, positions = np.nonzero(is_begun)
+        totals[rows, beams, ngrams[rows, beams, positions, -1]] = -np.inf
+
+
+def _hypothesis(
+    tokens: "list[int | np.integer] | Int[np.ndarray, ' tokens']", alphas: np.ndarray, log_prob: float
+) -> Hypothesis:
+    return Hypothesis(tokens=tuple(int(token) for token in tokens), alphas=alphas, log_prob=float(log_prob))

@@ -1,0 +1,171 @@
+"""COCO's JSON formats: annotation files and results.
+
+https://cocodataset.org/#format-data and #format-results. Results are also read as `caption.py --format
+jsonl` writes them.
+"""
+
+import contextlib
+import io
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from captioner.errors import CaptionerError
+
+if TYPE_CHECKING:
+    from pycocotools.coco import COCO
+
+Value = TypeVar("Value")
+
+_MALFORMED = (*(OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError, RecursionError),)
+
+
+@dataclass(frozen=True, slots=True)
+class CocoImage:
+    """An image of an annotation file. `image_id` is COCO's number, as text."""
+
+    image_id: str
+    file_name: str
+    captions: tuple[str, ...]
+
+
+@contextlib.contextmanager
+def reading(path: Path, content: str) -> Iterator[None]:
+    """Turn whatever shows that a file is not in COCO's format into a `CaptionerError`."""
+    try:
+        yield
+    except _MALFORMED as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise CaptionerError(f"{path} is not a COCO file with {content} ({reason})") from None
+
+
+def open_coco(path: Path, content: str) -> "COCO":
+    """An annotation file, by pycocotools. Raises: CaptionerError."""
+    from pycocotools.coco import COCO
+
+    if not path.is_file():
+        raise CaptionerError(f"{path} is missing; give an annotation file with {content}")
+    with reading(path, content), contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
+        return COCO(path)
+
+
+def read_coco_captions(path: Path) -> list[CocoImage]:
+    """The images of an annotation file in their order.
+
+    Raises:
+        CaptionerError: the file is missing or not in COCO's format.
+    """
+    coco = open_coco(path, "captions")
+    with reading(path, "captions"):
+        images, num_listed = coco.imgs, len(coco.dataset["images"])
+        names = {image_id: image["file_name"] for image_id, image in images.items()}
+        captions_of = {
+            image_id: tuple(annotation["caption"] for annotation in annotations)
+            for image_id, annotations in coco.imgToAnns.items()
+        }
+    unlisted = captions_of.keys() - images.keys()
+    if unlisted:
+        raise CaptionerError(
+            f"{path} has captions of {min(map(str, unlisted))}, which is not among its images"
+        )
+    if len(images) < num_listed:
+        raise CaptionerError(f"{path} has the same image id twice")
+    for image_id, name in names.items():
+        for value in (name, *captions_of.get(image_id, ())):
+            if not isinstance(value, str):
+                raise CaptionerError(f"{path}, image {image_id}: expected text, not {value!r:.60}")
+    return [CocoImage(str(image_id), name, captions_of.get(image_id, ())) for image_id, name in names.items()]
+
+
+def read_results(path: Path, images: Sequence[CocoImage]) -> dict[str, str]:
+    """Captions by image id from COCO results, or from JSON lines of caption.py, matched by file name.
+
+    Raises:
+        CaptionerError: the file is missing or in neither format, or an image has two captions.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        entries = (
+            json.loads(text)
+            if text.lstrip().startswith("[")
+            else [json.loads(line) for line in text.split("\n") if line.strip()]
+        )
+    except FileNotFoundError:
+        raise CaptionerError(f"{path} is missing") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise CaptionerError(f"{path} is neither COCO results nor JSON lines: {error}") from None
+    id_of = _ids_by_file_name(images)
+    captions: dict[str, str] = {}
+    for number, entry in enumerate(entries, start=1):
+        where = f"{path}, entry {number}"
+        if not isinstance(entry, dict) or not isinstance(entry.get("caption"), str):
+            raise CaptionerError(f"{where}: expected an object with caption and image_id or file")
+        image_id = _image_id(entry, id_of, where)
+        if image_id in captions:
+            raise CaptionerError(f"{where}: image {image_id} already has a caption")
+        captions[image_id] = entry["caption"]
+    return captions
+
+
+def by_file_name(path: Path, named: Iterable[tuple[str, Value]]) -> dict[str, Value]:
+    """Values by file names without folders, because pictures may be stored elsewhere.
+
+    Raises:
+        CaptionerError: two share it; `path` is named.
+    """
+    found: dict[str, Value] = {}
+    for file_name, value in named:
+        name = Path(file_name).name
+        if name in found:
+            raise CaptionerError(f"{path} has two pictures named {name}, which cannot be distinguished")
+        found[name] = value
+    return found
+
+
+def _ids_by_file_name(images: Sequence[CocoImage]) -> dict[str, str | None]:
+    """Image ids by file names without folders; None if two images share one."""
+    id_of: dict[str, str | None] = {}
+    for image in images:
+        name = Path(image.file_name).name
+        id_of[name] = None if name in id_of else image.image_id
+    return id_of
+
+
+def _image_id(entry: dict[str, Any], id_of: Mapping[str, str | None], where: str) -> str:
+    if isinstance(entry.get("image_id"), int | str):
+        return str(entry["image_id"])
+    if not isinstance(entry.get("file"), str):
+        raise CaptionerError(f"{where}: neither image_id nor file is given")
+    name = Path(entry["file"]).name
+    image_id = id_of.get(name)
+    if image_id is None:
+        reason = "several images have" if name in id_of else "no image has"
+        raise CaptionerError(f"{where}: {reason} the file name {name} in the references")
+    return image_id
+
+
+def write_results(path: Path, captions: Mapping[str, str]) -> None:
+    """Write captions in the format of COCO's evaluation server; numeric ids become numbers.
+
+    Raises:
+        CaptionerError: the disk refuses.
+    """
+    entries = [
+        {
+            "image_id": _as_number(image_id),
+            "caption": text,
+        }
+        for image_id, text in captions.items()
+    ]
+    try:
+        path.write_text(json.dumps(entries), encoding="utf-8")
+    except OSError as error:
+        raise CaptionerError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _as_number(image_id: str) -> int | str:
+    """An id as COCO writes it; one that would not survive the conversion, such as "007", stays text."""
+    is_number = image_id.isascii() and image_id.isdigit() and str(int(image_id)) == image_id
+    return int(image_id) if is_number else image_id

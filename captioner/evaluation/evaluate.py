@@ -1,0 +1,98 @@
+"""Evaluation of captions: scores against references, and statistics."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from tqdm import tqdm
+
+from captioner.config import DecodingOptions
+from captioner.errors import ImageError
+from captioner.evaluation.cider import CiderD
+from captioner.evaluation.metrics import Scores, ptb_tokenize, score_captions
+from captioner.evaluation.statistics import CaptionStatistics
+from captioner.inference import Captioner
+from captioner.records import CaptionedImage
+from captioner.vocabulary import tokenize
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Scores and statistics of captions, and the share (0..1) of them that occur verbatim in train, None
+    without train's captions."""
+
+    num_pictures: int
+    scores: Scores
+    statistics: CaptionStatistics
+    copied_share: float | None
+
+    def __str__(self) -> str:
+        copied = "not computed (needs train captions)"
+        if self.copied_share is not None:
+            copied = f"{self.copied_share:.1%}"
+        lines = {
+            "pictures": f"{self.num_pictures:,}",
+            **self.scores.named(),
+            **self.statistics.named(),
+            "copied from train": copied,
+        }
+        return "\n".join(f"{name:<18} {value}" for name, value in lines.items())
+
+
+def caption_records(
+    captioner: Captioner,
+    records: Sequence[CaptionedImage],
+    *,
+    batch_size: int = 32,
+    options: DecodingOptions | None = None,
+) -> dict[str, str]:
+    """Captions by image id, exactly as caption.py prints them; `options` are by default the model's own.
+
+    Raises:
+        ImageError: a picture cannot be read.
+    """
+    sources = (record.source for record in records)
+    batches = captioner.caption_files(sources, batch_size=batch_size, options=options)
+    results = (result for batch in batches for result in batch)
+    captions = {}
+    bar = tqdm(results, total=len(records), desc="captioning", unit=" pictures", delay=2)
+    for record, result in zip(records, bar, strict=True):
+        if isinstance(result, ImageError):
+            raise result
+        captions[record.image_id] = result.text
+    return captions
+
+
+def evaluate_captions(
+    captions: Mapping[str, str],
+    references: Mapping[str, Sequence[str]],
+    *,
+    train_captions: Iterable[str] | None = None,
+) -> Evaluation:
+    """Score captions and compute their statistics; both mappings are by image id.
+
+    Raises:
+        CaptionerError: a picture lacks a caption or a reference.
+    """
+    scores = score_captions(captions, references)
+    copied_share = None
+    if train_captions is not None:
+        seen = {tuple(tokenize(text)) for text in train_captions}
+        copied_share = sum(tuple(tokenize(text)) in seen for text in captions.values()) / len(captions)
+    return Evaluation(
+        num_pictures=len(captions),
+        scores=scores,
+        statistics=CaptionStatistics.from_captions(captions.values()),
+        copied_share=copied_share,
+    )
+
+
+class CiderScorer:
+    """CIDEr-D in percent of single texts, as papers and `captioner evaluate` state it."""
+
+    def __init__(self, documents: Iterable[Sequence[str]]) -> None:
+        """`documents` are all references by picture, which give the document frequencies."""
+        self._scorer = CiderD([ptb_tokenize(text) for text in texts] for texts in documents)
+
+    def __call__(self, text: str, references: Sequence[str]) -> float:
+        words = [ptb_tokenize(reference) for reference in references]
+        return 100 * self._scorer.scores([ptb_tokenize(text)], words)[0]

@@ -1,0 +1,139 @@
+"""BLEU, ROUGE-L, CIDEr-D and METEOR of captions as printed.
+
+The scorers are pycocoevalcap's, which papers use. Its tokenizer and METEOR need Java; the tokenizer's rules
+for captions are reproduced with nltk's Penn Treebank tokenizer, and METEOR is computed if Java is present,
+otherwise reported as not computed.
+"""
+
+import re
+import subprocess
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass
+from functools import lru_cache
+
+from nltk.tokenize.destructive import NLTKWordTokenizer
+from pycocoevalcap.bleu.bleu import Bleu
+from pycocoevalcap.cider.cider import Cider
+from pycocoevalcap.meteor.meteor import Meteor
+from pycocoevalcap.rouge.rouge import Rouge
+
+from captioner.errors import CaptionerError, abbreviate, reject_string
+
+_NAMED = 10  # pictures named in an error
+
+_TOKENIZER = NLTKWordTokenizer()
+
+# What pycocoevalcap removes after tokenizing. Its "-LRB-" and the like never match, because the words
+# are lower case by then: brackets count as words there, and so here.
+_PUNCTUATION = frozenset(["''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"])
+
+# Abbreviations whose full stop the Stanford tokenizer keeps, as far as captions use them.
+_ABBREVIATION = re.compile(
+    r"(?:[a-z]\.){2,}|(?:mr|mrs|ms|dr|prof|jr|sr|st|ave|blvd|rd|ky|mt|ft|vs|etc|inc|co|corp|no|apt)\."
+)
+_DOTTED_WORD = re.compile(r"(?<!\S)(\S*[^\s.])\.+(?=[\"']*(?!\S))")
+_LEADING_MARKS = re.compile(r"(?<!\S)(?:\.+|-(?=[a-z]))")
+_TRAILING_MARKS = re.compile(r"(?<=\w)([-/])(?!\S)")
+_GLUED = re.compile(r"(?<=\d:\d\d)(?=[ap]m\b)|(?<=\w)(?==)|(?<==)(?=\w)")
+
+
+def ptb_tokenize(caption: str) -> list[str]:
+    """Lower-case Penn Treebank words without punctuation, as pycocoevalcap's Java tokenizer gives them."""
+    text = _DOTTED_WORD.sub(_split_full_stop, " ".join(caption.lower().split()))
+    text = _GLUED.sub(" ", _TRAILING_MARKS.sub(r" \1", _LEADING_MARKS.sub("", text)))
+    words = _TOKENIZER.tokenize(text + " .", convert_parentheses=True)
+    return [word for word in map(str.lower, words) if word not in _PUNCTUATION]
+
+
+def _split_full_stop(match: re.Match[str]) -> str:
+    is_initial = len(match[1]) == 1 and match[1] != "i" and match.end() < len(match.string)
+    return match[0] if is_initial or _ABBREVIATION.fullmatch(match[1] + ".") else f"{match[1]} ."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """Corpus scores in percent; `meteor` is None if it was not computed because Java is missing."""
+
+    bleu_1: float
+    bleu_2: float
+    bleu_3: float
+    bleu_4: float
+    rouge_l: float
+    cider: float
+    meteor: float | None
+
+    def named(self) -> dict[str, str]:
+        """The scores as papers name and print them."""
+        bleu = (self.bleu_1, self.bleu_2, self.bleu_3, self.bleu_4)
+        return {
+            "BLEU-1..4": " ".join(f"{value:.1f}" for value in bleu),
+            "METEOR": "not computed (needs Java)" if self.meteor is None else f"{self.meteor:.1f}",
+            "ROUGE-L": f"{self.rouge_l:.1f}",
+            "CIDEr": f"{self.cider:.1f}",
+        }
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name} {value}" for name, value in self.named().items())
+
+
+def score_captions(
+    captions: Mapping[str, str], references: Mapping[str, Sequence[str]], *, with_meteor: bool = True
+) -> Scores:
+    """Score one caption for each picture against its references, both by picture id.
+
+    Raises:
+        CaptionerError: a picture has a caption but no reference, or references but no caption.
+    """
+    for image_id, texts in references.items():
+        reject_string(texts, f"references[{image_id!r}]")
+    _refuse("have no caption", references.keys() - captions.keys())
+    _refuse("have a caption but no reference", captions.keys() - references.keys())
+    check_references(references)
+    if not captions:
+        raise CaptionerError("there are no captions to score")
+    truths = {
+        image_id: [" ".join(ptb_tokenize(text)) for text in texts] for image_id, texts in references.items()
+    }
+    results = {image_id: [" ".join(ptb_tokenize(captions[image_id]))] for image_id in references}
+    bleu, _ = Bleu(4).compute_score(truths, results, verbose=0)
+    rouge_l, _ = Rouge().compute_score(truths, results)
+    cider, _ = Cider().compute_score(truths, results)
+    meteor = 100 * _meteor(truths, results) if with_meteor and has_java() else None
+    bleu_1, bleu_2, bleu_3, bleu_4 = (100 * float(value) for value in bleu)
+    return Scores(
+        bleu_1=bleu_1,
+        bleu_2=bleu_2,
+        bleu_3=bleu_3,
+        bleu_4=bleu_4,
+        rouge_l=100 * float(rouge_l),
+        cider=100 * float(cider),
+        meteor=meteor,
+    )
+
+
+def check_references(references: Mapping[str, Sequence[str]]) -> None:
+    """Raises: CaptionerError, naming the pictures without a reference."""
+    _refuse("have no reference", {image_id for image_id, texts in references.items() if not texts})
+
+
+def _refuse(complaint: str, image_ids: Set[str]) -> None:
+    if image_ids:
+        named = abbreviate(sorted(image_ids), _NAMED)
+        raise CaptionerError(f"{len(image_ids):,} pictures {complaint}: {named}")
+
+
+@lru_cache(maxsize=1)
+def has_java() -> bool:
+    """Whether METEOR, a Java program, can run here: some systems have a `java` that does nothing."""
+    try:
+        return subprocess.run(["java", "-version"], capture_output=True, check=False).returncode == 0
+    except OSError:
+        return False
+
+
+def _meteor(truths: dict[str, list[str]], results: dict[str, list[str]]) -> float:
+    scorer = Meteor()
+    score, _ = scorer.compute_score(truths, results)
+    for pipe in (scorer.meteor_p.stdout, scorer.meteor_p.stderr):  # the scorer closes only its input
+        pipe.close()
+    return float(score)

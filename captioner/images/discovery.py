@@ -1,0 +1,95 @@
+"""Discovery of the pictures that paths name."""
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+from captioner.errors import reject_string
+
+PICTURE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".webp", ".avif", ".jp2"),
+    *(".bmp", ".dib", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".ico"),
+)
+"""Suffixes of the files captioned in a folder; a file given by name is tried whatever it is called."""
+
+OVERLAY_STEM, MATRIX_STEM = ".attention", ".matrix"
+"""What captioner's own figures have before their suffix; they are skipped in folders."""
+
+ANIMATION_COMMENT = b"captioner"
+"""The comment in captioner's own animations, which may have any name; they are skipped in folders."""
+
+HEAD_BYTES = 2_048
+"""How much of a GIF is enough to find its comment, which follows a palette of at most 768 bytes."""
+
+
+def find_pictures(
+    paths: Sequence[str], *, is_recursive: bool, report: Callable[[str], None]
+) -> Iterator[Path]:
+    """The pictures that the paths name, in order; those of a folder in the order of their names.
+
+    "-" stands for the lines of standard input. A folder without pictures is reported; whether a named
+    file is a picture shows when it is read.
+    """
+    reject_string(paths, "paths")
+    for path in paths:
+        if path == "-":
+            for line in sys.stdin.buffer:  # in bytes: a name need not be UTF-8
+                if name := os.fsdecode(line.rstrip(b"\r\n")):
+                    yield from _pictures_at(name, is_recursive, report)
+        else:
+            yield from _pictures_at(path, is_recursive, report)
+
+
+def _pictures_at(path: str, is_recursive: bool, report: Callable[[str], None]) -> Iterator[Path]:
+    if not os.path.isdir(path):
+        yield Path(path)
+        return
+    found = 0
+    for picture in _walk(path, is_recursive, report):
+        found += 1
+        yield picture
+    if not found:
+        hint = "" if is_recursive else "; --recursive searches its subfolders too"
+        report(f"{path}: no pictures in this folder{hint}")
+
+
+def _walk(folder: str, is_recursive: bool, report: Callable[[str], None]) -> Iterator[Path]:
+    def report_unreadable(error: OSError) -> None:
+        report(f"{error.filename}: cannot list this folder ({error.strerror})")
+
+    for top, subfolders, names in os.walk(folder, onerror=report_unreadable):
+        subfolders[:] = sorted(filter(_is_visible, subfolders)) if is_recursive else []
+        for name in sorted(filter(_is_visible, names)):
+            path = Path(top) / name
+            if has_picture_suffix(name) and not is_own_figure(name, partial(_head, path)):
+                yield path
+
+
+def _is_visible(name: str) -> bool:
+    return not name.startswith(".")
+
+
+def is_own_figure(name: str, read_head: Callable[[], bytes]) -> bool:
+    """Whether a file is a figure drawn by captioner: by its name, or by the comment in a GIF.
+
+    `read_head` gives the first `HEAD_BYTES` of the file, and is called for GIFs alone.
+    """
+    if name.endswith((f"{OVERLAY_STEM}.png", f"{MATRIX_STEM}.png")):
+        return True
+    # A comment extension (GIF89a, section 24): 21 FE, the length of the text, the text, 00.
+    comment = b"\x21\xfe" + bytes([len(ANIMATION_COMMENT)]) + ANIMATION_COMMENT + b"\0"
+    return name.lower().endswith(".gif") and comment in read_head()
+
+
+def _head(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(HEAD_BYTES)
+    except OSError:
+        return b""  # reading it as a picture will name the reason
+
+
+def has_picture_suffix(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in PICTURE_SUFFIXES

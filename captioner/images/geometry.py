@@ -1,0 +1,95 @@
+"""Geometry between pictures, the CNN's square input and the grid of cells."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import Image
+
+from captioner.config import GridConfig, PreprocessConfig
+from captioner.images.reading import ImageSource, load_image
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """Turns a picture into the CNN's square input.
+
+    The picture is squashed without a crop, so that all of it is captioned and a heatmap is scaled back
+    by one factor per axis.
+    """
+
+    config: PreprocessConfig
+
+    def __call__(self, image: Image.Image) -> UInt8[np.ndarray, "size size 3"]:
+        """Squash an RGB picture of any size to the square input, which the encoder normalises."""
+        size = self.config.size_px
+        return np.asarray(image.resize((size, size), Image.Resampling[self.config.interpolation.upper()]))
+
+    def load(self, source: ImageSource) -> UInt8[np.ndarray, "size size 3"]:
+        """Read a picture and prepare it. Raises: ImageError."""
+        return self(load_image(source, enough_px=self.config.size_px))
+
+
+def _centres_px(
+    num_cells: int, grid: GridConfig, input_px: int, image_px: int
+) -> Float[np.ndarray, " cells"]:
+    """Where the cells' centres lie along one axis of the picture, in pixels from its edge."""
+    centres = grid.offset_px + grid.stride_px * np.arange(num_cells) + 0.5
+    return centres * (image_px / input_px)
+
+
+def _borders_px(
+    num_cells: int, grid: GridConfig, input_px: int, image_px: int
+) -> Float[np.ndarray, " borders"]:
+    """Edges between the cells along one axis: half-way between centres, and the picture's own edges."""
+    centres = _centres_px(num_cells, grid, input_px, image_px)
+    inner = (centres[:-1] + centres[1:]) / 2
+    return np.clip(np.concatenate([[0], inner, [image_px]]), 0, image_px)
+
+
+def cell_box(
+    row: int, col: int, *, grid: GridConfig, preprocess: PreprocessConfig, image_size: tuple[int, int]
+) -> tuple[float, float, float, float]:
+    """The part of the original picture that is closer to this cell's centre than to any other's.
+
+    `image_size` is (width, height) in pixels; the box is (left, top, right, bottom) in pixels.
+    """
+    width, height = image_size
+    x = _borders_px(grid.cols, grid, preprocess.size_px, width)
+    y = _borders_px(grid.rows, grid, preprocess.size_px, height)
+    return float(x[col]), float(y[row]), float(x[col + 1]), float(y[row + 1])
+
+
+def heatmap(
+    alpha: Float[np.ndarray, "rows cols"],
+    *,
+    grid: GridConfig,
+    preprocess: PreprocessConfig,
+    image_size: tuple[int, int],
+    is_smooth: bool = True,
+) -> Float[np.ndarray, "height width"]:
+    """Project one word's attention onto the original picture, at the picture's own size.
+
+    `image_size` is (width, height) in pixels. With `is_smooth` a pixel gets the mean attention of the cells
+    that see it, each weighted by a Gaussian around its centre whose standard deviation `grid` states.
+    Without, it gets the attention of the cell with the nearest centre. Both are in attention per cell.
+    """
+    width, height = image_size
+    vertical = cells_to_pixels(grid.rows, grid, preprocess.size_px, height, is_smooth)
+    horizontal = cells_to_pixels(grid.cols, grid, preprocess.size_px, width, is_smooth)
+    return vertical @ alpha @ horizontal.T
+
+
+def cells_to_pixels(
+    num_cells: int, grid: GridConfig, input_px: int, image_px: int, is_smooth: bool
+) -> Float[np.ndarray, "pixels cells"]:
+    """Weights of the cells for each pixel along one axis; a pixel's weights sum to one."""
+    pixels = np.arange(image_px) + 0.5
+    if not is_smooth:
+        inner = _borders_px(num_cells, grid, input_px, image_px)[1:-1]
+        return np.eye(num_cells)[np.searchsorted(inner, pixels, side="right")]
+    centres = _centres_px(num_cells, grid, input_px, image_px)
+    deviation = grid.receptive_field_or_default_px * image_px / input_px
+    exponent = -0.5 * ((pixels[:, None] - centres[None, :]) / deviation) ** 2
+    weights = np.exp(exponent - exponent.max(axis=1, keepdims=True))
+    return weights / weights.sum(axis=1, keepdims=True)

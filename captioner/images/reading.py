@@ -1,0 +1,158 @@
+"""Picture files to upright RGB images, with Pillow and numpy alone."""
+
+import io
+import os
+import struct
+import zipfile
+import zlib
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from PIL import Image
+
+from captioner.errors import ImageError
+
+MAX_PIXELS = 178_956_970
+"""Larger pictures are refused: Pillow's own limit for a decompression bomb (0.5 GiB of RGB)."""
+
+_WHITE = (255, 255, 255, 255)
+
+# What Pillow's decoders are known to raise on damaged files and files that are not pictures.
+_DECODING_ERRORS = (
+    *(OSError, EOFError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError),
+    *(RuntimeError, SyntaxError, struct.error, zlib.error, zipfile.BadZipFile),
+)
+
+_EXIF_ORIENTATION = 0x0112
+_UPRIGHT_BY = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ZipMember:
+    """A picture inside a zip archive, read without unpacking it."""
+
+    archive: Path
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.archive}/{self.name}"
+
+    def open(self, mode: Literal["rb"] = "rb") -> Any:  # noqa: ARG002
+        """A binary file to read from. Raises: OSError, zipfile.BadZipFile, KeyError (no such member)."""
+        return _opened_archive(self.archive, os.getpid()).open(self.name)
+
+    @property
+    def checksum(self) -> int:
+        """CRC-32 of the member's bytes, from the archive's index."""
+        return _opened_archive(self.archive, os.getpid()).getinfo(self.name).CRC
+
+
+@lru_cache(maxsize=64)
+def _opened_archive(path: Path, process: int) -> zipfile.ZipFile:  # noqa: ARG001
+    """An archive stays open, once per process: a fork would share the position in the file."""
+    return zipfile.ZipFile(path)
+
+
+@dataclass(frozen=True, slots=True)
+class PictureBytes:
+    """A picture in memory, with the name it is reported by."""
+
+    name: str
+    content: bytes = field(repr=False)
+
+    def __str__(self) -> str:
+        return self.name
+
+    def open(self, mode: Literal["rb"] = "rb") -> Any:  # noqa: ARG002
+        """A binary file to read from."""
+        return io.BytesIO(self.content)
+
+
+StoredPicture: TypeAlias = Path | ZipMember
+"""A picture that can be read repeatedly: a file, or a member of a zip archive."""
+
+ImageSource: TypeAlias = StoredPicture | PictureBytes
+"""Where a picture's bytes are."""
+
+
+def load_image(source: ImageSource, *, enough_px: int | None = None) -> Image.Image:
+    """Read a picture as upright RGB, whatever its format, mode or EXIF orientation.
+
+    Of an animation this is the first frame; transparent parts become white; 16-bit and floating point
+    values are scaled to 8 bits. If the picture will be shrunk to a side of `enough_px`, a far larger JPEG
+    is decoded at a half, a quarter or an eighth of its size, which is faster; its sides stay at least
+    twice that long.
+
+    Raises:
+        ImageError: the file is missing, empty, truncated, too large or not a picture.
+    """
+    try:
+        if isinstance(source, Path) and not source.is_file():
+            raise ImageError(str(source), "is not a file" if source.exists() else "no such file")
+        with source.open("rb") as file:
+            if not file.read(1):
+                raise ImageError(str(source), "the file is empty")
+            file.seek(0)
+            with Image.open(file) as image:
+                width, height = image.size
+                if width * height > MAX_PIXELS:
+                    raise ImageError(
+                        str(source),
+                        f"{width} x {height} pixels exceed the {MAX_PIXELS:,} allowed; shrink it first",
+                    )
+                if enough_px is not None:
+                    image.draft(image.mode, (2 * enough_px, 2 * enough_px))
+                return upright_rgb(image)
+    except Image.UnidentifiedImageError:
+        raise ImageError(str(source), "not a picture in a format that Pillow can read") from None
+    except Image.DecompressionBombError:
+        raise ImageError(
+            str(source), f"it has more than the {MAX_PIXELS:,} pixels allowed; shrink it first"
+        ) from None
+    except PermissionError:
+        raise ImageError(str(source), "no permission to read it") from None
+    except MemoryError:
+        raise ImageError(str(source), "not enough memory to decode it") from None
+    except _DECODING_ERRORS as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ImageError(str(source), f"damaged or truncated ({reason})") from None
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """Convert a picture of any Pillow mode to RGB and apply its EXIF orientation."""
+    # ImageOps.exif_transpose would also rewrite the other tags, and fail if one of them is malformed.
+    transposition = _UPRIGHT_BY.get(image.getexif().get(_EXIF_ORIENTATION, 1))
+    if transposition is not None:
+        image = image.transpose(transposition)
+    if image.mode.startswith("I") or image.mode == "F":
+        image = _to_eight_bits(image)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, _WHITE), image)
+    return image.convert("RGB")
+
+
+def _to_eight_bits(image: Image.Image) -> Image.Image:
+    """Scale grey levels to 8 bits: 16-bit ones by their range; 32-bit ones, which have no customary range,
+    as 8 or 16 bits if they fit, else by their own extremes."""
+    levels = np.asarray(image, dtype=np.float64)
+    levels = np.where(np.isfinite(levels), levels, 0.0)
+    if image.mode == "I" and levels.min() >= 0 and levels.max() < 2**8:
+        pass
+    elif image.mode.startswith("I") and levels.min() >= 0 and levels.max() < 2**16:
+        levels = levels / 257  # 65,535 becomes 255
+    else:
+        span = levels.max() - levels.min()
+        levels = (levels - levels.min()) * (255 / span if span > 0 else 0.0)
+    return Image.fromarray(np.round(levels).astype(np.uint8), mode="L")

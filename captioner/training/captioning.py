@@ -1,0 +1,231 @@
+"""Captioning task: data, model and score of a run on pictures."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from matplotlib.figure import Figure
+
+from captioner.backends.torch_backend import TorchBackend, choose_device
+from captioner.checkpoint.weights import CaptioningCheckpoint, load_checkpoint, save_checkpoint
+from captioner.config import FORMAT_VERSION, DecoderConfig, EncoderConfig, GridConfig, ModelConfig, PreprocessConfig
+from captioner.data.augmentation import Augmentation
+from captioner.data.feature_cache import cached_splits, read_ahead
+from captioner.data.pictures import CachedRecords, CaptionDataset
+from captioner.errors import CaptionerError, ImageError
+from captioner.evaluation.evaluate import caption_records
+from captioner.evaluation.metrics import Scores, score_captions
+from captioner.evaluation.statistics import CaptionStatistics
+from captioner.figures.overlay import draw_overlay
+from captioner.images.geometry import Preprocess
+from captioner.inference import Captioner
+from captioner.model.captioning import CaptioningModel, make_decoder
+from captioner.model.encoder import Encoder, build_encoder
+from captioner.records import CaptionedImage
+from captioner.training.options import RunOptions
+from captioner.training.recipe import Recipe
+from captioner.training.state import data_digest
+from captioner.training.task import Validation, shown
+from captioner.training.validation import choose_decoding, validate
+from captioner.vocabulary import SPECIAL_TOKENS, Vocabulary
+
+_NUM_MEASURED = 16  # pictures on which the receptive field is measured
+
+
+class CaptioningTask:
+    """Captioning pictures, as a `captioner.training.task.Task`."""
+
+    def __init__(
+        self,
+        *,
+        recipe: Recipe,
+        encoder: Encoder,
+        preprocess: PreprocessConfig,
+        grid: GridConfig,
+        vocabulary: Vocabulary,
+        train: CachedRecords,
+        dev: CachedRecords,
+        start: CaptioningCheckpoint | None = None,
+    ) -> None:
+        """`start` provides the decoder's initial weights; otherwise they are random."""
+        assert isinstance(recipe.encoder, EncoderConfig)
+        self.recipe, self.encoder, self.vocabulary, self.start = recipe, encoder, vocabulary, start
+        self.train = self._dataset(train, preprocess, is_augmented=recipe.training.augmentation)
+        self.dev = self._dataset(dev, preprocess, is_augmented=False)
+        self.config = ModelConfig(
+            format_version=FORMAT_VERSION,
+            backbone=recipe.encoder.backbone,
+            preprocess=preprocess,
+            grid=grid,
+            annotation_dim=encoder.annotation_dim,
+            decoder=recipe.decoder,
+            decoding=recipe.decoding,
+        )
+
+    @classmethod
+    def prepare(
+        cls,
+        accelerator: Accelerator,
+        *,
+        recipe: Recipe,
+        train: Sequence[CaptionedImage],
+        dev: Sequence[CaptionedImage],
+        options: RunOptions,
+    ) -> "CaptioningTask":
+        """The task of a run: load the encoder, cache features and build the vocabulary.
+
+        Raises:
+            CaptionerError: the message says what to do.
+        """
+        assert isinstance(recipe.encoder, EncoderConfig)
+        training, size_px = recipe.training, recipe.encoder.image_size
+        start = _load_start(recipe)
+        encoder = build_encoder(recipe.encoder) if start is None else start.model.encoder
+        preprocess, grid = encoder.preprocess_config(size_px), encoder.grid_config(size_px)
+        encoder.to(accelerator.device)
+        with accelerator.main_process_first():
+            dev_split, train_split = cached_splits(
+                [dev[: training.max_dev_pictures], train],
+                encoder=encoder,
+                preprocess=preprocess,
+                grid=grid,
+                cache_dir=options.cache_dir,
+                # A cache is useless if the CNN changes from the first epoch on.
+                limit_gb=0.0 if training.finetune_from_epoch == 1 else options.cache_limit_gb,
+            )
+        read_ahead(train_split.features)
+        if start is None:
+            captions = (caption for record in train for caption in record.captions)
+            vocabulary = Vocabulary.build(captions, min_count=training.min_count)
+        else:
+            vocabulary = start.vocabulary
+        if len(vocabulary) == len(SPECIAL_TOKENS):
+            raise CaptionerError(
+                f"no word occurs {training.min_count} times in the training captions; lower min_count "
+                'with --recipe, a file containing {"training": {"min_count": 1}}'
+            )
+        return cls(
+            recipe=recipe,
+            encoder=encoder,
+            preprocess=preprocess,
+            grid=grid,
+            vocabulary=vocabulary,
+            train=train_split,
+            dev=dev_split,
+            start=start,
+        )
+
+    def _dataset(
+        self, split: CachedRecords, preprocess: PreprocessConfig, *, is_augmented: bool
+    ) -> CaptionDataset:
+        training = self.recipe.training
+        return CaptionDataset(
+            split=split,
+            preprocess=Preprocess(preprocess),
+            vocabulary=self.vocabulary,
+            max_words=training.max_caption_words,
+            augmentation=Augmentation(training.seed, preprocess.size_px) if is_augmented else None,
+        )
+
+    def make_model(self) -> CaptioningModel:
+        decoder = make_decoder(
+            self.recipe.decoder, annotation_dim=self.encoder.annotation_dim, vocab_size=len(self.vocabulary)
+        )
+        if self.start is not None:
+            decoder.load_state_dict(self.start.model.decoder.state_dict())
+        return CaptioningModel(encoder=self.encoder, decoder=decoder)
+
+    def digest(self) -> str:
+        return data_digest(self.train.split, self.vocabulary, self.encoder)
+
+    def validate(self, model: CaptioningModel, *, num_workers: int) -> Validation:
+        """Raises: captioner.errors.ImageError."""
+        scores, captions = validate(
+            model,
+            self.dev,
+            vocabulary=self.vocabulary,
+            options=self.recipe.decoding,
+            score=partial(score_captions, references=self.dev.references),
+            num_workers=num_workers,
+        )
+        statistics = asdict(CaptionStatistics.from_captions(captions.values()))
+        return Validation(score=scores.cider, entries={"dev": asdict(scores), "dev_statistics": statistics})
+
+    def to_checkpoint(self, model: CaptioningModel, metrics: dict[str, Any]) -> CaptioningCheckpoint:
+        return CaptioningCheckpoint(model, self.config, self.vocabulary, metrics)
+
+    def figures(self, model: CaptioningModel) -> Iterator[Figure]:
+        captioner = Captioner(
+            backend=TorchBackend(model, next(model.parameters()).device),
+            config=self.config,
+            vocabulary=self.vocabulary,
+        )
+        for batch in captioner.caption_files(record.source for record in shown(self.dev.split.records)):
+            for caption in batch:
+                if not isinstance(caption, ImageError):
+                    yield draw_overlay(caption, caption.image())
+
+    def tune_decoding(self, folder: Path, *, num_workers: int = 0) -> Scores:
+        """The receptive field of the CNN's cells is measured on the first dev pictures, for the figures.
+
+        The model is loaded as it was saved, in half precision, and the scores are those of the captions
+        that caption.py prints for the dev pictures' files.
+        """
+        checkpoint, device = load_checkpoint(folder), choose_device("auto")
+        model, references = checkpoint.model.to(device).eval(), self.dev.references
+        decoding, tried = choose_decoding(
+            checkpoint,
+            self.dev,
+            score=lambda captions: score_captions(captions, references, with_meteor=False).cider,
+            num_workers=num_workers,
+        )
+        grid = replace(
+            checkpoint.config.grid, receptive_field_std_px=self._receptive_field_std_px(model.encoder)
+        )
+        config = replace(checkpoint.config, decoding=decoding, grid=grid)
+        captioner = Captioner(backend=TorchBackend(model, device), config=config, vocabulary=self.vocabulary)
+        scores = score_captions(caption_records(captioner, self.dev.split.records), references)
+        metrics = checkpoint.metrics | {
+            "dev": {
+                "beam_size": decoding.beam_size,
+                "length_penalty": decoding.length_penalty,
+                **asdict(scores),
+            },
+            "decoding_cider": tried,
+        }
+        save_checkpoint(folder, replace(checkpoint, config=config, metrics=metrics))
+        return scores
+
+    def _receptive_field_std_px(self, encoder: Encoder) -> float | None:
+        """How far a cell sees on the first dev pictures. Raises: ImageError."""
+        load = Preprocess(self.config.preprocess).load
+        squashed = np.stack([load(record.source) for record in self.dev.split.records[:_NUM_MEASURED]])
+        images = torch.from_numpy(squashed).to(next(encoder.parameters()).device)
+        return encoder.receptive_field_std_px(encoder.normalise(images), self.config.grid)
+
+
+def _load_start(recipe: Recipe) -> CaptioningCheckpoint | None:
+    """The model that the run starts from, if the recipe names one."""
+    if recipe.training.start_from is None:
+        return None
+    assert isinstance(recipe.encoder, EncoderConfig)
+    if recipe.encoder.weights is not None:
+        raise CaptionerError("a run that starts from a model has its weights; leave --weights out")
+    start = load_checkpoint(recipe.training.start_from)
+    has_same_encoder = recipe.encoder.backbone == start.config.backbone
+    check_same_architecture(recipe, start.config.decoder, has_same_encoder=has_same_encoder)
+    return start
+
+
+def check_same_architecture(recipe: Recipe, decoder: DecoderConfig, *, has_same_encoder: bool) -> None:
+    """Compare a recipe with the decoder of the model that the run starts from. Raises: CaptionerError."""
+    if not has_same_encoder or replace(decoder, dropout=recipe.decoder.dropout) != recipe.decoder:
+        raise CaptionerError(
+            f"the recipe has another encoder or decoder than {recipe.training.start_from}; a run that starts "
+            "from a model can only change its dropout"
+        )

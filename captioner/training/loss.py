@@ -1,0 +1,106 @@
+"""Losses: cross-entropy, attention penalty and the terms of hard attention."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from captioner.model.attention import HardAttentionSample
+from captioner.model.batch import CaptionBatch
+from captioner.model.decoder import DecoderOutput
+
+
+@dataclass(frozen=True)
+class TokenCounts:
+    """The numbers of words and captions over which the terms of a loss are averaged."""
+
+    words: Int[Tensor, ""]
+    captions: Int[Tensor, ""]
+
+    @classmethod
+    def from_mask(cls, word_mask: Bool[Tensor, "batch captions steps"]) -> "TokenCounts":
+        return cls(word_mask.sum(), word_mask.any(dim=2).sum())
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionLoss:
+    """Cross-entropy with a doubly stochastic attention penalty (Xu et al. 2015, eq. 14).
+
+        total = mean over words of -log p(y_t)  +  lambda * mean over captions of sum_i (1 - sum_t alpha_ti)^2
+
+    Hard attention adds the terms by which it learns where to attend (eq. 12): over the words of each caption,
+
+        -lambda_r * (log p(y) - b) * sum_t log alpha_t(s_t)  -  lambda_e * sum_t H(alpha_t)
+
+    where s_t is the sampled cell and b a moving average of log p(y); this too is divided by the number of
+    words of the batch.
+
+    Differs from the paper in that the first term is a mean over the real words of the batch instead of
+    a sum over each caption's, so that neither the batch size nor long captions change the effective
+    learning rate. The penalty is summed over cells and averaged over captions; padded steps and captions of
+    length 0 are ignored. Label smoothing is in `total` only: `cross_entropy` is reported without.
+    """
+
+    label_smoothing: float
+    attention_penalty: float
+    reinforce_weight: float = 0.0
+    attention_entropy_weight: float = 0.0
+
+    def __call__(
+        self,
+        output: DecoderOutput,
+        batch: CaptionBatch,
+        *,
+        counts: TokenCounts | None = None,
+        baseline: float = 0.0,
+    ) -> dict[str, Float[Tensor, ""]]:
+        """The terms of a batch by name, of which `total` is to be differentiated.
+
+        With the `counts` of the whole step that the batch is a part of, the terms of the parts add up to
+        those of the step. `baseline` is hard attention's b.
+        """
+        counts = counts or TokenCounts.from_mask(output.word_mask)
+        targets = batch.tokens[..., 1:][output.word_mask]
+        smoothed = cross_entropy(
+            output.logits, targets, label_smoothing=self.label_smoothing, reduction="sum"
+        )
+        negative_log_likelihood = cross_entropy(output.logits.detach(), targets, reduction="none")
+        penalty = attention_penalty(output) / counts.captions
+        terms = {
+            "total": smoothed / counts.words + self.attention_penalty * penalty,
+            "cross_entropy": negative_log_likelihood.sum() / counts.words,
+            "attention_penalty": penalty,
+        }
+        if output.hard_sample is not None:
+            terms["hard_attention"] = (
+                self._hard_attention(output.hard_sample, output.word_mask, negative_log_likelihood, baseline)
+                / counts.words
+            )
+            terms["total"] = terms["total"] + terms["hard_attention"]
+        return terms
+
+    def _hard_attention(
+        self,
+        sample: HardAttentionSample,
+        word_mask: Bool[Tensor, "batch captions steps"],
+        negative_log_likelihood: Float[Tensor, " words"],
+        baseline: float,
+    ) -> Float[Tensor, ""]:
+        """The two terms of eq. 12 by which hard attention learns, summed over captions."""
+        by_step = torch.zeros_like(sample.log_prob)
+        by_step[word_mask] = -negative_log_likelihood
+        gain = by_step.sum(dim=2) - baseline
+        reinforced = (gain * sample.log_prob.sum(dim=2)).sum()
+        return -self.reinforce_weight * reinforced - self.attention_entropy_weight * sample.entropy.sum()
+
+
+def attention_penalty(output: DecoderOutput) -> Float[Tensor, ""]:
+    """The squared difference from one of each cell's attention summed over a caption's words, summed over
+    cells and captions."""
+    is_caption = output.word_mask.any(dim=2)
+    missing = (1 - output.alphas.sum(dim=2)).square()
+    if output.cell_mask is not None:
+        missing = missing * output.cell_mask[:, None]
+    return missing[is_caption].sum()

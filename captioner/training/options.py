@@ -1,0 +1,31 @@
+"""Options of a training run that do not change its result."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from msgspec import Meta
+
+from captioner.config import Bounded, NonNegative
+
+COMMAND_FILE = "command.json"
+"""In a run's folder: the command that started it, with which `--resume FOLDER` continues."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions(Bounded):
+    """Where a run is kept, and how it uses the machine."""
+
+    out: Path
+    """Folder of the run, for example runs/first."""
+    resume: bool = False
+    """Continue the run in OUT from its last save."""
+    cache_dir: Path = Path("cache")
+    """Folder of the cached features."""
+    cache_limit_gb: NonNegative | None = None
+    """Largest cache; pictures beyond it are decoded and encoded in every epoch; by default there is no limit,
+    and 0 disables the cache."""
+    workers: Annotated[int, Meta(ge=0)] | None = None
+    """Processes that load pictures; by default one per core, up to 8, and 0 if all features are cached."""
+    save_minutes: NonNegative = 10.0
+    """Minutes between saves within an epoch."""

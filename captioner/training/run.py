@@ -1,0 +1,117 @@
+"""A training run, ready to start or to resume, in a folder of its own."""
+
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
+
+from captioner.atomic import recover_folder
+from captioner.errors import CaptionerError
+from captioner.images.prefetch import available_cores
+from captioner.training.interrupts import run_lock, stop_on_signals
+from captioner.training.options import COMMAND_FILE, RunOptions
+from captioner.training.recipe import Recipe
+from captioner.training.state import load_matching_state
+from captioner.training.task import Task
+from captioner.training.trainer import Trainer
+
+_TIMEOUT = timedelta(hours=12)  # for other processes, while the first one computes a cache
+_MAX_WORKERS = 8
+
+_logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def training_run(
+    *,
+    recipe: Recipe,
+    make_task: Callable[[Accelerator], Task],
+    options: RunOptions,
+    command: Mapping[str, Any],
+) -> Iterator[Trainer]:
+    """A trainer whose `run` trains from the start, or from where the run in `options.out` was saved.
+
+    While it is open, the folder is locked, and SIGTERM and Ctrl-C stop the run after a step, saved. In
+    several processes each calls this, and the first one writes. `command` is stored with the run.
+
+    Raises:
+        CaptionerError: the message says what to do.
+    """
+    accelerator = make_accelerator(recipe)
+    out, is_main = options.out, accelerator.is_main_process
+    with run_lock(out) if is_main else nullcontext():
+        with accelerator.main_process_first():
+            for name in ("last", "best"):
+                recover_folder(out / name)
+        if options.resume:
+            load_matching_state(out / "last", recipe)
+        elif (out / "last").exists():
+            raise CaptionerError(
+                f"{out} contains a run; resume it with: train.py --resume {out}, or choose another --out"
+            )
+        if is_main:
+            _write_json(out / COMMAND_FILE, command)
+            _write_json(out / "recipe.json", recipe.described())
+        _logger.info("%s", accelerator.state)
+        task = make_task(accelerator)
+        trainer = Trainer(
+            accelerator=accelerator,
+            recipe=recipe,
+            task=task,
+            out=out,
+            num_workers=_num_workers(options, recipe, task),
+            save_minutes=options.save_minutes,
+        )
+        if options.resume:
+            trainer.resume()
+        with stop_on_signals(accelerator):
+            yield trainer
+    accelerator.end_training()
+
+
+def make_accelerator(recipe: Recipe) -> Accelerator:
+    """The device and the processes of this run.
+
+    Raises:
+        CaptionerError: the device does not support the precision of the recipe.
+    """
+    precision = recipe.training.mixed_precision
+    try:
+        accelerator = Accelerator(
+            cpu=not torch.accelerator.is_available(),  # else accelerate ignores torchrun's processes
+            mixed_precision=precision,
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=_TIMEOUT)],
+        )
+    except ValueError as error:
+        raise CaptionerError(f"--mixed-precision {precision} is not supported here: {error}") from error
+    if precision == "fp16" and accelerator.device.type == "cpu":
+        raise CaptionerError("fp16 needs a GPU; use --mixed-precision bf16 or no on a CPU")
+    return accelerator
+
+
+def _num_workers(options: RunOptions, recipe: Recipe, task: Task) -> int:
+    """Workers help where pictures are decoded; cached features are read faster than they are passed on."""
+    if options.workers is not None:
+        return options.workers
+    decodes = any(dataset.encodes_on_the_fly for dataset in (task.train, task.dev))
+    finetunes = recipe.training.finetune_from_epoch is not None
+    return min(_MAX_WORKERS, available_cores()) if decodes or finetunes else 0
+
+
+def _write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Save a part of the resolved configuration with the run, and log it."""
+    described = json.dumps(values, indent=1)
+    _logger.info("%s: %s", path, described)
+    try:
+        path.write_text(described + "\n")
+    except OSError as error:
+        raise CaptionerError(
+            f"cannot write to {path.parent}: {error.strerror}; choose another --out"
+        ) from error

@@ -1,0 +1,108 @@
+"""State of a training run on disk, from which it resumes exactly."""
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from captioner.atomic import replaced_folder
+from captioner.data.feature_cache import weights_digest
+from captioner.data.pictures import CachedRecords
+from captioner.errors import CaptionerError
+from captioner.model.encoder import Encoder
+from captioner.training.recipe import Recipe
+from captioner.vocabulary import Vocabulary
+
+_STATE_FILE = "training_state.pt"
+
+
+@dataclass
+class Progress:
+    """How far a run is. `sums` are over the steps of this epoch; `history` has an entry per finished epoch."""
+
+    epoch: int = 0
+    step: int = 0
+    step_in_epoch: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
+    best_score: float = -1.0
+    epochs_without_improvement: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Progress":
+        return cls(**json.loads(text))
+
+    def add_step(self, values: dict[str, float]) -> None:
+        self.step, self.step_in_epoch = self.step + 1, self.step_in_epoch + 1
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+
+    def end_epoch(self, entry: dict[str, Any]) -> None:
+        self.epoch, self.step_in_epoch, self.sums = self.epoch + 1, 0, {}
+        self.history.append(entry)
+
+    @property
+    def captions_per_s(self) -> float:
+        return self.sums["captions"] / self.sums["seconds"]
+
+
+def data_digest(train: CachedRecords, vocabulary: Vocabulary, encoder: Encoder) -> str:
+    """A digest of the training pictures and captions, the vocabulary, the extent of the cache and the initial
+    weights of the CNN."""
+    digest = hashlib.sha256(vocabulary.to_json())
+    digest.update(weights_digest(encoder).encode())
+    digest.update(str(len(train.features)).encode())
+    for record in train.records:
+        digest.update(repr((record.image_id, record.captions)).encode(errors="surrogateescape"))
+    return digest.hexdigest()
+
+
+def save_state(folder: Path, *, recipe: Recipe, state: dict[str, Any]) -> None:
+    """Save tensors and plain values, with the recipe they belong to, replacing what was there before.
+
+    Raises:
+        CaptionerError: the disk refuses; the old state is kept.
+    """
+    with replaced_folder(folder) as new:
+        torch.save({"recipe": json.dumps(recipe.described()), **state}, new / _STATE_FILE)
+
+
+def load_matching_state(folder: Path, recipe: Recipe) -> dict[str, Any]:
+    """Load onto the CPU what `save_state` saved, if it belongs to this recipe.
+
+    `gradient_accumulation_steps` may differ: it changes the memory that is needed and nothing else.
+
+    Raises:
+        CaptionerError: nothing was saved, or it was made by another recipe.
+    """
+    path = folder / _STATE_FILE
+    if not path.is_file():
+        raise CaptionerError(f"{path} is missing: nothing was saved yet; start without --resume")
+    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    saved, current = json.loads(state["recipe"]), recipe.described()
+    changed = [
+        f"{name} was {saved[section].get(name)!r} and is {value!r}"
+        for section in current
+        for name, value in current[section].items()
+        if saved[section].get(name) != value and name != "gradient_accumulation_steps"
+    ]
+    if changed:
+        raise CaptionerError(
+            f"the run in {folder.parent} has a different recipe: {', '.join(changed[:5])}; "
+            f"resume it with: train.py --resume {folder.parent}"
+        )
+    return state
+
+
+def load_state(folder: Path, *, recipe: Recipe, data: str) -> dict[str, Any]:
+    """As `load_matching_state`, and the training data must be the same too. Raises: CaptionerError."""
+    state = load_matching_state(folder, recipe)
+    if state["data"] != data:
+        raise CaptionerError(
+            f"the run in {folder.parent} was started with other training data, other initial weights or "
+            "another --cache-limit-gb; resume it with those, or start a new run with another --out"
+        )
+    return state

@@ -1,0 +1,184 @@
+"""Checks of a data set before training."""
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+from tqdm import tqdm
+
+from captioner.errors import CaptionerError, ImageError, abbreviate
+from captioner.images.prefetch import prefetch_batches
+from captioner.images.reading import StoredPicture, ZipMember, load_image
+from captioner.records import CaptionedImage, SplitName
+from captioner.vocabulary import Vocabulary, tokenize
+
+SHOWN = 10
+"""How many names of each problem are listed."""
+
+MAX_CAPTION_LENGTH = 10_000
+"""Characters; anything longer is not a caption."""
+
+Problems = dict[str, list[str]]
+"""Names of pictures by the kind of problem."""
+
+
+def find_problems(records: Sequence[CaptionedImage]) -> Problems:
+    """Name pictures that are missing, repeated, in two splits or without captions, and captions that are empty
+    or endless. No picture is opened."""
+    problems: Problems = defaultdict(list)
+    ids: set[tuple[str, str]] = set()
+    split_of_id: dict[str, str] = {}
+    split_of_source: dict[StoredPicture, str] = {}
+    for record in records:
+        if not exists(record.source):
+            problems["pictures are missing"].append(str(record.source))
+        if not record.captions:
+            problems["pictures have no caption"].append(record.image_id)
+        for caption in record.captions:
+            if len(caption) > MAX_CAPTION_LENGTH:
+                kind = f"captions have more than {MAX_CAPTION_LENGTH:,} characters"
+                problems[kind].append(f"{record.image_id} ({len(caption):,})")
+            elif not any(character.isalnum() for character in caption):
+                problems["captions are empty"].append(f"{record.image_id} ({caption!r})")
+        if (record.split, record.image_id) in ids:
+            problems["picture ids are repeated"].append(record.image_id)
+        ids.add((record.split, record.image_id))
+        other = split_of_source.setdefault(record.source, record.split)
+        if other != record.split:
+            problems["pictures are in two splits"].append(f"{record.source} ({other} and {record.split})")
+        elif split_of_id.setdefault(record.image_id, record.split) != record.split:
+            found = f"{record.image_id} ({split_of_id[record.image_id]} and {record.split})"
+            problems["picture ids are in two splits"].append(found)
+    return dict(problems)
+
+
+def exists(source: StoredPicture) -> bool:
+    """Whether the picture's file exists; members of an archive come from its own index."""
+    try:
+        return isinstance(source, ZipMember) or source.is_file()
+    except OSError:  # a name that is too long, or a folder without permission
+        return False
+
+
+def require_valid(records: Sequence[CaptionedImage]) -> None:
+    """Refuse records with problems, and splits without pictures.
+
+    Raises:
+        CaptionerError: naming the first of each kind.
+    """
+    for split in ("train", "dev"):
+        if not any(record.split == split for record in records):
+            raise CaptionerError(f"there are no {split} pictures; `train.py check` shows what there is")
+    problems = find_problems(records)
+    if problems:
+        found = "; ".join(f"{len(names):,} {kind}: {abbreviate(names)}" for kind, names in problems.items())
+        raise CaptionerError(f"{found}. Fix or remove these; `train.py check` lists more")
+
+
+def check(
+    records: Sequence[CaptionedImage], unreadable: Mapping[SplitName, str], *, min_count: int
+) -> tuple[str, bool]:
+    """A page about the data set, and whether it is valid for training. Every picture is decoded.
+
+    `unreadable` says why the records of a split could not be read; test is not needed.
+    """
+    words_of = {split: _words(records, split) for split in _splits(records)}
+    problems = find_problems(records)
+    for kind, names in _decode_pictures(records).items():
+        problems[kind] = names
+    for split in ("train", "dev"):
+        if split not in words_of:
+            problems[f"pictures are in {split}"] = []
+    lines = [
+        *_counts(records, words_of),
+        *(f"{split:<6} not read: {reason}" for split, reason in unreadable.items()),
+        "",
+        *_coverage(records, words_of, min_count=min_count),
+        "",
+        *_problem_lines(problems),
+    ]
+    return "\n".join(lines), not problems
+
+
+def _splits(records: Iterable[CaptionedImage]) -> list[SplitName]:
+    return list(dict.fromkeys(record.split for record in records))
+
+
+def _words(records: Iterable[CaptionedImage], split: SplitName) -> list[list[str]]:
+    return [tokenize(text) for record in records if record.split == split for text in record.captions]
+
+
+def _counts(records: Sequence[CaptionedImage], words_of: dict[SplitName, list[list[str]]]) -> list[str]:
+    lines = [
+        f"{'split':<6} {'pictures':>9} {'captions':>9}   words per caption: minimum, median, 95 %, maximum"
+    ]
+    for split, captions in words_of.items():
+        pictures = sum(record.split == split for record in records)
+        lengths = [len(words) for words in captions] or [0]
+        least, median, high, most = np.percentile(lengths, [0, 50, 95, 100])
+        spread = f"{least:.0f}, {median:.0f}, {high:.0f}, {most:.0f}"
+        lines.append(f"{split:<6} {pictures:>9,} {len(captions):>9,}   {spread}")
+    return lines
+
+
+def _coverage(
+    records: Sequence[CaptionedImage], words_of: dict[SplitName, list[list[str]]], *, min_count: int
+) -> list[str]:
+    train_captions = (text for record in records if record.split == "train" for text in record.captions)
+    known = set(Vocabulary.build(train_captions, min_count=min_count).words)
+    lines = [
+        f"vocabulary: {len(known):,} words (4 of them special) occur at least {min_count} times in train"
+    ]
+    for split, captions in words_of.items():
+        counts = Counter(word for words in captions for word in words)
+        total = sum(counts.values())
+        covered = sum(count for word, count in counts.items() if word in known)
+        whole = sum(all(word in known for word in words) for words in captions)
+        lines.append(
+            f"  covers {covered / max(total, 1):.2%} of the words of {split} "
+            f"and {whole / max(len(captions), 1):.1%} of its captions wholly"
+        )
+    return lines
+
+
+def _decode_pictures(records: Sequence[CaptionedImage]) -> Problems:
+    """Decode every picture; name those that cannot be decoded, and those whose content is in two splits."""
+    present = [record for record in records if exists(record.source)]
+    undecodable: list[str] = []
+    split_of_content: dict[bytes, CaptionedImage] = {}
+    shared: list[str] = []
+    batches = prefetch_batches((record.source for record in present), _digest, batch_size=64)
+    results = (content for batch in batches for _, content in batch)
+    bar = tqdm(results, total=len(present), desc="decoding", unit=" pictures", delay=2)
+    for record, content in zip(present, bar, strict=True):
+        if isinstance(content, ImageError):
+            undecodable.append(str(content))
+            continue
+        first = split_of_content.setdefault(content, record)
+        if first.split != record.split and first.source != record.source:
+            shared.append(f"{first.source} in {first.split} is {record.source} in {record.split}")
+    problems: Problems = defaultdict(list)
+    if undecodable:
+        problems["pictures cannot be decoded"] = undecodable
+    if shared:
+        problems["pictures are in two splits under other names"] = shared
+    return problems
+
+
+def _digest(source: StoredPicture) -> bytes:
+    """A digest of the pixels, the same for files with the same content."""
+    image = load_image(source)
+    return hashlib.sha256(repr(image.size).encode() + image.tobytes()).digest()
+
+
+def _problem_lines(problems: Problems) -> list[str]:
+    if not problems:
+        return ["valid: no problems were found"]
+    lines = ["not valid:"]
+    for kind, names in problems.items():
+        lines.append(f"  {len(names) or 'no'} {kind}" + (":" if names else ""))
+        lines += [f"    {name}" for name in names[:SHOWN]]
+        if len(names) > SHOWN:
+            lines.append(f"    and {len(names) - SHOWN:,} more")
+    return lines

@@ -1,0 +1,237 @@
+"""An exported model gives what the torch model gives, without torch."""
+
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file, save_file
+
+from captioner.backends.export import export_model
+from captioner.backends.load import load_backend
+from captioner.backends.onnx_backend import OnnxBackend
+from captioner.backends.torch_backend import TorchBackend
+from captioner.checkpoint.folder import FILES, GRAPHS, WEIGHTS, read_vocabulary
+from captioner.checkpoint.weights import CaptioningCheckpoint, save_checkpoint
+from captioner.cli.main import main
+from captioner.config import DecodingOptions, ModelConfig
+from captioner.decoding.generate import force_decode, padded, search_captions
+from captioner.errors import CaptionerError, ImageError, ModelFolderError
+from captioner.inference import Captioner
+from captioner.model.captioning import CaptioningModel, make_decoder
+from captioner.model.encoder import Encoder
+from captioner.vocabulary import Vocabulary
+from tests.conftest import DECODER_CHANGES, ROOT, SMALL_DECODER, noise_picture
+
+CONFIG = DecodingOptions(beam_size=4, max_words=5)
+
+
+@pytest.fixture
+def exported(model_folder: Path, tmp_path: Path) -> Path:
+    export_model(model_folder, tmp_path / "exported")
+    return tmp_path / "exported"
+
+
+@pytest.mark.parametrize("kind", ["the default", "no attention", "dot", "multihead", "hard", "transformer"])
+def test_search_and_reading_are_those_of_torch(
+    kind: str, encoder: Encoder, model_config: ModelConfig, vocabulary: Vocabulary, tmp_path: Path
+) -> None:
+    """For any number of pictures, hypotheses and cells, and as pictures leave the batch."""
+    torch.manual_seed(1)
+    config = replace(model_config, decoder=replace(SMALL_DECODER, **DECODER_CHANGES[kind]))
+    decoder = make_decoder(config.decoder, annotation_dim=config.annotation_dim, vocab_size=len(vocabulary))
+    with torch.no_grad():  # captions that differ, and end at different lengths
+        decoder.embedding.weight.mul_(0.1)
+        decoder.output.weight.mul_(12)
+    model = CaptioningModel(encoder=encoder, decoder=decoder).eval()
+    save_checkpoint(tmp_path / "model", CaptioningCheckpoint(model, config, vocabulary, {}), dtype=torch.float32)
+    export_model(tmp_path / "model", tmp_path / "exported")
+    torch_backend, onnx_backend = (
+        TorchBackend(model),
+        OnnxBackend.load(tmp_path / "exported", config, vocabulary),
+    )
+
+    images = np.random.default_rng(0).integers(0, 256, (6, *[config.preprocess.size_px] * 2, 3), np.uint8)
+    given = torch_backend.encode(images)
+    np.testing.assert_allclose(onnx_backend.encode(images), given.numpy(), atol=1e-4)
+    annotations = torch.randn(6, 7, config.annotation_dim) * 3
+    expected = search_captions(torch_backend, annotations, CONFIG)
+    found = search_captions(onnx_backend, annotations.numpy(), CONFIG)
+    assert len({hypothesis.tokens for hypotheses in expected for hypothesis in hypotheses}) > 6
+    for ours, theirs in zip(found, expected, strict=True):
+        assert [one.tokens for one in ours] == [one.tokens for one in theirs]
+        for one, other in zip(ours, theirs, strict=True):
+            assert one.log_prob == pytest.approx(other.log_prob, abs=1e-4)
+            np.testing.assert_allclose(one.alphas, other.alphas, atol=1e-5)
+
+    tokens = np.stack([padded([vocabulary.encode("a dog"), vocabulary.encode("red cat sits")])] * 6)
+    for ours, theirs in zip(
+        force_decode(onnx_backend, annotations.numpy(), tokens),
+        force_decode(torch_backend, annotations, tokens),
+        strict=True,
+    ):
+        np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
+def test_exported_folder_is_the_model_and_small_graphs(model_folder: Path, exported: Path) -> None:
+    assert {path.name for path in exported.iterdir()} == {*FILES, *GRAPHS.values()}
+    for name in FILES:
+        assert (exported / name).read_bytes() == (model_folder / name).read_bytes()
+    for name in GRAPHS.values():
+        content = (exported / name).read_bytes()
+        assert str(ROOT).encode() not in content
+        assert b"site-packages" not in content
+    assert isinstance(Captioner.load(exported, device="cpu").backend, OnnxBackend)
+    assert isinstance(Captioner.load(exported, backend="torch").backend, TorchBackend)
+    assert isinstance(Captioner.load(model_folder, device="cpu").backend, TorchBackend)
+
+
+def test_folder_may_be_exported_into_itself(model_folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (model_folder / "MODEL_CARD.md").write_text("what it is for")
+    kept = [*FILES, "MODEL_CARD.md"]
+    before = {name: (model_folder / name).read_bytes() for name in kept}
+    with pytest.raises(SystemExit) as ended:
+        main(["export", "--model", str(model_folder), "--out", str(model_folder)])
+    assert ended.value.code == 0
+    assert capfd.readouterr().out.startswith(f"{model_folder} (log-probabilities within ")
+    assert {name: (model_folder / name).read_bytes() for name in kept} == before
+    assert all((model_folder / name).is_file() for name in GRAPHS.values())
+
+
+def test_export_writes_over_no_other_folder(
+    model_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(SystemExit) as ended:
+        main(["export", "--model", str(model_folder), "--out", str(tmp_path / "mine")])
+    assert ended.value.code == 2
+    assert "is there already; name a new folder" in capfd.readouterr().err
+
+
+def test_eight_bits_give_nearly_the_same_whatever_is_in_the_batch(
+    model_folder: Path, model_config: ModelConfig, exported: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["export", "--model", str(model_folder), "--out", str(tmp_path / "int8"), "--int8"])
+    assert ended.value.code == 0
+    exact, rounded = (
+        Captioner.load(folder, device="cpu").backend for folder in (exported, tmp_path / "int8")
+    )
+    rng = np.random.default_rng(0)
+    annotations = rng.normal(size=(4, 7, model_config.annotation_dim)).astype(np.float32)
+    annotations[0] *= 100  # were the batch rounded by one scale, this picture would ruin the others
+    tokens = rng.integers(0, 5, (4, 2, 3))
+    (expected, _), (found, _) = (force_decode(model, annotations, tokens) for model in (exact, rounded))
+    assert 0 < np.abs(found - expected).max() < 0.02
+    alone = [force_decode(rounded, annotations[[one]], tokens[[one]])[0] for one in range(4)]
+    np.testing.assert_allclose(np.concatenate(alone), found, atol=1e-6)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 7])
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_captions_depend_on_neither_batch_nor_threads(exported: Path, batch_size: int, threads: int) -> None:
+    pictures = [ROOT / "examples" / "bad.jpg", *sorted((ROOT / "examples").glob("*.jpg"))] * 3
+    captioner = Captioner.load(exported, threads=threads, device="cpu")
+    assert captioner.backend.max_concurrent_batches == threads
+    results = [one for batch in captioner.caption_files(pictures, batch_size=batch_size) for one in batch]
+    for path, result in zip(pictures, results, strict=True):
+        if isinstance(result, ImageError):
+            assert not path.exists()
+        else:
+            alone = captioner.caption(path)
+            assert (result.file, result.text) == (str(path), alone.text)
+            np.testing.assert_allclose(result.alphas, alone.alphas, atol=1e-5)
+
+
+WITHOUT = """
+import runpy, sys
+class NotInstalled:
+    def find_spec(name, path, target=None):
+        if name.split(".")[0] in ("torch", "timm", "torchvision", "accelerate", "pycocoevalcap"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, NotInstalled)
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def run_without_torch(*arguments: object) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-c", WITHOUT, "caption.py", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_captions_and_figures_need_no_torch(exported: Path, model_folder: Path, tmp_path: Path) -> None:
+    pictures = [tmp_path / f"{number}.png" for number in range(3)]
+    for number, path in enumerate(pictures):
+        noise_picture(number).save(path)
+    figures = ["--overlay", tmp_path / "out", "--gallery", tmp_path / "page.html"]
+    result = run_without_torch(*pictures, "--model", exported, *figures)
+    assert result.returncode == 0, result.stderr
+    expected = [Captioner.load(model_folder).caption(path).text for path in pictures]
+    lines = [f"{path}\t{text}" for path, text in zip(pictures, expected, strict=True)]
+    assert result.stdout.splitlines() == lines
+    assert len(list((tmp_path / "out").glob("*.attention.png"))) == 3
+    assert (tmp_path / "page.html").is_file()
+
+
+def test_model_that_was_not_exported_needs_torch_and_says_so(model_folder: Path, tmp_path: Path) -> None:
+    noise_picture(0).save(tmp_path / "0.png")
+    result = run_without_torch(tmp_path / "0.png", "--model", model_folder)
+    assert result.returncode == 1
+    assert result.stderr.splitlines() == [
+        f"captioner: {model_folder} has no exported graphs, so it needs torch; "
+        "install it with: pip install 'captioner[torch]'"
+    ]
+
+
+def test_backend_that_cannot_be_had_is_refused(model_folder: Path, exported: Path) -> None:
+    with pytest.raises(CaptionerError, match="has no graphs for onnxruntime; make them with: captioner export"):
+        Captioner.load(model_folder, backend="onnx")
+    with pytest.raises(CaptionerError, match="onnxruntime runs on the CPU, not on cuda"):
+        Captioner.load(exported, backend="onnx", device="cuda")
+
+
+def test_graphs_that_do_not_fit_are_refused(
+    exported: Path, model_config: ModelConfig, tmp_path: Path
+) -> None:
+    vocabulary = read_vocabulary(exported)
+
+    def load(folder: Path, words: Vocabulary = vocabulary, config: ModelConfig = model_config) -> Any:
+        return load_backend(folder, config, words, backend="onnx")
+
+    def damaged(name: str) -> Path:
+        return Path(shutil.copytree(exported, tmp_path / name))
+
+    assert load(damaged("sound"))
+    with pytest.raises(ModelFolderError, match="are of the sizes"):
+        load(exported, Vocabulary(vocabulary.words[:-1]))
+    with pytest.raises(ModelFolderError, match="are of the sizes"):
+        load(exported, config=replace(model_config, annotation_dim=7))
+
+    folder = damaged("truncated")
+    graph = folder / GRAPHS["step"]
+    graph.write_bytes(graph.read_bytes()[:-100])
+    with pytest.raises(ModelFolderError, match=r"step\.onnx is damaged: .*; export it anew"):
+        load(folder)
+
+    folder = damaged("other-weights")
+    weights = load_file(folder / WEIGHTS)
+    save_file({**weights, "another": np.zeros(3, np.float16)}, folder / WEIGHTS)
+    with pytest.raises(ModelFolderError, match=r"was exported from other weights than|is damaged"):
+        load(folder)
+
+    folder = damaged("infinite")
+    weights["decoder.output.bias"][0] = np.inf
+    save_file(weights, folder / WEIGHTS)
+    with pytest.raises(ModelFolderError, match=r"not finite, among them decoder\.output\.bias"):
+        load(folder)
+
+    folder = damaged("cut-weights")
+    (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:5])
+    with pytest.raises(ModelFolderError, match="is damaged"):
+        load(folder)

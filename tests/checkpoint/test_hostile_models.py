@@ -1,0 +1,226 @@
+"""Model folders made to do harm: each is refused in one line, with little memory and no code run."""
+
+import json
+import os
+import pickle
+import resource
+import shutil
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from captioner.backends.export import export_model
+from captioner.checkpoint.folder import GRAPHS
+from captioner.cli.main import main
+from tests.conftest import noise_picture
+
+Spoil = Callable[[Path], object]
+
+
+def change_json(path: Path, change: Callable[[Any], object]) -> None:
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def change_weights(folder: Path, change: Callable[[dict[str, np.ndarray]], object]) -> None:
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors")
+
+
+def safetensors(header: Any, length: int | None = None, body: bytes = b"") -> bytes:
+    told = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(told) if length is None else length) + told + body
+
+
+class Exploit:
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return os.system, ("touch exploited",)
+
+
+def huge(folder: Path) -> None:
+    change_json(folder / "config.json", lambda config: config["decoder"].update(hidden_dim=65_000))
+
+
+HOSTILE: dict[str, tuple[Spoil, str]] = {
+    "a header longer than the file": (
+        lambda f: (f / "model.safetensors").write_bytes(safetensors({}, length=2**62)),
+        "is damaged",
+    ),
+    "a header of no length": (lambda f: (f / "model.safetensors").write_bytes(b"\0" * 8), "is damaged"),
+    "a header that is no JSON": (
+        lambda f: (f / "model.safetensors").write_bytes(safetensors(b"{{{{")),
+        "is damaged",
+    ),
+    "a tensor of 100 GB that is not there": (
+        lambda f: (f / "model.safetensors").write_bytes(
+            safetensors(
+                {"decoder.output.bias": {"dtype": "F32", "shape": [25 * 10**9], "data_offsets": [0, 10**11]}}
+            )
+        ),
+        "is damaged",
+    ),
+    "a shape that overflows": (
+        lambda f: (f / "model.safetensors").write_bytes(
+            safetensors(
+                {"a": {"dtype": "F32", "shape": [2**40, 2**40], "data_offsets": [0, 4]}}, body=b"1234"
+            )
+        ),
+        "is damaged",
+    ),
+    "tensors that overlap": (
+        lambda f: (f / "model.safetensors").write_bytes(
+            safetensors(
+                {name: {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]} for name in "ab"}, body=b"1234"
+            )
+        ),
+        "is damaged",
+    ),
+    "a pickle in the place of weights": (
+        lambda f: (f / "model.safetensors").write_bytes(pickle.dumps(Exploit())),
+        "is damaged",
+    ),
+    "sizes of 100 GB in the config": (huge, "config.json states"),
+    "weights that are not numbers": (
+        lambda f: change_weights(f, lambda w: w["decoder.output.bias"].fill(np.nan)),
+        "not finite",
+    ),
+    "a weight of another dtype": (
+        lambda f: change_weights(
+            f, lambda w: w.update({"decoder.output.bias": np.array(["a"] * 3).view(np.uint8)})
+        ),
+        "do not fit one another",
+    ),
+    "a weight missing": (
+        lambda f: change_weights(f, lambda w: w.pop("decoder.output.bias")),
+        "lacks decoder.output.bias",
+    ),
+    "a weight that no one knows": (
+        lambda f: change_weights(f, lambda w: w.update({"../../evil": np.zeros(3, np.float16)})),
+        "has ../../evil",
+    ),
+    "a vocabulary that is too short": (
+        lambda f: change_json(
+            f / "vocabulary.json",
+            lambda content: content["words"].pop(),
+        ),
+        "do not fit one another",
+    ),
+    "a vocabulary that is no list": (lambda f: (f / "vocabulary.json").write_text('"words"'), "is damaged"),
+    "JSON that is a million deep": (
+        lambda f: (f / "config.json").write_text('{"a":' * 10**6 + "1" + "}" * 10**6),
+        "is damaged",
+    ),
+    "metrics that are a million deep": (
+        lambda f: (f / "metrics.json").write_text("[" * 10**6 + "]" * 10**6),
+        "is damaged",
+    ),
+    "a version of the future": (
+        lambda f: change_json(f / "config.json", lambda config: config.update(format_version=99)),
+        "reads model folders of formats",
+    ),
+    "a backbone that is a path": (
+        lambda f: change_json(f / "config.json", lambda config: config.update(backbone="../../evil")),
+        "timm has no model named",
+    ),
+    "a backbone from the network": (
+        lambda f: change_json(f / "config.json", lambda config: config.update(backbone="hf-hub:evil/model")),
+        "timm has no model named",
+    ),
+    "sizes that are not numbers": (
+        lambda f: change_json(f / "config.json", lambda config: config["grid"].update(rows="9")),
+        "is damaged",
+    ),
+    "a grid of nothing": (
+        lambda f: change_json(f / "config.json", lambda config: config["grid"].update(rows=-1)),
+        "is damaged",
+    ),
+    "a link out of the folder": (
+        lambda f: ((f / "model.safetensors").unlink(), (f / "model.safetensors").symlink_to("/etc/passwd")),
+        "is damaged",
+    ),
+    "a link to itself": (
+        lambda f: ((f / "config.json").unlink(), (f / "config.json").symlink_to("config.json")),
+        "lacks config.json",
+    ),
+    "a folder in the place of a file": (
+        lambda f: ((f / "config.json").unlink(), (f / "config.json").mkdir()),
+        "lacks config.json",
+    ),
+}
+HOSTILE_GRAPHS: dict[str, tuple[Spoil, str]] = {
+    "no graph": (lambda f: (f / GRAPHS["step"]).write_bytes(b"\xff" * 99), "step.onnx is damaged"),
+    "a graph that reads outside": (
+        lambda f: (f / GRAPHS["step"]).write_bytes(
+            (f / GRAPHS["step"]).read_bytes().replace(b"model.safetensors", b"../../etc/passwd\0")
+        ),
+        "step.onnx",
+    ),
+    "a graph of another model": (
+        lambda f: shutil.copy(f / GRAPHS["start"], f / GRAPHS["step"]),
+        "",
+    ),
+}
+
+
+@contextmanager
+def little_memory() -> Iterator[None]:
+    """Let this process take no more than 4 GB on top of what it has."""
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    most = psutil.Process().memory_info().vms + 4 * 2**30
+    resource.setrlimit(resource.RLIMIT_AS, (most, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+@pytest.fixture
+def refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Callable[[Path, str], None]:
+    noise_picture(0).save(tmp_path / "0.png")
+    monkeypatch.chdir(tmp_path)
+
+    def check(folder: Path, message: str) -> None:
+        with little_memory(), pytest.raises(SystemExit) as ended:
+            main(["caption", "0.png", "--model", str(folder), "--device", "cpu"])
+        assert ended.value.code == 1
+        told = capfd.readouterr()
+        assert told.out == ""
+        (line,) = told.err.splitlines()
+        assert line.startswith("captioner: ")
+        assert message in line
+        assert len(line) < 1000
+        assert not Path("exploited").exists()
+
+    return check
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_hostile_folder_is_refused_in_one_line(
+    kind: str, model_folder: Path, tmp_path: Path, refused: Callable[[Path, str], None]
+) -> None:
+    spoil, message = HOSTILE[kind]
+    folder = Path(shutil.copytree(model_folder, tmp_path / "hostile"))
+    spoil(folder)
+    refused(folder, message)
+
+
+@pytest.mark.parametrize("kind", HOSTILE_GRAPHS)
+def test_hostile_graph_is_refused_in_one_line(
+    kind: str, model_folder: Path, tmp_path: Path, refused: Callable[[Path, str], None]
+) -> None:
+    spoil, message = HOSTILE_GRAPHS[kind]
+    folder = tmp_path / "hostile"
+    export_model(model_folder, folder)
+    spoil(folder)
+    refused(folder, message)

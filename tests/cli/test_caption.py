@@ -1,0 +1,453 @@
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from captioner.cli.main import caption_main, main
+from captioner.cli.output import format_caption
+from captioner.inference import Captioner
+from tests.conftest import ROOT, noise_picture
+
+
+class Result(NamedTuple):
+    status: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """A folder with three pictures, one more below it, and a text file."""
+    folder = tmp_path / "pictures"
+    (folder / "below").mkdir(parents=True)
+    for index, name in enumerate(["b.png", "a.JPG", "c.webp", "below/a.png"]):
+        noise_picture(index).save(folder / name)
+    (folder / "notes.txt").write_text("no picture")
+    (folder / ".hidden.png").write_text("no picture")
+    return folder
+
+
+@pytest.fixture
+def run(model_folder: Path, capfd: pytest.CaptureFixture[str]) -> Run:
+    """Run caption.py's entry point with the tiny model."""
+
+    def run(*arguments: str | Path) -> Result:
+        with pytest.raises(SystemExit) as exit_:
+            caption_main([*map(str, arguments), "--model", str(model_folder)])
+        captured = capfd.readouterr()
+        return Result(exit_.value.code, captured.out, captured.err)
+
+    return run
+
+
+def files_of(out: str) -> list[str]:
+    return [Path(line.split("\t")[0]).name for line in out.splitlines()]
+
+
+def test_folder_is_captioned_in_the_order_of_names(run: Run, pictures: Path) -> None:
+    result = run(pictures)
+    assert result.status == 0
+    assert result.err == ""
+    assert files_of(result.out) == ["a.JPG", "b.png", "c.webp"]
+    assert all(len(line.split("\t")) == 2 for line in result.out.splitlines())
+
+
+def test_recursive_walks_below(run: Run, pictures: Path) -> None:
+    assert files_of(run(pictures, "--recursive").out) == ["a.JPG", "b.png", "c.webp", "a.png"]
+
+
+def test_paths_come_from_standard_input_too(
+    run: Run, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    latin = os.fsencode(pictures) + b"/caf\xe9.png"
+    noise_picture(5).save(os.fsdecode(latin))
+    lines = b"\n".join([bytes(pictures / "c.webp"), b"", latin, bytes(pictures / "b.png"), b""])
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(lines)))
+    result = run("-", "--format", "jsonl")
+    assert result.status == 0
+    files = [os.fsencode(json.loads(line)["file"]) for line in result.out.splitlines()]
+    assert files == [bytes(pictures / "c.webp"), latin, bytes(pictures / "b.png")]
+
+
+def test_bad_files_are_named_and_the_rest_is_captioned(run: Run, pictures: Path) -> None:
+    (pictures / "aa.jpg").write_text("no picture")
+    (pictures / "bb.png").touch()
+    whole = (pictures / "b.png").read_bytes()
+    (pictures / "cut.png").write_bytes(whole[: len(whole) // 2])
+    good = set(run(pictures / "a.JPG", pictures / "b.png", pictures / "c.webp").out.splitlines())
+    result = run(pictures, pictures / "gone.jpg")
+    assert result.status == 1
+    assert set(result.out.splitlines()) == good
+    reasons = result.err.splitlines()
+    assert [line.split(": ")[1].rpartition("/")[2] for line in reasons] == [
+        "aa.jpg",
+        "bb.png",
+        "cut.png",
+        "gone.jpg",
+    ]
+    assert "Traceback" not in result.err
+
+
+def test_folder_without_pictures_is_told(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    result = run(tmp_path / "empty")
+    assert (result.status, result.out) == (1, "")
+    assert "no pictures in this folder; --recursive looks below it too" in result.err
+
+
+def test_jsonl_has_all_that_is_promised(run: Run, pictures: Path) -> None:
+    result = run(pictures, "--format", "jsonl", "--with-attention")
+    for line in result.out.splitlines():
+        row = json.loads(line)
+        assert list(row) == ["file", "caption", "tokens", "log_prob", "grid", "alphas"]
+        assert np.shape(row["alphas"]) == (len(row["tokens"]), *row["grid"])
+        np.testing.assert_allclose(np.sum(row["alphas"], axis=(1, 2)), 1, atol=1e-4)
+        assert row["log_prob"] < 0
+    assert "alphas" not in json.loads(run(pictures, "--format", "jsonl").out.splitlines()[0])
+
+
+def test_csv_reads_back(run: Run, pictures: Path) -> None:
+    rows = list(csv.DictReader(io.StringIO(run(pictures, "--format", "csv").out)))
+    assert [Path(row["file"]).name for row in rows] == ["a.JPG", "b.png", "c.webp"]
+    assert all(row["caption"] and float(row["log_prob"]) < 0 for row in rows)
+
+
+def test_output_file_holds_what_would_be_printed(run: Run, pictures: Path, tmp_path: Path) -> None:
+    printed = run(pictures).out
+    result = run(pictures, "--output", tmp_path / "captions.txt")
+    assert result.out == ""
+    assert (tmp_path / "captions.txt").read_text() == printed
+
+
+def test_batch_size_changes_no_caption(run: Run, pictures: Path) -> None:
+    assert run(pictures, "--batch-size", "1").out == run(pictures, "--batch-size", "3").out
+
+
+def test_decoding_flags_reach_the_search(run: Run, pictures: Path) -> None:
+    rows = run(pictures, "--format", "jsonl", "--max-words", "2", "--beam-size", "1").out.splitlines()
+    assert all(len(json.loads(row)["tokens"]) <= 2 for row in rows)
+
+
+def test_overlays_of_pictures_with_the_same_name_do_not_overwrite_each_other(
+    run: Run, pictures: Path, tmp_path: Path
+) -> None:
+    result = run(pictures, "--recursive", "--overlay", tmp_path / "out" / "deep")
+    assert result.status == 0
+    names = sorted(path.name for path in (tmp_path / "out" / "deep").iterdir())
+    assert names == [f"{stem}.attention.png" for stem in ("a-2", "a", "b", "c")]
+    with Image.open(tmp_path / "out" / "deep" / "b.attention.png") as figure:
+        assert min(figure.size) > 100
+
+
+def test_overlay_beside_the_pictures_overwrites_none_of_them(run: Run, pictures: Path) -> None:
+    before = (pictures / "b.png").read_bytes()
+    run(pictures / "b.png", "--overlay", pictures)
+    assert (pictures / "b.png").read_bytes() == before
+
+
+def test_folder_walk_passes_over_our_own_figures(run: Run, pictures: Path) -> None:
+    for _ in range(2):
+        result = run(pictures, "--recursive", "--overlay", pictures / "below")
+        assert files_of(result.out) == ["a.JPG", "b.png", "c.webp", "a.png"]
+
+
+def test_figure_that_cannot_be_named_is_told_and_the_rest_is_drawn(
+    run: Run, pictures: Path, tmp_path: Path
+) -> None:
+    noise_picture(0).save(pictures / ("b" * 245 + ".png"))
+    result = run(pictures, "--overlay", tmp_path / "out")
+    assert result.status == 1
+    assert len(result.out.splitlines()) == 4
+    assert len(list((tmp_path / "out").iterdir())) == 3
+    assert "its name is too long for a figure's" in result.err
+
+
+def test_raw_cells_are_drawn_on_request(run: Run, pictures: Path, tmp_path: Path) -> None:
+    for style in ("smooth", "cells"):
+        run(pictures / "b.png", "--overlay", tmp_path / style, "--overlay-style", style)
+    figures = [(tmp_path / style / "b.attention.png").read_bytes() for style in ("smooth", "cells")]
+    assert figures[0] != figures[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "give pictures, folders, or -"),
+        (["x.jpg", "--beam-size", "0"], "beam size must be in 1..1000, not 0"),
+        (["x.jpg", "--batch-size", "0"], "--batch-size must be at least 1"),
+        (["x.jpg", "--threads", "0"], "--threads must be at least 1"),
+        (["x.jpg", "--output", "y.JPG"], "--output y.JPG would write captions over a picture"),
+        (["x.jpg", "--with-attention"], "--with-attention needs --format jsonl"),
+        (["x.jpg", "--format", "xml"], "--format"),
+        (["x.jpg", "--no-such-flag"], "--no-such-flag"),
+    ],
+)
+def test_wrong_usage_ends_with_status_2(run: Run, arguments: list[str], words: str) -> None:
+    result = run(*arguments)
+    assert (result.status, result.out) == (2, "")
+    assert words in result.err
+    assert "Traceback" not in result.err
+
+
+def test_places_that_cannot_be_written_are_one_line(run: Run, pictures: Path) -> None:
+    for flag in ("--output", "--overlay"):
+        result = run(pictures, flag, pictures / "notes.txt" / "x")
+        assert result.status == 1
+        assert len(result.err.splitlines()) == 1
+        assert "cannot" in result.err
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
+def test_full_disk_is_one_line(run: Run, pictures: Path) -> None:
+    result = run(pictures, "--output", "/dev/full")
+    assert (result.status, result.err) == (1, "captioner: cannot write /dev/full: No space left on device\n")
+
+
+def test_missing_model_is_one_line(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        caption_main(["x.jpg", "--model", str(tmp_path / "nothing"), "--max-words", "0"])
+    assert exit_.value.code == 2  # wrong usage shows before anything is loaded
+    capfd.readouterr()
+    with pytest.raises(SystemExit) as exit_:
+        caption_main(["x.jpg", "--model", str(tmp_path / "nothing")])
+    captured = capfd.readouterr()
+    assert exit_.value.code == 1
+    assert captured.err.startswith("captioner: ")
+    assert "is no model folder; give one that holds model.safetensors" in captured.err
+
+
+def test_names_with_tabs_and_newlines_keep_to_their_line(run: Run, tmp_path: Path) -> None:
+    noise_picture(0).save(tmp_path / "tab\there\nand there.png")
+    result = run(tmp_path / "tab\there\nand there.png")
+    assert len(result.out.splitlines()) == 1
+    assert result.out.split("\t")[0].endswith("tab\\there\\nand there.png")
+    (tmp_path / "two  blanks\t.jpg").touch()
+    result = run(tmp_path / "two  blanks\t.jpg")
+    assert result.err.endswith("two  blanks\\t.jpg: the file is empty\n")
+
+
+def test_names_that_are_not_utf8_keep_their_bytes(captioner: Captioner, tmp_path: Path) -> None:
+    name = os.fsdecode(bytes(tmp_path) + b"/caf\xe9.png")
+    noise_picture(0).save(name)
+    caption = captioner.caption(name)
+    assert format_caption(caption, "text", with_attention=False).startswith(name)
+    assert json.loads(format_caption(caption, "jsonl", with_attention=False))["file"] == name
+
+
+def test_captioner_caption_is_the_same_command(
+    run: Run, pictures: Path, model_folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    expected = run(pictures).out
+    with pytest.raises(SystemExit) as exit_:
+        main(["caption", str(pictures), "--model", str(model_folder)])
+    assert (exit_.value.code, capfd.readouterr().out) == (0, expected)
+
+
+@pytest.mark.slow
+def test_shipped_model_captions_the_examples(tmp_path: Path) -> None:
+    command = [sys.executable, "caption.py", "examples", "--overlay", str(tmp_path), "--format", "jsonl"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    examples = sorted(path.name for path in (ROOT / "examples").glob("*.jpg"))
+    rows = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [Path(row["file"]).name for row in rows] == examples
+    assert len({row["caption"] for row in rows}) > len(examples) / 2  # not the same caption for every picture
+    assert all(4 <= len(row["tokens"]) <= 20 for row in rows)
+    assert len(list(tmp_path.glob("*.attention.png"))) == len(examples)
+
+
+@pytest.mark.slow
+def test_reader_that_closes_the_pipe_ends_it_quietly(pictures: Path, model_folder: Path) -> None:
+    command = (
+        f"{sys.executable} caption.py {pictures} {pictures} --batch-size 1 --model {model_folder} | head -n 1"
+    )
+    result = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert len(result.stdout.splitlines()) == 1
+    assert result.stderr == ""
+
+
+@pytest.mark.parametrize("arguments", ["caption --help", "caption --nonsense 2>&1"])
+def test_help_that_is_not_read_to_its_end_ends_quietly(arguments: str) -> None:
+    start = "from captioner.cli.caption import main; main()"
+    command = f"{sys.executable} -c '{start}' {arguments} | head -n 1"
+    result = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert len(result.stdout.splitlines()) == 1
+    assert result.stderr == ""
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_figures_of_every_kind_in_one_run(run: Run, pictures: Path, tmp_path: Path) -> None:
+    result = run(
+        *(pictures, "--overlay", tmp_path / "o", "--matrix", tmp_path / "m", "--figure-format", "svg"),
+        *("--animate", tmp_path / "a.gif", "--gallery", tmp_path / "all.html"),
+    )
+    assert (result.status, result.err) == (0, "")
+    assert sorted(path.name for path in (tmp_path / "o").iterdir()) == [
+        f"{name}.attention.svg" for name in "abc"
+    ]
+    assert sorted(path.name for path in (tmp_path / "m").iterdir()) == [
+        f"{name}.matrix.svg" for name in "abc"
+    ]
+    assert sorted(path.name for path in tmp_path.glob("*.gif")) == ["a-2.gif", "a-3.gif", "a.gif"]
+    assert (tmp_path / "all.html").read_text().count("<article") == 3
+
+
+def test_own_figures_are_not_captioned_when_a_folder_is_walked(run: Run, pictures: Path) -> None:
+    before = run(pictures).out
+    run(pictures, "--overlay", pictures, "--matrix", pictures)
+    assert run(pictures).out == before
+
+
+def test_refused_figures_leave_the_captions_that_are_there(run: Run, pictures: Path, tmp_path: Path) -> None:
+    (tmp_path / "old.txt").write_text("captions of yesterday")
+    for arguments in (
+        ("--overlay", tmp_path / "o", "--colormap", "none"),
+        ("--animate", tmp_path / "none" / "a.gif"),
+    ):
+        result = run(pictures, "--output", tmp_path / "old.txt", *arguments)
+        assert result.status != 0
+        assert result.err.startswith("captioner: ")
+        assert (tmp_path / "old.txt").read_text() == "captions of yesterday"
+
+
+def test_words_are_picked_with_commas_or_spaces(run: Run, pictures: Path, tmp_path: Path) -> None:
+    words = run(pictures / "b.png").out.split("\t")[1].split()
+    chosen, other = words[0], next(word for word in words if word != words[0])
+    for number, given in enumerate([[chosen, other], [f"{chosen},{other}"]]):
+        folder = tmp_path / str(number)
+        result = run(pictures / "b.png", "--overlay", folder, "--figure-format", "svg", "--words", *given)
+        assert result.err == ""
+    texts = [(tmp_path / str(number) / "b.attention.svg").read_text() for number in range(2)]
+    assert texts[0] == texts[1]
+    assert texts[0].count(f">{chosen}</text>") == words.count(chosen)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--animate", "a.mp4"], "--animate a.mp4 should end in .gif"),
+        (["--gallery", "a.txt"], "--gallery a.txt should end in .html"),
+        (["--references", "a.json"], "--references need --gallery"),
+        (["--words", "dog", "b.png"], "--words took b.png for a word; name the pictures before"),
+        (["--words", "dog", "photos/"], "--words took photos/ for a word; name the pictures before"),
+        (["--overlay", "o", "--colormap", "hot pink"], "no colour map 'hot pink'"),
+        (["--columns", "0"], "columns must be in 1..100, not 0"),
+        (["--dpi", "9"], "dpi must be in 10..2400, not 9"),
+    ],
+)
+def test_figures_that_cannot_be_are_refused_before_any_work(
+    run: Run, arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = run("a.png", *arguments)
+    assert result.status == 2
+    assert message in " ".join(result.err.replace("│", " ").split())
+    assert result.out == ""
+    assert [path.name for path in tmp_path.iterdir() if path.name != "model"] == []
+
+
+def test_more_captions_come_with_their_log_probabilities_best_first(
+    run: Run, pictures: Path, tmp_path: Path
+) -> None:
+    three = (pictures / "b.png", "--num-captions", "3")
+    best = run(pictures / "b.png").out
+    lines = [line.split("\t") for line in run(*three).out.splitlines()]
+    texts = [text for _, text, _ in lines]
+    assert best == f"{lines[0][0]}\t{lines[0][1]}\n"
+    assert len(lines) == len({line[1] for line in lines}) == 3
+    lengths = [len(line[1].split()) + 1 for line in lines]
+    scores = [float(line[2]) / length for line, length in zip(lines, lengths, strict=True)]
+    assert scores == sorted(scores, reverse=True)
+    row = json.loads(run(*three, "--format", "jsonl").out)
+    assert [row["caption"], *(other["caption"] for other in row["alternatives"])] == texts
+    rows = list(csv.reader(io.StringIO(run(*three, "--format", "csv").out)))
+    assert [row[1:] for row in rows[1:]] == [line[1:] for line in lines]
+    with_page = run(pictures / "b.png", "--gallery", tmp_path / "a.html")
+    assert with_page.out == best
+
+
+def test_captions_hold_the_words_that_they_must(run: Run, pictures: Path) -> None:
+    for words in (["cat"], ["blue", "dog"]):
+        for line in run(pictures, "--num-captions", "2", "--must-include", *words).out.splitlines():
+            assert set(words) <= set(line.split("\t")[1].split())
+
+
+def test_length_and_repetition_are_as_asked(run: Run, pictures: Path) -> None:
+    long = [line.split("\t")[1].split() for line in run(pictures, "--min-words", "5").out.splitlines()]
+    assert all(len(words) >= 5 for words in long)
+    for line in run(pictures, "--min-words", "6", "--no-repeat-ngram", "1").out.splitlines():
+        words = line.split("\t")[1].split()
+        assert len(set(words)) == len(words)
+
+
+def test_drawn_captions_depend_on_seed_and_picture_and_not_on_the_batch(run: Run, pictures: Path) -> None:
+    def drawn(*arguments: str) -> list[str]:
+        result = run(pictures, "--sample", "--num-captions", "4", *arguments)
+        assert (result.status, result.err) == (0, "")
+        return [line.split("\t")[1] for line in result.out.splitlines()]
+
+    first = drawn("--seed", "3")
+    assert len(first) == 12
+    assert len(set(first)) > 6
+    assert first == drawn("--seed", "3", "--batch-size", "1")
+    assert first != drawn("--seed", "4")
+    assert len(set(drawn("--top-k", "1")[:4])) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--num-captions", "0"], "--num-captions must be in 1..1000, not 0"),
+        (["--beam-size", "2", "--num-captions", "3"], "a beam of 2 cannot give 3 captions"),
+        (["--top-k", "3"], "need --sample"),
+        (["--sample", "--temperature", "0"], "temperature must be above 0, not 0.0"),
+        (["--sample", "--must-include", "dog"], "cannot be made to include words"),
+        (["--sample", "--diverse-groups", "2"], "--diverse-groups cannot be had together with --sample"),
+        (["--diversity", "2"], "--diversity needs --diverse-groups"),
+        (["--diverse-groups", "2"], "diverse groups must divide the beam of 3, not 2"),
+        (["--min-words", "7"], "min words must be in 1..6"),
+        (["--must-include", "dog", "b.png"], "--must-include took b.png for a word"),
+    ],
+)
+def test_decoding_that_makes_no_sense_is_refused(
+    run: Run, pictures: Path, arguments: list[str], message: str
+) -> None:
+    result = run(pictures, *arguments)
+    assert result.status == 2
+    assert message in " ".join(result.err.replace("│", " ").split())
+    assert result.out == ""
+
+
+def test_word_that_the_model_does_not_know_is_named(run: Run, pictures: Path) -> None:
+    result = run(pictures, "--must-include", "zebra")
+    assert result.status == 1
+    assert "the model does not know 'zebra' as a word" in result.err
+
+
+@pytest.mark.parametrize("package", ["ray", "pyarrow"])
+def test_cluster_without_its_packages_says_what_to_install(
+    package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in [name for name in sys.modules if name in {"captioner.cluster.ray_job", "captioner.cluster.inputs"}]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(SystemExit) as exited:
+        main(["caption", "--engine", "ray", str(tmp_path), "--output", str(tmp_path / "out")])
+    error = capsys.readouterr().err
+    assert exited.value.code == 2
+    assert "pip install 'captioner[ray]'" in error
+    assert len(error.splitlines()) == 1

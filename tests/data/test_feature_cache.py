@@ -1,0 +1,115 @@
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from captioner import features
+from captioner.config import PreprocessConfig
+from captioner.data.feature_cache import cached_features
+from captioner.errors import CaptionerError, ImageError
+from captioner.images.geometry import Preprocess
+from captioner.images.reading import load_image
+from captioner.model.encoder import Encoder
+from captioner.records import CaptionedImage
+from tests.conftest import TINY_CNN, TINY_SIZE_PX, noise_picture
+
+
+@pytest.fixture
+def records(tmp_path: Path) -> list[CaptionedImage]:
+    records = []
+    for index in range(5):
+        path = tmp_path / f"{index}.png"
+        noise_picture(index).save(path)
+        records.append(CaptionedImage(image_id=path.name, source=path, captions=("a",), split="train"))
+    return records
+
+
+@pytest.fixture
+def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many grids each computation was of; empty as long as all came from the cache."""
+    counts: list[int] = []
+    compute = features._compute
+
+    def counting(grids: np.ndarray, records: list[CaptionedImage], *rest: object) -> None:
+        counts.append(len(records))
+        compute(grids, records, *rest)
+
+    monkeypatch.setattr(features, "_compute", counting)
+    return counts
+
+
+def grids_of(
+    records: list[CaptionedImage],
+    encoder: Encoder,
+    cache_dir: Path,
+    preprocess: PreprocessConfig | None = None,
+) -> np.ndarray:
+    preprocess = preprocess or encoder.preprocess_config(TINY_SIZE_PX)
+    return cached_features(
+        records=records,
+        encoder=encoder,
+        preprocess=preprocess,
+        grid=encoder.grid_config(preprocess.size_px),
+        cache_dir=cache_dir,
+        batch_size=2,
+    )
+
+
+def test_grids_are_the_encoders_in_half_precision_and_in_order(
+    records: list[CaptionedImage], encoder: Encoder, tmp_path: Path
+) -> None:
+    grids = grids_of(records, encoder, tmp_path / "cache")
+    assert isinstance(grids, np.memmap)
+    assert grids.dtype == np.float16
+    preprocess = Preprocess(encoder.preprocess_config(TINY_SIZE_PX))
+    for record, grid in zip(records, grids, strict=True):
+        squashed = torch.from_numpy(preprocess(load_image(record.source)).copy())
+        expected = encoder.annotate(squashed[None])[0].numpy()
+        np.testing.assert_allclose(grid.astype(np.float32), expected, rtol=2e-3, atol=2e-3)
+
+
+def test_second_call_computes_nothing(
+    records: list[CaptionedImage], encoder: Encoder, tmp_path: Path, computed: list[int]
+) -> None:
+    first = np.array(grids_of(records, encoder, tmp_path / "cache"))
+    second = grids_of(records, encoder, tmp_path / "cache")
+    np.testing.assert_array_equal(first, second)
+    assert computed == [5]
+
+
+def test_cache_is_rebuilt_when_any_part_of_its_key_changes(
+    records: list[CaptionedImage], encoder: Encoder, tmp_path: Path, computed: list[int]
+) -> None:
+    cache = tmp_path / "cache"
+    grids_of(records, encoder, cache)
+    preprocess = encoder.preprocess_config(TINY_SIZE_PX)
+    grids_of(records, encoder, cache, replace(preprocess, mean=(0.1, 0.1, 0.1)))
+    grids_of(records, encoder, cache, replace(preprocess, interpolation="bilinear"))
+    grids_of(records, encoder, cache, replace(preprocess, size_px=96))
+    grids_of(records[::-1], encoder, cache)
+    torch.manual_seed(99)
+    grids_of(records, Encoder(backbone=TINY_CNN), cache)
+    noise_picture(77, 60, 60).save(records[0].source)  # the same name, another picture
+    grids_of(records, encoder, cache)
+    assert computed == [5] * 7
+
+
+def test_interrupted_computation_leaves_no_cache_behind(
+    records: list[CaptionedImage], encoder: Encoder, tmp_path: Path
+) -> None:
+    Path(str(records[3].source)).write_text("no picture")
+    with pytest.raises(ImageError, match=r"3\.png: not a picture"):
+        grids_of(records, encoder, tmp_path / "cache")
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_disk_without_room_is_refused_before_anything_is_written(
+    records: list[CaptionedImage], encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = features.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(features.shutil, "disk_usage", lambda _: usage._replace(free=10))
+    with pytest.raises(CaptionerError, match=r"the grids take .* GB .* choose another disk with --cache-dir"):
+        grids_of(records, encoder, tmp_path / "cache")
+    assert list((tmp_path / "cache").iterdir()) == []

@@ -1,0 +1,113 @@
+"""What `train.py check` finds, and what training refuses."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from datasets.check import check
+from datasets.soundness import find_problems, require_valid
+
+from captioner.records import CaptionedImage
+from datasets import CaptionerError
+from tests.conftest import noise_picture
+
+
+@pytest.fixture
+def records(tmp_path: Path) -> list[CaptionedImage]:
+    found = []
+    for number, split in enumerate(["train", "train", "train", "dev"]):
+        path = tmp_path / f"{number}.png"
+        noise_picture(number).save(path)
+        captions = ("A dog runs.", f"A dog number {number}")
+        found.append(CaptionedImage(image_id=path.name, source=path, captions=captions, split=split))
+    return found
+
+
+def test_sound_data_pass(records: list[CaptionedImage]) -> None:
+    require_valid(records)
+    page, is_sound = check(records, {}, min_count=3)
+    assert is_sound
+    assert "sound: nothing that would spoil training was found" in page
+    lines = page.splitlines()
+    assert lines[1].split()[:3] == ["train", "3", "6"]
+    assert lines[2].split()[:3] == ["dev", "1", "2"]
+    assert lines[1].endswith("3, 4, 4, 4")  # words: 3 of "a dog runs", 4 of "a dog number 0"
+
+
+def test_coverage_equals_a_hand_count(records: list[CaptionedImage]) -> None:
+    page, _ = check(records, {}, min_count=3)
+    # a, dog, runs and number occur at least three times in train, its numbers once each
+    assert "vocabulary: 8 words (4 of them special) occur at least 3 times in train" in page
+    assert f"covers {18 / 21:.2%} of the words of train and 50.0% of its captions wholly" in page
+    assert f"covers {6 / 7:.2%} of the words of dev and 50.0% of its captions wholly" in page
+
+
+def test_each_problem_is_named_and_refused(records: list[CaptionedImage], tmp_path: Path) -> None:
+    cut = tmp_path / "1.png"
+    cut.write_bytes(cut.read_bytes()[:60])
+    noise_picture(0).save(tmp_path / "same pixels.bmp")
+    unsound = [
+        *records,
+        replace(records[0], image_id="gone", source=tmp_path / "gone.png"),
+        replace(records[0], image_id="none", source=tmp_path / "2.png", captions=()),
+        replace(records[3], image_id="empty", captions=("A cat.", " . ")),
+        replace(records[3], image_id="copy", source=tmp_path / "same pixels.bmp"),
+        replace(records[3], image_id="leak", source=records[2].source),
+        records[3],
+    ]
+    page, is_sound = check(unsound, {}, min_count=1)
+    assert not is_sound
+    for line in (
+        f"  1 pictures are missing:\n    {tmp_path / 'gone.png'}",
+        "  1 pictures have no caption:\n    none",
+        "  1 captions are empty:\n    empty (' . ')",
+        "  1 picture ids are there twice:\n    3.png",
+        f"  1 pictures are in two splits:\n    {records[2].source} (train and dev)",
+        f"  1 pictures cannot be decoded:\n    {cut}: ",
+        f"{records[0].source} in train is {tmp_path / 'same pixels.bmp'} in dev",
+    ):
+        assert line in page
+    with pytest.raises(
+        CaptionerError, match=r"1 pictures are missing: .*gone\.png; 1 pictures have no caption"
+    ):
+        require_valid(unsound)
+
+
+def test_split_without_pictures_is_unsound(records: list[CaptionedImage]) -> None:
+    page, is_sound = check(records[:3], {"dev": "val.json is missing"}, min_count=1)
+    assert not is_sound
+    assert "dev    not read: val.json is missing" in page
+    assert "no pictures are in dev" in page
+    with pytest.raises(CaptionerError, match="there are no dev pictures"):
+        require_valid(records[:3])
+
+
+def test_name_that_no_file_can_have_is_missing(records: list[CaptionedImage], tmp_path: Path) -> None:
+    long = replace(records[0], image_id="long", source=tmp_path / ("x" * 300))
+    assert list(find_problems([*records, long])) == ["pictures are missing"]
+
+
+def test_links_in_a_circle_are_missing_and_endless_captions_are_told_in_short(
+    records: list[CaptionedImage], tmp_path: Path
+) -> None:
+    (tmp_path / "a.png").symlink_to("b.png")
+    (tmp_path / "b.png").symlink_to("a.png")
+    circle = replace(records[0], image_id="circle", source=tmp_path / "a.png")
+    endless = replace(records[0], image_id="endless", captions=("dog " * 25_000_000,))
+    problems = find_problems([*records, circle, endless])
+    assert problems == {
+        "pictures are missing": [str(tmp_path / "a.png")],
+        "captions have more than 10,000 characters": ["endless (100,000,000)"],
+    }
+    with pytest.raises(CaptionerError, match=r"endless \(100,000,000\)\. Mend") as refused:
+        require_valid([*records, circle, endless])
+    assert len(str(refused.value)) < 1000
+
+
+def test_many_names_are_counted_rather_than_all_told(records: list[CaptionedImage], tmp_path: Path) -> None:
+    many = [replace(records[0], image_id=str(n), source=tmp_path / f"gone {n}") for n in range(25)]
+    assert len(find_problems(many)["pictures are missing"]) == 25
+    page, _ = check(many, {}, min_count=1)
+    assert "and 15 more" in page
+    with pytest.raises(CaptionerError, match=r"25 pictures are missing: .* and 22 more"):
+        require_valid([*records, *many])

@@ -1,0 +1,146 @@
+"""Flickr8k and Flickr30k in their official layouts, and in Karpathy's splits."""
+
+import json
+import multiprocessing
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from captioner.images.reading import ImageSource, load_image
+from captioner.records import CaptionedImage
+from datasets import CaptionerError
+from datasets.flickr import Flickr8k, Flickr30k
+from tests.conftest import noise_picture
+
+NAMES = {"train": ["t1.jpg", "t2.jpg"], "dev": ["d1.jpg"]}
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Three pictures with two captions each, in the official layout, pictures in a folder."""
+    for split, names in NAMES.items():
+        (tmp_path / f"Flickr_8k.{split}Images.txt").write_text("".join(f"{name}\n" for name in names))
+    (tmp_path / "Flicker8k_Dataset").mkdir()
+    lines = []
+    for index, name in enumerate(name for names in NAMES.values() for name in names):
+        noise_picture(index).save(tmp_path / "Flicker8k_Dataset" / name)
+        lines += [f"{name}#{number}\tCaption {number} of {name} .\n" for number in range(2)]
+    (tmp_path / "Flickr8k.token.txt").write_text("".join(lines))
+    return tmp_path
+
+
+def zip_pictures(root: Path) -> None:
+    pictures = sorted((root / "Flicker8k_Dataset").iterdir())
+    with zipfile.ZipFile(root / "one.zip", "w") as archive:
+        for path in pictures:
+            archive.write(path, f"Flicker8k_Dataset/{path.name}")
+            path.unlink()
+
+
+def read(root: Path) -> list[CaptionedImage]:
+    return Flickr8k(root=root).read(["train", "dev"])
+
+
+def test_records_follow_the_split_lists_and_keep_captions_as_written(root: Path) -> None:
+    records = read(root)
+    assert [(record.split, record.image_id) for record in records] == [
+        ("train", "t1.jpg"),
+        ("train", "t2.jpg"),
+        ("dev", "d1.jpg"),
+    ]
+    assert records[0].captions == ("Caption 0 of t1.jpg .", "Caption 1 of t1.jpg .")
+
+
+def pixels(source: ImageSource) -> np.ndarray:
+    return np.asarray(load_image(source))
+
+
+def test_pictures_in_zips_are_the_same_as_in_a_folder(root: Path) -> None:
+    from_folder = [pixels(record.source) for record in read(root)]
+    zip_pictures(root)
+    for one, other in zip(from_folder, [record.source for record in read(root)], strict=True):
+        np.testing.assert_array_equal(one, pixels(other))
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_members_of_a_zip_can_be_read_in_several_processes_at_once(root: Path) -> None:
+    from_folder = [pixels(record.source) for record in read(root)]
+    zip_pictures(root)
+    sources = [record.source for record in read(root)]
+    pixels(sources[0])  # the archive is open in this process already
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        for one, other in zip(from_folder * 5, pool.map(pixels, sources * 5, chunksize=1), strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+def test_split_that_is_not_asked_for_need_not_be_there(root: Path) -> None:
+    (root / "Flickr_8k.trainImages.txt").unlink()
+    assert [record.image_id for record in Flickr8k(root=root).read(["dev"])] == ["d1.jpg"]
+    with pytest.raises(CaptionerError, match=r"trainImages\.txt is missing; --root must hold"):
+        read(root)
+
+
+def test_what_is_not_as_the_format_says_is_named(root: Path) -> None:
+    tokens = root / "Flickr8k.token.txt"
+    whole = tokens.read_text()
+
+    tokens.write_text(whole + "a line without its tab\n")
+    with pytest.raises(CaptionerError, match=r"Flickr8k\.token\.txt:7: expected picture#number"):
+        read(root)
+
+    tokens.write_text("\n".join(line for line in whole.splitlines() if not line.startswith("d1")))
+    with pytest.raises(CaptionerError, match=r"no caption of d1\.jpg, which is in its dev split"):
+        read(root)
+
+    tokens.write_text(whole)
+    (root / "broken.zip").write_text("no archive")
+    with pytest.raises(CaptionerError, match=r"broken\.zip is not a whole zip archive"):
+        read(root)
+
+
+@pytest.fixture
+def root30k(tmp_path: Path) -> Path:
+    names = [f"{number}.jpg" for number in range(30)]
+    lines = [f"{name}#{number}\tCaption {number} of {name} ." for name in names for number in range(5)]
+    (tmp_path / "results_20130124.token").write_text("\n".join(lines))
+    return tmp_path
+
+
+def test_flickr30k_takes_the_lists_of_entities_where_they_are_there(root30k: Path) -> None:
+    for name, pictures in {"train": "3\n4", "val": "5", "test": "6.jpg"}.items():
+        (root30k / f"{name}.txt").write_text(pictures)
+    records = Flickr30k(root=root30k).read(["train", "dev", "test"])
+    assert [(record.image_id, record.split) for record in records] == [
+        ("3.jpg", "train"),
+        ("4.jpg", "train"),
+        ("5.jpg", "dev"),
+        ("6.jpg", "test"),
+    ]
+    assert len(records[0].captions) == 5
+
+
+def test_flickr30k_without_lists_is_split_by_picture_and_seed(root30k: Path) -> None:
+    def split_of(seed: int) -> dict[str, str]:
+        records = Flickr30k(root=root30k, split_seed=seed).read(["train", "dev", "test"])
+        return {record.image_id: record.split for record in records}
+
+    assert split_of(0) == split_of(0) != split_of(1)
+    assert sorted(split_of(0).values()) == ["dev"] * 10 + ["test"] * 10 + ["train"] * 10
+
+
+def test_karpathys_splits_find_the_pictures_of_the_official_layout(root: Path) -> None:
+    sentences = [{"raw": "A dog runs.", "tokens": ["a", "dog", "runs"]}]
+    images = [
+        {"filename": "t1.jpg", "split": "val", "sentences": sentences},
+        {"filename": "d1.jpg", "split": "train", "sentences": sentences},
+    ]
+    path = root / "dataset_flickr8k.json"
+    path.write_text(json.dumps({"images": images, "dataset": "flickr8k"}))
+    train, dev = sorted(
+        Flickr8k(root=root, karpathy=path).read(["train", "dev"]), key=lambda record: record.image_id
+    )
+    assert (train.image_id, train.split, dev.image_id, dev.split) == ("d1.jpg", "train", "t1.jpg", "dev")
+    assert train.captions == ("A dog runs.",)
+    assert pixels(train.source).shape == (40, 50, 3)

@@ -1,0 +1,162 @@
+"""`captioner evaluate`: its figures against hand counts, and the formats it reads and writes."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from captioner import cli
+from captioner.errors import CaptionerError
+from captioner.evaluation.coco import CocoImage, read_results, write_results
+from captioner.evaluation.evaluate import evaluate_captions
+from captioner.evaluation.metrics import score_captions
+from captioner.evaluation.statistics import CaptionStatistics
+from tests.datasets.test_coco import annotation_file
+
+REFERENCES = {
+    "1": ("A dog runs in the snow.", "A brown dog in the snow"),
+    "2": ("Two boys play football.", "Boys with a ball"),
+    "3": ("A man climbs a rock.",),
+}
+CAPTIONS = {"1": "a dog runs in the snow", "2": "a dog runs in the snow", "3": "a man on a rock"}
+TRAIN = ["A dog runs in the snow!", "A woman sits."]
+
+
+@pytest.fixture(autouse=True)
+def no_meteor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("captioner.evaluation.metrics.has_java", lambda: False)
+
+
+def test_figures_equal_hand_counts() -> None:
+    evaluation = evaluate_captions(CAPTIONS, REFERENCES, train_captions=TRAIN)
+    assert evaluation.num_pictures == 3
+    assert evaluation.wording.vocabulary_size == 9  # a dog runs in the snow man on rock
+    assert evaluation.wording.mean_length == pytest.approx((6 + 6 + 5) / 3)
+    assert evaluation.wording.distinct_share == pytest.approx(2 / 3)
+    assert evaluation.copied_share == pytest.approx(2 / 3)
+    assert evaluation.scores == score_captions(CAPTIONS, REFERENCES)
+    assert "copied from train  not computed" in str(evaluate_captions(CAPTIONS, REFERENCES))
+
+
+def test_captions_that_are_broken_off_or_repeat_themselves_are_counted() -> None:
+    wording = CaptionStatistics.from_captions(
+        [
+            "A dog runs through the",
+            "a dog runs on",
+            "a dog dog runs",
+            "a man in a hat and a man in a coat",
+            "A man in a hat beside a woman in a coat.",
+            "",
+            "a dog runs",
+            "a dog sits down",
+        ]
+    )
+    assert wording.truncated_share == pytest.approx(2 / 8)
+    assert wording.repetitive_share == pytest.approx(2 / 8)
+    with pytest.raises(ValueError, match="no captions"):
+        CaptionStatistics.from_captions([])
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> dict[str, Path]:
+    images = [(int(name), f"{int(name):012}.jpg", list(texts)) for name, texts in REFERENCES.items()]
+    content = {
+        "references": json.dumps(annotation_file(images)),
+        "train": json.dumps(annotation_file([(9, "9.jpg", TRAIN)])),
+        "results": json.dumps([{"image_id": int(name), "caption": text} for name, text in CAPTIONS.items()]),
+        "lines": "\n".join(
+            json.dumps({"file": f"photos/{int(name):012}.jpg", "caption": text, "log_prob": -3.0})
+            for name, text in CAPTIONS.items()
+        ),
+    }
+    paths = {name: tmp_path / f"{name}.json" for name in content}
+    for name, path in paths.items():
+        path.write_text(content[name])
+    return paths
+
+
+def evaluate(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[Any, str, str]:
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(["evaluate", *map(str, arguments)])
+    return exit_.value.code, *capsys.readouterr()
+
+
+@pytest.mark.parametrize("results", ["results", "lines"])
+def test_captions_from_files_score_as_they_do_in_memory(
+    files: dict[str, Path], results: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    status, printed, _ = evaluate(
+        capsys,
+        *("--results", files[results], "--references", files["references"]),
+        *("--train-references", files["train"], "--results-out", tmp_path / "out.json"),
+    )
+    assert status == 0
+    assert printed == f"{evaluate_captions(CAPTIONS, REFERENCES, train_captions=TRAIN)}\n"
+    assert json.loads((tmp_path / "out.json").read_text()) == json.loads(files["results"].read_text())
+
+
+def test_coco_data_set_is_evaluated_with_captions_that_are_there(
+    files: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, printed, _ = evaluate(
+        capsys, "coco", "--captions", files["references"], "--results", files["results"], "--split", "val"
+    )
+    assert status == 0
+    assert printed == f"{evaluate_captions(CAPTIONS, REFERENCES)}\n"  # the file is no train split
+
+
+def test_picture_without_caption_or_reference_is_named(
+    files: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = json.loads(files["results"].read_text())
+    files["results"].write_text(json.dumps(results[1:]))
+    command = ("--results", files["results"], "--references", files["references"])
+    status, printed, error = evaluate(capsys, *command)
+    assert (status, printed, error) == (1, "", "captioner: 1 pictures have no caption: 1\n")
+    files["results"].write_text(json.dumps([*results, {"image_id": 4, "caption": "a dog"}]))
+    assert evaluate(capsys, *command)[2] == "captioner: 1 pictures have a caption but no reference: 4\n"
+
+
+def test_wrong_usage_is_told(files: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    results = ("--results", files["results"])
+    for arguments, message in (
+        ((), "name a DATASET, or give --results and --references"),
+        (results, "name a DATASET, or give --results and --references"),
+        ((*results, "--references", files["references"], "coco"), "give a DATASET or --references, not both"),
+        ((*results, "--model", "x", "coco"), "give --results or --model, not both"),
+        (("coco", "--batch-size", "0"), "--batch-size must be at least 1, not 0"),
+    ):
+        status, _, error = evaluate(capsys, *arguments)
+        assert status == 2
+        assert message in error
+
+
+IMAGES = [CocoImage("1", "a/x.jpg", ()), CocoImage("2", "b/x.jpg", ()), CocoImage("3", "y.jpg", ())]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('[{"image_id": 3}]', "entry 1: expected an object with caption"),
+        ('[{"caption": "a dog"}]', "entry 1: it has neither image_id nor file"),
+        (
+            '{"file": "y.jpg", "caption": "a"}\n{"file": "z/y.jpg", "caption": "b"}',
+            "image 3 has a caption already",
+        ),
+        ('{"file": "x.jpg", "caption": "a"}', r"several images bear the file name x\.jpg"),
+        ('{"file": "w.jpg", "caption": "a"}', r"no image bears the file name w\.jpg"),
+        ("[1, 2", "neither COCO results nor JSON lines"),
+    ],
+)
+def test_results_that_cannot_be_matched_are_named(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "results.json").write_text(text)
+    with pytest.raises(CaptionerError, match=message):
+        read_results(tmp_path / "results.json", IMAGES)
+
+
+def test_written_results_are_read_back_and_numbers_stay_numbers(tmp_path: Path) -> None:
+    captions = {"42": "a dog", "0042": "a line\u2028end", "000000000139.jpg": 'a "cat"\twith ä'}
+    write_results(tmp_path / "results.json", captions)
+    assert read_results(tmp_path / "results.json", []) == captions
+    assert json.loads((tmp_path / "results.json").read_text())[0] == {"image_id": 42, "caption": "a dog"}

@@ -1,0 +1,100 @@
+import json
+import warnings
+
+import pytest
+
+from captioner import metrics
+from captioner.errors import CaptionerError
+from captioner.evaluation.metrics import has_java, ptb_tokenize, score_captions
+
+CAPTIONS_FILE = ROOT / "tests" / "fixtures" / "coco_val2017_captions.json"
+needs_java = pytest.mark.skipif(not has_java(), reason="the reference tokenizer needs Java")
+
+
+def real_captions() -> dict[str, list[str]]:
+    """COCO val2017 captions (CC BY 4.0) of 200 pictures, as the annotation file has them."""
+    return json.loads(CAPTIONS_FILE.read_text())
+
+
+def java_tokens(captions: dict[str, list[str]]) -> dict[str, list[str]]:
+    from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        return PTBTokenizer().tokenize(
+            {name: [{"caption": text} for text in texts] for name, texts in captions.items()}
+        )
+
+
+@needs_java
+def test_tokens_equal_those_of_the_java_tokenizer_on_real_captions() -> None:
+    captions = real_captions()
+    expected = java_tokens(captions)
+    for name, texts in captions.items():
+        assert [" ".join(ptb_tokenize(text)) for text in texts] == expected[name]
+
+
+@pytest.mark.parametrize(
+    ("caption", "expected"),
+    [
+        ("A dog's tail.", "a dog 's tail"),
+        ('A sign reads "stop."', "a sign reads stop"),
+        ("It doesn't fit; she can't see", "it does n't fit she ca n't see"),
+        ("A man in a black-and-white t-shirt...", "a man in a black-and-white t-shirt"),
+        (
+            "A crowd in Washington D.C. waits on 8th Ave. at 5:54pm",
+            "a crowd in washington d.c. waits on 8th ave. at 5:54 pm",
+        ),
+        ("Snow falls. The road is white", "snow falls the road is white"),
+        ("Boys (one in red) play", "boys -lrb- one in red -rrb- play"),
+        ("", ""),
+    ],
+)
+def test_tokens_follow_the_stanford_rules(caption: str, expected: str) -> None:
+    assert " ".join(ptb_tokenize(caption)) == expected
+
+
+@needs_java
+def test_scores_equal_pycocoevalcap_with_its_java_tokenizer() -> None:
+    from pycocoevalcap.bleu.bleu import Bleu
+    from pycocoevalcap.cider.cider import Cider
+    from pycocoevalcap.rouge.rouge import Rouge
+
+    captions = real_captions()
+    results = {name: texts[0] for name, texts in captions.items()}
+    references = {name: texts[1:] for name, texts in captions.items()}
+    truths = java_tokens(references)
+    candidates = java_tokens({name: [text] for name, text in results.items()})
+    scores = score_captions(results, references)
+    bleu, _ = Bleu(4).compute_score(truths, candidates, verbose=0)
+    assert [scores.bleu_1, scores.bleu_2, scores.bleu_3, scores.bleu_4] == [100 * value for value in bleu]
+    assert scores.rouge_l == 100 * Rouge().compute_score(truths, candidates)[0]
+    assert scores.cider == 100 * Cider().compute_score(truths, candidates)[0]
+    assert scores.meteor == 100 * metrics._meteor(truths, candidates)
+
+
+def test_captions_equal_to_a_reference_score_full_marks() -> None:
+    captions = real_captions()
+    scores = score_captions({name: texts[2] for name, texts in captions.items()}, captions, with_meteor=False)
+    assert scores.bleu_4 == pytest.approx(100)
+    assert scores.rouge_l == pytest.approx(100)
+
+
+def test_without_java_meteor_is_not_computed_rather_than_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "has_java", lambda: False)
+    scores = score_captions({"1": "a dog runs"}, {"1": ["a dog runs fast"]})
+    assert scores.meteor is None
+    assert "METEOR not computed (needs Java)" in str(scores)
+
+
+def test_pictures_without_caption_or_reference_are_named() -> None:
+    with pytest.raises(CaptionerError, match="1 pictures have no caption: b"):
+        score_captions({"a": "x"}, {"a": ["x"], "b": ["y"]})
+    with pytest.raises(CaptionerError, match="1 pictures have no reference: a"):
+        score_captions({"a": "x"}, {"a": []})
+    with pytest.raises(
+        CaptionerError, match=r"12 pictures have a caption but no reference: 0, 1, 10, .* and 2 more"
+    ):
+        score_captions({str(number): "x" for number in range(12)}, {})
+    with pytest.raises(CaptionerError, match="no captions to score"):
+        score_captions({}, {})

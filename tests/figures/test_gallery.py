@@ -1,0 +1,425 @@
+"""The page in a real browser: headless Chromium, if there is one here (Debian: apt-get install chromium)."""
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from captioner.caption import Caption
+from captioner.cli.main import caption_main
+from captioner.config import GridConfig, PreprocessConfig
+from captioner.evaluation.metrics import score_captions
+from captioner.figures.gallery import GalleryWriter
+from captioner.figures.heatmap import find_colormap
+from captioner.figures.style import FigureStyle
+from tests.conftest import make_caption, noise_picture
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+needs_browser = pytest.mark.skipif(BROWSER is None, reason="no Chromium here; install the package chromium")
+
+SENTENCES = ("a dog runs", "two cats sit down", "the man's dog sits")
+REFERENCES = {
+    "0.png": ("two cats sleep", "cats"),
+    "1.png": ("two cats sit down", "two cats sit"),
+    "2.png": ("a man's dog sits in the sun", "the man's dog sits"),
+}
+
+
+def captions_of(folder: Path, grid: GridConfig, preprocess: PreprocessConfig) -> list[Caption]:
+    """Three pictures, each with one more caption; every word looks at a cell of its own."""
+    captions = []
+    for number, sentence in enumerate(SENTENCES):
+        path = folder / f"{number}.png"
+        noise_picture(number, 120, 80).save(path)
+        words = tuple(sentence.replace("'s", " 's").split())
+        other = hot_caption(path, ("some", "other", "words"), grid, preprocess, "some other words")
+        captions.append(hot_caption(path, words, grid, preprocess, sentence, (other,)))
+    return captions
+
+
+def hot_caption(
+    path: Path,
+    words: tuple[str, ...],
+    grid: GridConfig,
+    preprocess: PreprocessConfig,
+    text: str,
+    alternatives: tuple[Caption, ...] = (),
+) -> Caption:
+    alphas = np.full((len(words), 9), 0.02)
+    alphas[np.arange(len(words)), (np.arange(len(words)) * 2 + 1) % 9] = 0.84
+    return Caption(
+        picture=path,
+        text=text,
+        tokens=words,
+        log_prob=-float(len(text)),
+        head_alphas=alphas.reshape(-1, 1, 3, 3),
+        grid=grid,
+        preprocess=preprocess,
+        alternatives=alternatives,
+    )
+
+
+@pytest.fixture
+def page_file(even_grid: GridConfig, preprocess_config: PreprocessConfig, tmp_path: Path) -> Path:
+    path = tmp_path / "gallery.html"
+    with GalleryWriter(path, style=FigureStyle(), references=REFERENCES) as gallery:
+        for caption in captions_of(tmp_path, even_grid, preprocess_config):
+            gallery.write(caption)
+    return path
+
+
+class Addresses(HTMLParser):
+    """Collects whatever a browser might fetch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:  # noqa: ARG002
+        names = ("src", "href", "srcset", "action", "data", "poster")
+        self.found += [value or "" for name, value in attrs if name in names]
+
+
+def test_page_holds_all_that_it_shows(page_file: Path) -> None:
+    text = page_file.read_text(encoding="utf-8")
+    addresses = Addresses()
+    addresses.feed(text)
+    assert len(addresses.found) == 3
+    assert all(address.startswith("data:image/jpeg;base64,") for address in addresses.found)
+    assert not re.search(
+        r"https?:|//[a-z]|@import|url\(", re.sub(r'base64,[^"]*"|data-alphas="[^"]*"', "", text)
+    )
+
+
+def test_page_reads_without_its_script(page_file: Path) -> None:
+    text = re.sub(r"<script.*?</script>", "", page_file.read_text(encoding="utf-8"), flags=re.DOTALL)
+    for sentence in SENTENCES:
+        assert sentence.replace("'", "&#x27;") in text
+    assert text.count('loading="lazy"') == text.count(' alt="') == 3
+
+
+def test_stopped_page_has_what_was_written(
+    even_grid: GridConfig, preprocess_config: PreprocessConfig, tmp_path: Path
+) -> None:
+    gallery = GalleryWriter(tmp_path / "a.html", style=FigureStyle())
+    gallery.write(captions_of(tmp_path, even_grid, preprocess_config)[0])
+    text = (tmp_path / "a.html").read_text(encoding="utf-8")
+    assert text.endswith("</article>\n")
+    gallery.__exit__(None, None, None)
+
+
+def test_cider_is_what_captioner_evaluate_gives(page_file: Path) -> None:
+    shown = [float(value) for value in re.findall(r'data-cider="([\d.]+)"', page_file.read_text())]
+    names = list(REFERENCES)
+    scores = score_captions(dict(zip(names, SENTENCES, strict=True)), REFERENCES, with_meteor=False)
+    assert np.mean(shown) == pytest.approx(scores.cider, abs=1e-3)
+
+
+def test_thousand_pictures_stay_under_sixty_megabytes(
+    preprocess_config: PreprocessConfig, tmp_path: Path
+) -> None:
+    """By the size of one, of a photo (the example) with five captions of 12 words on a 10 x 10 grid."""
+    grid = GridConfig(rows=10, cols=10, stride_px=9.6, offset_px=4.3)
+    alphas = np.random.default_rng(0).dirichlet(np.ones(100), size=12).reshape(12, 10, 10)
+    caption = make_caption(("skateboarder",) * 12, grid, preprocess_config, alphas)
+    photo = Path(__file__).parent.parent / "examples" / "skateboarder.jpg"
+    one = replace(caption, picture=photo)
+    sizes = []
+    for count in (1, 2):
+        with GalleryWriter(tmp_path / "a.html", style=FigureStyle()) as gallery:
+            for _ in range(count):
+                gallery.write(replace(one, alternatives=(one,) * 4))
+        sizes.append((tmp_path / "a.html").stat().st_size)
+    assert 1000 * (sizes[1] - sizes[0]) < 60e6
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=BROWSER,
+            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync"],
+        )
+        yield browser
+        browser.close()
+
+
+class Opened:
+    """A page in the browser, with what it complained of and asked for."""
+
+    def __init__(self, browser: Any, file: Path, **options: Any) -> None:
+        self.page = browser.new_page(**options)
+        self.complaints: list[str] = []
+        self.requests: list[str] = []
+        self.page.on("console", self._hear)
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("dialog", lambda dialog: (self.complaints.append(dialog.message), dialog.dismiss()))
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.goto(file.as_uri())
+        self.file = file
+
+    def _hear(self, message: Any) -> None:
+        if "readback" not in message.text:  # it is this test that reads the canvas back
+            self.complaints.append(message.text)
+
+    def assert_quiet(self) -> None:
+        assert self.complaints == []
+        assert [url for url in self.requests if not url.startswith("data:")] == [self.file.as_uri()]
+
+    def heat(self, picture: int) -> np.ndarray:
+        """The pixels of a picture's canvas, or zeros where it is not shown."""
+        found = self.page.evaluate(
+            """(number) => {
+                const picture = document.querySelectorAll(".picture")[number];
+                if (getComputedStyle(picture.querySelector("canvas")).opacity === "0") return null;
+                const canvas = picture.querySelector("canvas");
+                const { width, height } = canvas;
+                return [width, [...canvas.getContext("2d").getImageData(0, 0, width, height).data]];
+            }""",
+            picture,
+        )
+        if found is None:
+            return np.zeros((1, 1, 4))
+        side, pixels = found
+        return np.array(pixels).reshape(side, side, 4)
+
+    def word(self, picture: int, place: int) -> Any:
+        return self.page.locator(".picture").nth(picture).locator(".text > .caption .word").nth(place)
+
+
+@pytest.fixture
+def opened(browser: Any, page_file: Path) -> Iterator[Opened]:
+    opened = Opened(browser, page_file)
+    yield opened
+    opened.page.close()
+
+
+def expected_heat(caption: Caption, place: int, side: int) -> np.ndarray:
+    """What a figure draws for a word on a square of that side: on the scale of the caption's words."""
+    heats = [caption.heatmap(place, (side, side)) for place in range(len(caption.tokens))]
+    return 255 * find_colormap(FigureStyle())(heats[place] / np.max(heats))[..., :3]
+
+
+@needs_browser
+def test_word_that_is_pointed_at_draws_its_own_heat(
+    opened: Opened, even_grid: GridConfig, preprocess_config: PreprocessConfig, tmp_path: Path
+) -> None:
+    caption = captions_of(tmp_path, even_grid, preprocess_config)[1]
+    drawn = []
+    for place in range(4):
+        opened.word(1, place).hover()
+        heat = opened.heat(1)[..., :3]
+        difference = np.abs(heat - expected_heat(caption, place, len(heat)))
+        assert difference.max() <= 12  # two or three levels of 255: attention comes in bytes
+        drawn.append(heat)
+        assert opened.heat(0).sum() == opened.heat(2).sum() == 0
+    assert all(np.abs(one - other).max() > 50 for one in drawn for other in drawn if one is not other)
+    opened.page.mouse.move(1, 1)
+    assert opened.heat(1).sum() == 0
+    opened.assert_quiet()
+
+
+@needs_browser
+def test_word_that_hardly_looks_is_not_given_a_place(
+    browser: Any, even_grid: GridConfig, preprocess_config: PreprocessConfig, tmp_path: Path
+) -> None:
+    noise_picture(0).save(tmp_path / "a.png")
+    grid = replace(even_grid, receptive_field_std_px=12.0)
+    sharp = hot_caption(tmp_path / "a.png", ("a", "dog"), grid, preprocess_config, "a dog")
+    sharp.head_alphas[0] = 1 / 9
+    with GalleryWriter(tmp_path / "a.html", style=FigureStyle()) as gallery:
+        gallery.write(sharp)
+    opened = Opened(browser, tmp_path / "a.html")
+    opened.word(0, 0).hover()
+    assert opened.page.locator(".where").text_content() == "“a” hardly looked anywhere"
+    opened.page.close()
+
+
+@needs_browser
+def test_keys_of_the_browser_stay_the_browser_s(opened: Opened) -> None:
+    opened.word(0, 0).focus()
+    for key in ("Control+ArrowRight", "Alt+ArrowRight", "Shift+ArrowRight"):
+        opened.page.keyboard.press(key)
+        assert opened.page.locator(".word.is-on").all_text_contents() == ["a"], key
+
+
+@needs_browser
+def test_words_stand_in_the_caption_as_it_is(opened: Opened) -> None:
+    texts = opened.page.locator(".text > .caption").all_text_contents()
+    assert texts == list(SENTENCES)
+    assert opened.page.locator(".text > .caption").nth(2).locator(".word").all_text_contents() == [
+        *("the", "man", "'s", "dog", "sits")
+    ]
+
+
+@needs_browser
+def test_arrow_keys_go_through_words_and_pictures(opened: Opened) -> None:
+    page = opened.page
+    opened.word(0, 0).focus()
+
+    def lit() -> list[str]:
+        return page.locator(".word.is-on").all_text_contents()
+
+    for key, word in (
+        *(("ArrowRight", "dog"), ("ArrowRight", "runs"), ("ArrowRight", "runs"), ("ArrowLeft", "dog")),
+        *(("ArrowDown", "two"), ("End", "down"), ("ArrowUp", "dog"), ("Home", "a")),
+    ):
+        page.keyboard.press(key)
+        assert lit() == [word], key
+    page.keyboard.press("Escape")
+    assert lit() == []
+    opened.assert_quiet()
+
+
+@needs_browser
+def test_tapped_word_lights_up_on_a_phone(browser: Any, page_file: Path) -> None:
+    opened = Opened(
+        browser, page_file, viewport={"width": 360, "height": 740}, has_touch=True, is_mobile=True
+    )
+    opened.word(0, 1).tap()
+    assert opened.heat(0).sum() > 0
+    where = opened.page.locator(".where").first
+    assert where.text_content() == "“dog” looked most at the middle left"  # the fourth of nine cells
+    assert opened.page.evaluate("document.documentElement.scrollWidth") <= 360
+    opened.assert_quiet()
+    opened.page.close()
+
+
+@needs_browser
+def test_filter_keeps_pictures_with_all_the_words(opened: Opened) -> None:
+    page = opened.page
+    for text, left in (
+        ("DOG", [0, 2]),
+        ("dog sits", [2]),
+        ("zebra", []),
+        ("log", []),
+        ("1.png", [1]),
+        ("", [0, 1, 2]),
+    ):
+        page.fill("#filter", text)
+        assert [n for n in range(3) if page.locator(".picture").nth(n).is_visible()] == left
+        assert page.locator("#count").text_content() == f"{len(left)} of 3 pictures"
+    opened.assert_quiet()
+
+
+@needs_browser
+def test_order_puts_the_worst_first_and_back(opened: Opened) -> None:
+    page = opened.page
+
+    def order() -> list[str]:
+        return page.locator(".text > .caption").all_text_contents()
+
+    page.select_option("#order", "cider")
+    numbers = [
+        float(value)
+        for value in page.locator(".picture").evaluate_all("all => all.map(p => p.dataset.cider)")
+    ]
+    assert numbers == sorted(numbers)
+    assert order()[0] == SENTENCES[0]
+    page.select_option("#order", "logProb")
+    assert order() == sorted(SENTENCES, key=len, reverse=True)
+    page.select_option("#order", "given")
+    assert order() == list(SENTENCES)
+
+
+@needs_browser
+def test_other_captions_and_references_open_and_light_up(opened: Opened) -> None:
+    first = opened.page.locator(".picture").first
+    first.locator("summary").first.click()
+    other = first.locator(".more .caption")
+    assert other.text_content() == "some other words"
+    other.locator(".word").first.hover()
+    assert opened.heat(0).sum() > 0
+    first.locator("summary").nth(1).click()
+    assert first.locator(".references li").all_text_contents() == list(REFERENCES["0.png"])
+    opened.assert_quiet()
+
+
+@needs_browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_can_be_read_and_controls_have_names(browser: Any, page_file: Path, scheme: str) -> None:
+    """All text has the contrast that WCAG 2 asks for, 4.5 to 1, and the controls have labels."""
+    opened = Opened(browser, page_file, color_scheme=scheme)
+    opened.word(0, 1).hover()
+    worst = opened.page.evaluate(
+        """() => {
+            const rgb = (text) => text.match(/[\\d.]+/g).map(Number);
+            const luminance = (colour) => {
+                const linear = (v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
+                const [r, g, b] = colour.map((v) => linear(v / 255));
+                return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+            };
+            const paper = (element) => {
+                const colour = rgb(getComputedStyle(element).backgroundColor);
+                return colour[3] === 0 ? paper(element.parentElement) : colour;
+            };
+            const ratio = (element) => {
+                const [a, b] = [rgb(getComputedStyle(element).color), paper(element)].map(luminance);
+                return (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+            };
+            const texts = document.querySelectorAll("h1, h2, p, label, output, summary, .word");
+            return Math.min(...[...texts].map(ratio));
+        }"""
+    )
+    assert worst >= 4.5
+    for role, name in (("searchbox", "Filter"), ("combobox", "Order")):
+        assert opened.page.get_by_role(role, name=name).count() == 1
+    assert opened.page.get_by_role("img", name=SENTENCES[0]).count() == 1
+    opened.page.close()
+
+
+@needs_browser
+def test_names_and_captions_cannot_become_code(
+    browser: Any, even_grid: GridConfig, preprocess_config: PreprocessConfig, tmp_path: Path
+) -> None:
+    evil = "<img src=x onerror=alert(1)>"
+    script = '</script><script>alert(2)</script>" onmouseover="alert(3)'
+    path = tmp_path / f"{evil}.png"
+    Image.new("RGB", (60, 40)).save(path)
+    other = hot_caption(path, (script,), even_grid, preprocess_config, script)
+    caption = hot_caption(path, ("a", evil), even_grid, preprocess_config, f"a {evil}", (other,))
+    with GalleryWriter(
+        tmp_path / "a.html", style=FigureStyle(), references={path.name: (script, evil)}
+    ) as gallery:
+        gallery.write(caption)
+    opened = Opened(browser, tmp_path / "a.html")
+    opened.word(0, 1).hover()
+    for summary in opened.page.locator("summary").all():
+        summary.click()
+    assert opened.page.locator(".text > .caption").text_content() == f"a {evil}"
+    assert opened.page.locator(".more .caption").text_content() == script
+    assert opened.page.locator("img").count() == 1
+    opened.assert_quiet()
+    opened.page.close()
+
+
+def test_command_writes_the_page(
+    model_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(2):
+        noise_picture(number).save(tmp_path / f"{number}.png")
+    references = {
+        "images": [{"id": 7, "file_name": "1.png"}],
+        "annotations": [{"id": 1, "image_id": 7, "caption": "a <red> dog"}],
+    }
+    (tmp_path / "references.json").write_text(json.dumps(references))
+    arguments = [tmp_path, "--model", model_folder, "--gallery", tmp_path / "all.html"]
+    with pytest.raises(SystemExit) as exit_:
+        caption_main([*map(str, arguments), "--references", str(tmp_path / "references.json")])
+    assert exit_.value.code == 0
+    page = (tmp_path / "all.html").read_text()
+    printed = [line.split("\t")[1] for line in capfd.readouterr().out.splitlines()]
+    assert re.findall(r'<p class="caption"[^>]*>([^<]*)</p>', page) == printed
+    assert "2 more captions" in page  # the tiny model's beam is 3
+    assert page.count("a &lt;red&gt; dog") == 1
+    assert page.count("data-cider=") == 1

@@ -1,0 +1,71 @@
+"""What is done in threads comes in order, and not further ahead than is said."""
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from captioner.errors import ImageError
+from captioner.images.prefetch import map_in_threads, prefetch_batches
+
+
+@pytest.mark.parametrize("num_threads", [1, 3])
+@pytest.mark.parametrize("ahead", [0, 1, 5, 100])
+def test_mapped_is_map_and_so_many_items_ahead(num_threads: int, ahead: int) -> None:
+    taken: list[int] = []
+
+    def items() -> "list[int]":
+        for item in range(20):
+            taken.append(item)
+            yield item
+
+    def slower_first(item: int) -> int:
+        time.sleep(0.002 * (item % 3 == 0))
+        return item * item
+
+    results = []
+    for result in map_in_threads(slower_first, items(), num_threads=num_threads, ahead=ahead):
+        results.append(result)
+        assert len(taken) == min(20, len(results) + ahead)
+    assert results == [item * item for item in range(20)]
+
+
+def test_mapped_works_in_as_many_threads_as_told() -> None:
+    meeting = threading.Barrier(3, timeout=20)
+    assert list(map_in_threads(lambda _: meeting.wait() >= 0, range(6), num_threads=3, ahead=3)) == [True] * 6
+
+
+def test_mapped_leaves_undone_what_is_no_longer_wanted() -> None:
+    begun: list[int] = []
+
+    def begin(item: int) -> int:
+        begun.append(item)
+        time.sleep(0.05)
+        return item
+
+    results = map_in_threads(begin, range(100), num_threads=1, ahead=50)
+    assert next(results) == 0
+    results.close()
+    assert len(begun) < 5
+
+
+def test_mapped_raises_what_the_function_raises_in_its_place() -> None:
+    results = map_in_threads(lambda item: 1 // item, [1, 1, 0, 1], num_threads=2, ahead=4)
+    assert [next(results), next(results)] == [1, 1]
+    with pytest.raises(ZeroDivisionError):
+        next(results)
+
+
+def test_batches_hold_what_was_loaded_and_errors_in_their_places() -> None:
+    def load(path: Path) -> str:
+        if path.name == "2":
+            raise ImageError(str(path), "is odd")
+        return path.name
+
+    paths = [Path(str(number)) for number in range(5)]
+    batches = list(prefetch_batches(paths, load, batch_size=2))
+    assert [len(batch) for batch in batches] == [2, 2, 1]
+    loaded = [pair for batch in batches for pair in batch]
+    assert [source for source, _ in loaded] == paths
+    assert [str(content) for _, content in loaded] == ["0", "1", "2: is odd", "3", "4"]

@@ -1,0 +1,254 @@
+import io
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from captioner import images
+from captioner.config import GridConfig, PreprocessConfig
+from captioner.errors import ImageError
+from captioner.images.geometry import Preprocess, cell_box, heatmap
+from captioner.images.reading import load_image
+from tests.conftest import noise_picture
+
+RED, GREEN = (250, 10, 10), (10, 250, 10)
+
+
+def save(image: Image.Image, path: Path, **options: object) -> Path:
+    image.save(path, **options)
+    return path
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "I", "F"])
+def test_every_mode_comes_out_as_rgb(mode: str, tmp_path: Path) -> None:
+    picture = noise_picture(0).convert("L").convert(mode) if mode != "I;16" else sixteen_bit(1000)
+    # Pillow 12.3 does not read the uncompressed YCbCr TIFF that it writes.
+    suffix = "jpg" if mode == "YCbCr" else "tiff"
+    image = load_image(save(picture, tmp_path / f"picture.{suffix}"))
+    assert image.mode == "RGB"
+    assert image.size == picture.size
+
+
+def sixteen_bit(level: int) -> Image.Image:
+    return Image.fromarray(np.full((8, 8), level, dtype=np.uint16))
+
+
+@pytest.mark.parametrize(("level", "expected"), [(7, 7), (257 * 100, 100), (65_535, 255)])
+def test_thirty_two_bits_count_as_8_or_16_where_they_fit(level: int, expected: int, tmp_path: Path) -> None:
+    picture = Image.fromarray(np.full((8, 8), level, dtype=np.int32))
+    assert picture.mode == "I"
+    image = load_image(save(picture, tmp_path / "wide.tiff"))
+    assert np.asarray(image).min() == np.asarray(image).max() == expected
+
+
+@pytest.mark.parametrize(("level", "expected"), [(0, 0), (257 * 100, 100), (65_535, 255)])
+def test_sixteen_bits_are_scaled_not_clipped(level: int, expected: int, tmp_path: Path) -> None:
+    image = load_image(save(sixteen_bit(level), tmp_path / "deep.png"))
+    assert np.asarray(image).min() == np.asarray(image).max() == expected
+
+
+def test_transparent_parts_come_out_white(tmp_path: Path) -> None:
+    picture = Image.new("RGBA", (4, 4), (0, 0, 0, 0))
+    assert load_image(save(picture, tmp_path / "clear.png")).getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_palette_transparency_comes_out_white(tmp_path: Path) -> None:
+    picture = Image.new("P", (4, 4), 0)
+    picture.putpalette([0, 0, 0, 255, 0, 0])
+    path = save(picture, tmp_path / "palette.png", transparency=0)
+    assert load_image(path).getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_animation_gives_its_first_frame(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (8, 8), colour) for colour in (RED, GREEN)]
+    path = save(frames[0], tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
+    red, green, _ = load_image(path).getpixel((0, 0))
+    assert red > 200 > 50 > green
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_obeyed(orientation: int, tmp_path: Path) -> None:
+    """Each orientation is what undoes a known turn of the upright picture."""
+    upright = Image.new("RGB", (40, 20), GREEN)
+    upright.paste(RED, (0, 0, 10, 10))  # a red corner, top left
+    turn = Image.Transpose
+    stored_as = {
+        1: [],
+        2: [turn.FLIP_LEFT_RIGHT],
+        3: [turn.ROTATE_180],
+        4: [turn.FLIP_TOP_BOTTOM],
+        5: [turn.TRANSPOSE],
+        6: [turn.ROTATE_90],
+        7: [turn.TRANSVERSE],
+        8: [turn.ROTATE_270],
+    }
+    stored = upright
+    for transposition in stored_as[orientation]:
+        stored = stored.transpose(transposition)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image = load_image(save(stored, tmp_path / "turned.png", exif=exif))
+    np.testing.assert_array_equal(np.asarray(image), np.asarray(upright))
+
+
+def test_picture_in_a_zip_is_read_without_unpacking(tmp_path: Path) -> None:
+    plain = save(noise_picture(1), tmp_path / "a.png")
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
+        archive.write(plain, "folder/a.png")
+    inside = images.ZipMember(tmp_path / "all.zip", "folder/a.png")
+    np.testing.assert_array_equal(np.asarray(load_image(inside)), np.asarray(load_image(plain)))
+
+
+def test_damaged_member_of_a_zip_is_an_image_error(tmp_path: Path) -> None:
+    plain = save(noise_picture(1), tmp_path / "a.bmp")
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
+        archive.write(plain, "a.bmp")
+    damaged = bytearray((tmp_path / "all.zip").read_bytes())
+    damaged[1000] ^= 0xFF
+    (tmp_path / "all.zip").write_bytes(damaged)
+    with pytest.raises(ImageError, match="cannot be decoded"):
+        load_image(images.ZipMember(tmp_path / "all.zip", "a.bmp"))
+
+
+def test_large_jpeg_is_decoded_smaller_and_comes_out_nearly_the_same(tmp_path: Path) -> None:
+    path = tmp_path / "large.jpg"
+    noise_picture(1, width=1600, height=1200).save(path, quality=95)
+    fast = load_image(path, enough_px=96)
+    assert fast.size == (400, 300)  # a quarter: an eighth would be under twice 96 on the short side
+    assert load_image(path, enough_px=2000).size == (1600, 1200)
+    whole = np.asarray(load_image(path).resize((96, 96), Image.Resampling.BICUBIC), dtype=float)
+    shrunk = np.asarray(fast.resize((96, 96), Image.Resampling.BICUBIC), dtype=float)
+    assert np.abs(whole - shrunk).mean() < 3  # of 255
+
+
+def test_what_is_no_jpeg_keeps_its_size_however_little_is_enough(tmp_path: Path) -> None:
+    assert load_image(save(noise_picture(1, 400, 300), tmp_path / "a.png"), enough_px=10).size == (400, 300)
+
+
+def test_missing_empty_and_wrong_files_are_named_with_a_reason(tmp_path: Path) -> None:
+    (tmp_path / "empty.jpg").touch()
+    (tmp_path / "text.jpg").write_text("this is no picture")
+    for path, reason in [
+        (tmp_path / "missing.jpg", "no such file"),
+        (tmp_path, "is not a file"),
+        (tmp_path / "empty.jpg", "the file is empty"),
+        (tmp_path / "text.jpg", "not a picture"),
+    ]:
+        with pytest.raises(ImageError, match=reason) as error:
+            load_image(path)
+        assert str(path) in str(error.value)
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("picture_format", ["JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "AVIF", "JPEG2000"])
+def test_truncated_pictures_are_refused_wherever_they_end(picture_format: str, tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    noise_picture(2, 200, 150).save(buffer, picture_format)
+    whole = buffer.getvalue()
+    for share in (0.01, 0.1, 0.3, 0.5, 0.7, 0.9):
+        path = tmp_path / "cut.bin"
+        path.write_bytes(whole[: int(len(whole) * share)])
+        with pytest.raises(ImageError):
+            load_image(path)
+
+
+def test_picture_with_too_many_pixels_is_refused_before_it_is_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(images, "MAX_PIXELS", 1999)
+    with pytest.raises(ImageError, match="50 x 40 pixels are over the 1,999 allowed"):
+        load_image(save(noise_picture(3), tmp_path / "large.png"))
+
+
+def test_preprocess_squashes_the_whole_picture(preprocess_config: PreprocessConfig) -> None:
+    image = Image.new("RGB", (30, 70), (255, 0, 128))
+    image.paste((0, 255, 0), (0, 35, 30, 70))
+    array = Preprocess(preprocess_config)(image)
+    assert array.shape == (96, 96, 3)
+    assert array[5, 5].tolist() == array[40, 90].tolist() == [255, 0, 128]
+    assert array[55, 5].tolist() == array[90, 90].tolist() == [0, 255, 0]
+
+
+SIZES = [(96, 96), (300, 100), (64, 480), (97, 31)]
+
+
+@pytest.mark.parametrize("image_size", SIZES)
+@pytest.mark.parametrize("is_smooth", [True, False])
+def test_hot_cell_lands_on_its_own_pixels(
+    image_size: tuple[int, int],
+    is_smooth: bool,
+    even_grid: GridConfig,
+    preprocess_config: PreprocessConfig,
+) -> None:
+    width, height = image_size
+    for row in range(3):
+        for col in range(3):
+            alpha = np.zeros((3, 3))
+            alpha[row, col] = 1.0
+            heat = heatmap(
+                alpha,
+                grid=even_grid,
+                preprocess=preprocess_config,
+                image_size=image_size,
+                is_smooth=is_smooth,
+            )
+            assert heat.shape == (height, width)
+            box = cell_box(row, col, grid=even_grid, preprocess=preprocess_config, image_size=image_size)
+            assert box == pytest.approx(
+                (col * width / 3, row * height / 3, (col + 1) * width / 3, (row + 1) * height / 3)
+            )
+            y, x = np.unravel_index(heat.argmax(), heat.shape)
+            assert box[0] <= x + 0.5 <= box[2]
+            assert box[1] <= y + 0.5 <= box[3]
+
+
+@pytest.mark.parametrize("offset_px", [3.0, 15.5, 31.0])
+def test_cells_are_centred_where_the_encoder_looks(
+    offset_px: float, preprocess_config: PreprocessConfig
+) -> None:
+    """With uneven padding the outer cells reach to the border, and inner ones keep their stride."""
+    grid = GridConfig(rows=3, cols=3, stride_px=32, offset_px=offset_px)
+    boxes = [
+        cell_box(0, col, grid=grid, preprocess=preprocess_config, image_size=(960, 96)) for col in range(3)
+    ]
+    assert boxes[0][0] == 0
+    assert boxes[2][2] == 960
+    assert boxes[1][0] == pytest.approx(10 * (offset_px + 0.5 + 16))
+    assert boxes[1][2] - boxes[1][0] == pytest.approx(320)
+
+
+def heat_of(alpha: np.ndarray, grid: GridConfig, preprocess: PreprocessConfig) -> np.ndarray:
+    return heatmap(alpha, grid=grid, preprocess=preprocess, image_size=(960, 480))
+
+
+@pytest.mark.parametrize("offset_px", [3.0, 15.5, 31.0])
+@pytest.mark.parametrize("receptive_field_std_px", [4.0, 30.0, 200.0])
+def test_uniform_attention_is_uniform_heat(
+    offset_px: float, receptive_field_std_px: float, preprocess_config: PreprocessConfig
+) -> None:
+    """However far a cell sees, and wherever the cells lie, up to the border."""
+    grid = GridConfig(rows=3, cols=3, stride_px=32, offset_px=offset_px, receptive_field_std_px=receptive_field_std_px)
+    np.testing.assert_allclose(heat_of(np.full((3, 3), 1 / 9), grid, preprocess_config), 1 / 9)
+    raw = heatmap(
+        np.full((3, 3), 1 / 9), grid=grid, preprocess=preprocess_config, image_size=(50, 70), is_smooth=False
+    )
+    np.testing.assert_allclose(raw, 1 / 9)
+
+
+def test_a_pixel_has_the_mean_of_the_cells_that_see_it(preprocess_config: PreprocessConfig) -> None:
+    """Of two columns, one hot: at the middle between them half, and by Gaussians elsewhere."""
+    grid = GridConfig(rows=2, cols=2, stride_px=48, offset_px=23.5, receptive_field_std_px=20.0)
+    heat = heat_of(np.array([[1.0, 0.0], [1.0, 0.0]]), grid, preprocess_config)  # 960 x 480 from 96 x 96
+    x = (np.arange(960) + 0.5) / 10
+    hot, cold = (np.exp(-0.5 * ((x - centre) / 20) ** 2) for centre in (24, 72))
+    np.testing.assert_allclose(heat, np.broadcast_to(hot / (hot + cold), (480, 960)))
+
+
+def test_raw_cells_have_exactly_their_alpha(
+    even_grid: GridConfig, preprocess_config: PreprocessConfig
+) -> None:
+    alpha = np.arange(9.0).reshape(3, 3)
+    heat = heatmap(alpha, grid=even_grid, preprocess=preprocess_config, image_size=(6, 3), is_smooth=False)
+    np.testing.assert_array_equal(heat, alpha.repeat(2, axis=1))

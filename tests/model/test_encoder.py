@@ -1,0 +1,175 @@
+import pytest
+import torch
+from torch import nn
+
+from captioner.config import GridConfig
+from captioner.errors import CaptionerError
+from captioner.model.captioning import CaptioningModel
+from captioner.model.decoder import teacher_forced
+from captioner.model.encoder import Encoder
+
+
+@pytest.mark.parametrize(
+    ("backbone", "size_px", "side", "annotation_dim"),
+    [
+        ("resnet50", 160, 5, 2048),
+        ("vgg19", 160, 5, 512),
+        ("convnext_tiny", 160, 5, 768),
+        ("efficientnet_b0", 160, 5, 1280),
+        ("densenet121", 160, 5, 1024),
+        ("vit_tiny_patch16_224", 224, 14, 192),
+        ("swin_tiny_patch4_window7_224", 224, 7, 768),
+    ],
+)
+def test_a_backbone_of_any_family_gives_one_annotation_a_cell(
+    backbone: str, size_px: int, side: int, annotation_dim: int
+) -> None:
+    encoder = Encoder(backbone=backbone)
+    grid = encoder.grid_config(size_px)
+    assert (grid.rows, grid.cols) == (side, side)
+    annotations = encoder(torch.randn(1, 3, size_px, size_px))
+    assert annotations.shape == (1, side * side, annotation_dim)
+    assert encoder.annotation_dim == annotation_dim
+    assert encoder.last_stages(1, size_px=size_px)
+
+
+def test_frozen_encoder_does_not_move_and_neither_do_its_batch_norms(model: CaptioningModel) -> None:
+    before = {name: value.clone() for name, value in model.encoder.state_dict().items()}
+    assert any(isinstance(module, nn.BatchNorm2d) for module in model.encoder.modules())
+    model.train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    tokens, lengths = torch.tensor([[[1, 5, 2]], [[1, 6, 2]]]), torch.tensor([[2], [2]])
+    for _ in range(2):
+        annotations = model.encoder(torch.randn(2, 3, 64, 64) * 5)
+        teacher_forced(model.decoder, annotations, tokens, lengths).logits.square().sum().backward()
+        optimizer.step()
+    for name, value in model.encoder.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    assert all(not module.training for module in model.encoder.modules())
+
+
+def centre_of_receptive_field(cnn: nn.Module, size_px: int, cell: int) -> float:
+    """Where a cell of the diagonal looks, measured: with equal positive weights everywhere and no
+    nonlinearity, the gradient of the cell counts the paths from each pixel to it."""
+    for module in cnn.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.constant_(module.weight, 1 / module.weight[0].numel())
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    image = torch.ones(1, 3, size_px, size_px, requires_grad=True)
+    cnn(image)[0, :, cell, cell].sum().backward()
+    assert image.grad is not None
+    weight = image.grad[0].sum(dim=0).sum(dim=0)
+    return float((weight * torch.arange(size_px)).sum() / weight.sum())
+
+
+class SmallCNN(nn.Module):
+    """Strided layers with the padding under test, and a parallel shortcut as residual networks have."""
+
+    def __init__(self, padding: int, kernel: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 4, kernel, stride=2, padding=padding)
+        self.pool = nn.AvgPool2d(2, stride=2)
+        self.second = nn.Conv2d(4, 4, kernel, stride=2, padding=padding)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.second(self.pool(self.first(image)))
+
+    forward_features = forward
+
+
+@pytest.mark.parametrize(("padding", "kernel"), [(1, 3), (2, 5), (3, 7), (0, 2)])
+@pytest.mark.parametrize("size_px", [64, 65, 72])
+def test_cells_are_centred_where_their_receptive_field_is(padding: int, kernel: int, size_px: int) -> None:
+    encoder = Encoder(backbone="test_efficientnet")
+    encoder.cnn, encoder.annotation_dim = SmallCNN(padding, kernel).eval(), 4
+    grid = encoder.grid_config(size_px)
+    cell = grid.rows // 2  # an inner cell, whose field no border cuts
+    measured = centre_of_receptive_field(encoder.cnn, size_px, cell)
+    assert grid.offset_px + grid.stride_px * cell == pytest.approx(measured, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "size_px", "stride_px", "offset_px"),
+    [
+        # Worked by hand. TensorFlow's SAME padding puts nothing before and one row after an even input
+        # of a 3 x 3 stride 2 layer, so its windows are centred on 2 o + 1, but on 2 o for an odd input:
+        # 260, 130, 65, 33, 17 gives 2 (2 (8 o)  + 1) + 1 = 32 o + 3.
+        ("tf_efficientnet_lite2", 260, 32, 3),
+        ("tf_efficientnet_lite2", 257, 32, 0),
+        ("tf_efficientnet_lite2", 288, 32, 31),
+        ("resnet18", 224, 32, 0),
+        ("convnext_atto", 224, 32, 15.5),
+        ("vgg11", 224, 32, 15.5),
+    ],
+)
+def test_known_backbones_have_their_known_geometry(
+    backbone: str, size_px: int, stride_px: float, offset_px: float
+) -> None:
+    grid = Encoder(backbone=backbone).grid_config(size_px)
+    assert (grid.stride_px, grid.offset_px) == (stride_px, offset_px)
+
+
+def test_unknown_backbone_is_refused_with_names_alike() -> None:
+    with pytest.raises(CaptionerError, match=r"no model named 'resnet1000'; alike are .*resnet"):
+        Encoder(backbone="resnet1000")
+
+
+def test_size_that_the_backbone_does_not_take_is_refused() -> None:
+    with pytest.raises(CaptionerError, match="the backbone does not take 100 pixels"):
+        Encoder(backbone="test_vit").grid_config(100)
+
+
+def test_file_that_holds_no_weights_is_refused() -> None:
+    with pytest.raises(CaptionerError, match=r"cannot load weights of test_resnet from missing\.safetensors"):
+        Encoder(backbone="test_resnet", weights="missing.safetensors")
+
+
+@pytest.mark.parametrize("backbone", ["test_efficientnet", "test_resnet", "test_convnext", "test_vit"])
+def test_last_stages_are_parameters_that_the_grid_depends_on_counted_from_its_end(backbone: str) -> None:
+    encoder = Encoder(backbone=backbone)
+    size_px = 160
+    one, two = (encoder.last_stages(count, size_px=size_px) for count in (1, 2))
+    assert {id(parameter) for parameter in one} < {id(parameter) for parameter in two}
+    assert not any(parameter.requires_grad for parameter in encoder.parameters())
+
+    for parameter in two:
+        parameter.requires_grad_(True)
+    encoder(torch.randn(2, 3, size_px, size_px)).square().sum().backward()
+    for parameter in encoder.parameters():
+        is_unfrozen = any(parameter is other for other in two)
+        assert (parameter.grad is not None) == is_unfrozen
+
+
+def test_more_stages_than_there_are_is_refused() -> None:
+    with pytest.raises(CaptionerError, match="the backbone has 6 stages, not 7; lower --finetune-stages"):
+        Encoder(backbone="test_efficientnet").last_stages(7, size_px=64)
+
+
+class OneWindow(nn.Module):
+    """A CNN of one convolution that weighs the pixels of each 9 x 9 window alike."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.window = nn.Conv2d(3, 4, kernel_size=9, stride=8, padding=4, bias=False)
+        nn.init.ones_(self.window.weight)
+
+    def forward_features(self, images: torch.Tensor) -> torch.Tensor:
+        return self.window(images)
+
+
+def test_field_of_view_is_that_of_a_known_window() -> None:
+    """Each of nine pixels has a ninth of the energy; 68.27 % of nine pixels, halved."""
+    encoder = Encoder(backbone="test_efficientnet")
+    encoder.cnn, encoder.annotation_dim = OneWindow(), 4
+    grid = GridConfig(rows=8, cols=8, stride_px=8, offset_px=0)
+    assert encoder.receptive_field_std_px(torch.randn(2, 3, 64, 64), grid) == pytest.approx(9 * 0.6827 / 2)
+
+
+def test_cell_that_sees_nothing_has_no_field_of_view() -> None:
+    encoder = Encoder(backbone="test_efficientnet")
+    blind = OneWindow()
+    nn.init.zeros_(blind.window.weight)
+    encoder.cnn, encoder.annotation_dim = blind, 4
+    grid = GridConfig(rows=8, cols=8, stride_px=8, offset_px=0)
+    assert encoder.receptive_field_std_px(torch.randn(2, 3, 64, 64), grid) is None

@@ -1,0 +1,125 @@
+"""Training processes that are killed at random moments, and what a resumed run makes of what is left."""
+
+import multiprocessing
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from captioner.config import DecoderConfig, DecodingOptions, EncoderConfig
+from captioner.data.pictures import CachedRecords
+from captioner.model.encoder import Encoder
+from captioner.records import CaptionedImage
+from captioner.training.captioning import CaptioningTask
+from captioner.training.recipe import Recipe, TrainingConfig
+from captioner.training.run import make_accelerator
+from captioner.training.trainer import Trainer
+from captioner.vocabulary import Vocabulary
+from tests.conftest import TINY_CNN, TINY_SIZE_PX, noise_picture
+
+NUM_KILLS = 20
+NUM_PICTURES = 12
+RECIPE = Recipe(
+    encoder=EncoderConfig(backbone=TINY_CNN, image_size=TINY_SIZE_PX),
+    decoder=DecoderConfig(embedding_dim=16, hidden_dim=24, attention_dim=8, dropout=0.3),
+    training=TrainingConfig(
+        batch_size=2, epochs=4, patience=4, min_count=1, finetune_from_epoch=3, finetune_stages=1
+    ),
+    decoding=DecodingOptions(max_words=5),
+)
+
+
+def train(folder: Path, pictures: Path, num_steps_seen: "multiprocessing.sharedctypes.Synchronized") -> None:
+    """A whole run, or the rest of one: saved after every step, with dropout, augmentation and fine-tuning."""
+    torch.set_num_threads(1)
+    encoder = Encoder(backbone=TINY_CNN)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        encoder = Encoder(backbone=TINY_CNN)
+    records = [
+        CaptionedImage(
+            image_id=str(number),
+            source=pictures / f"{number}.png",
+            captions=(f"a dog of colour {number % 3}", "a dog"),
+            split="train",
+        )
+        for number in range(NUM_PICTURES)
+    ]
+    grid = encoder.grid_config(TINY_SIZE_PX)
+    split = CachedRecords(records=records, grids=np.zeros((0, grid.num_cells, encoder.annotation_dim), np.float16))
+    task = CaptioningTask(
+        recipe=RECIPE,
+        encoder=encoder,
+        preprocess=encoder.preprocess_config(TINY_SIZE_PX),
+        grid=grid,
+        vocabulary=Vocabulary.build((text for record in records for text in record.captions), min_count=1),
+        train=split,
+        dev=split,
+    )
+    task.figures = lambda _: iter(())
+    trainer = Trainer(
+        accelerator=make_accelerator(RECIPE), recipe=RECIPE, task=task, out=folder, save_minutes=0.0
+    )
+    learn = trainer.learner.step
+
+    def step(*arguments: object) -> dict[str, float]:
+        num_steps_seen.value += 1
+        return learn(*arguments)
+
+    trainer.learner.step = step
+    if (folder / "last").exists():
+        trainer.resume()
+    trainer.run()
+
+
+@pytest.mark.slow
+def test_run_killed_at_any_moment_ends_as_if_it_had_not_been(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Real processes get SIGKILL, during steps, saves and validation alike; not one of twenty may matter."""
+    monkeypatch.setenv("PATH", "")  # no Java, no METEOR
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for number in range(NUM_PICTURES):
+        noise_picture(number).save(pictures / f"{number}.png")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.training.test_crash"])
+    num_steps = context.Value("i", 0, lock=False)  # a killed process would never give a lock back
+
+    def start(folder: Path) -> "multiprocessing.context.ForkServerProcess":
+        process = context.Process(target=train, args=(folder, pictures, num_steps))
+        process.start()
+        return process
+
+    def finish(folder: Path) -> None:
+        process = start(folder)
+        process.join()
+        assert process.exitcode == 0
+
+    finish(tmp_path / "whole")
+    steps_of_a_run = num_steps.value
+    assert steps_of_a_run == RECIPE.training.epochs * NUM_PICTURES // RECIPE.training.batch_size
+    whole = torch.load(tmp_path / "whole" / "last" / "training_state.pt", weights_only=True)
+    best = (tmp_path / "whole" / "best" / "model.safetensors").read_bytes()
+
+    draw = random.Random(0)
+    killed_in_time = 0
+    for kill in range(NUM_KILLS):
+        folder = tmp_path / str(kill)
+        goal = num_steps.value + draw.randrange(steps_of_a_run)
+        process = start(folder)
+        while process.is_alive() and num_steps.value <= goal:
+            process.join(0.001)
+        process.join(draw.random() * 0.05)  # somewhere within what follows that step
+        killed_in_time += process.is_alive()
+        process.kill()
+        process.join()
+        finish(folder)
+        state = torch.load(folder / "last" / "training_state.pt", weights_only=True)
+        for part in ("model", "averaged"):
+            for name, value in whole[part].items():
+                assert torch.equal(value, state[part][name]), (kill, part, name)
+        assert (folder / "best" / "model.safetensors").read_bytes() == best
+    assert killed_in_time >= NUM_KILLS - 1  # the last step may be over before it is killed

@@ -1,0 +1,515 @@
+import errno
+import json
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.tensorboard import SummaryWriter
+
+from captioner.checkpoint.weights import CaptioningCheckpoint, load_checkpoint
+from captioner.config import DecoderConfig, DecodingOptions, EncoderConfig
+from captioner.data.batching import load_batches
+from captioner.data.pictures import CachedRecords
+from captioner.errors import CaptionerError, ModelFolderError
+from captioner.evaluation.metrics import Scores, score_captions
+from captioner.model.encoder import Encoder
+from captioner.records import CaptionedImage
+from captioner.training.captioning import CaptioningTask
+from captioner.training.log import RunLog
+from captioner.training.recipe import Recipe, TrainingConfig
+from captioner.training.run import make_accelerator
+from captioner.training.state import data_digest, load_matching_state, save_state
+from captioner.training.step import TrainStep
+from captioner.training.trainer import Trainer
+from captioner.training.validation import validate
+from captioner.vocabulary import Vocabulary
+from tests.conftest import TINY_CNN, TINY_SIZE_PX, noise_picture
+
+CAPTIONS = [
+    "a black dog runs through the snow",
+    "two boys play football on the grass",
+    "a woman in a red coat crosses the street",
+    "a man climbs a steep rock",
+    "three children jump into a pool",
+    "a brown horse stands in a field",
+    "a cyclist rides down a hill",
+    "an old man sits on a bench",
+]
+
+RECIPE = Recipe(
+    encoder=EncoderConfig(backbone=TINY_CNN, image_size=TINY_SIZE_PX),
+    decoder=DecoderConfig(embedding_dim=32, hidden_dim=64, attention_dim=16, dropout=0.1),
+    training=TrainingConfig(
+        batch_size=4,
+        epochs=60,
+        learning_rate=0.01,
+        label_smoothing=0.0,
+        attention_penalty=0.0,
+        ema_decay=0.5,
+        patience=60,
+        min_count=1,
+    ),
+    decoding=DecodingOptions(beam_size=3, max_words=12),
+)
+
+
+@pytest.fixture(autouse=True)
+def no_extras(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each METEOR starts a Java process and each overlay takes a second; most tests can do without."""
+    monkeypatch.setattr("captioner.evaluation.metrics.has_java", lambda: False)
+    if "overlays" not in request.node.name:
+        monkeypatch.setattr(RunLog, "figures", lambda *_: None)
+
+
+@pytest.fixture
+def make_trainer(encoder: Encoder, tmp_path: Path) -> Callable[..., Trainer]:
+    grid = encoder.grid_config(TINY_SIZE_PX)
+    shape = (len(CAPTIONS), grid.num_cells, encoder.annotation_dim)
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    records = []
+    for number, text in enumerate(CAPTIONS):
+        path = pictures / f"{number}.png"
+        noise_picture(number).save(path)
+        records.append(CaptionedImage(image_id=str(number), source=path, captions=(text,), split="train"))
+    grids = np.random.default_rng(0).normal(size=shape).astype(np.float16)
+
+    def make(
+        out: Path,
+        recipe: Recipe = RECIPE,
+        *,
+        num_cached: int = len(CAPTIONS),
+        start: CaptioningCheckpoint | None = None,
+    ) -> Trainer:
+        split = CachedRecords(records=records, grids=grids[:num_cached])
+        task = CaptioningTask(
+            recipe=recipe,
+            encoder=deepcopy(encoder),
+            preprocess=encoder.preprocess_config(TINY_SIZE_PX),
+            grid=grid,
+            vocabulary=Vocabulary.build(CAPTIONS, min_count=1),
+            train=split,
+            dev=split,
+            start=start,
+        )
+        return Trainer(accelerator=make_accelerator(recipe), recipe=recipe, task=task, out=out)
+
+    return make
+
+
+def shorter(epochs: int, **changes: object) -> Recipe:
+    return replace(RECIPE, training=replace(RECIPE.training, epochs=epochs, **changes))
+
+
+def test_model_overfits_eight_pictures_and_says_them_back(
+    make_trainer: Callable[..., Trainer], tmp_path: Path
+) -> None:
+    trainer = make_trainer(tmp_path)
+    best = trainer.run()
+    loaded = load_checkpoint(best)
+    scores, captions = validate(
+        loaded.model.eval(),
+        trainer.task.dev,
+        vocabulary=loaded.vocabulary,
+        config=loaded.config.decoding,
+        score=partial(score_captions, references=trainer.task.dev.references),
+    )
+    assert [captions[str(number)] for number in range(8)] == CAPTIONS
+    assert scores.bleu_4 == pytest.approx(100)
+
+
+def test_self_critical_training_raises_the_reward_of_what_is_sampled(
+    make_trainer: Callable[..., Trainer], tmp_path: Path
+) -> None:
+    recipe = shorter(20, self_critical_from_epoch=7, self_critical_learning_rate=3e-3)
+    trainer = make_trainer(tmp_path, recipe)
+    trainer.run()
+    rewards = [entry["loss"].get("reward") for entry in trainer.progress.history]
+    assert rewards[:6] == [None] * 6
+    assert np.mean(rewards[-5:]) > 1.3 * rewards[6]
+
+
+def test_baseline_of_hard_attention_is_the_papers_moving_average(
+    make_trainer: Callable[..., Trainer], tmp_path: Path
+) -> None:
+    recipe = shorter(1)
+    trainer = make_trainer(tmp_path, replace(recipe, decoder=replace(recipe.decoder, attention="hard")))
+    expected = 0.0
+    for number in range(2):
+        parts = list(load_batches(trainer.task.train, [[(0, 1), (0, 4 + number)]], num_workers=0))
+        values = trainer.learner.step(parts, number)
+        log_likelihood = -values["cross_entropy"] * int(parts[0].lengths.sum()) / 2
+        expected = 0.9 * expected + 0.1 * log_likelihood
+    assert trainer.learner.baseline == pytest.approx(expected, rel=1e-5)
+
+
+def test_samples_are_of_the_pictures_whose_gradient_is_taken(
+    make_trainer: Callable[..., Trainer], tmp_path: Path
+) -> None:
+    """With half of the pictures cached: what stands for the others is their annotations."""
+    trainer = make_trainer(tmp_path, shorter(1, self_critical_from_epoch=1), num_cached=4)
+    (batch,) = load_batches(trainer.task.train, [[(0, 7), (0, 2), (0, 5)]], num_workers=0)
+    (sampled,), (rewards,) = trainer.learner._sampled([batch])
+    model = trainer.learner.raw_model
+    assert sampled.ids == batch.ids
+    assert len(sampled.sources.images) == 0
+    found, expected = (model.encoder.annotations_of(given.sources)[0] for given in (sampled, batch))
+    torch.testing.assert_close(found, expected)
+    assert rewards.shape == sampled.lengths.shape == (3, 5)
+
+
+def test_run_starts_from_a_model_as_it_was_saved(
+    make_trainer: Callable[..., Trainer], tmp_path: Path
+) -> None:
+    first = make_trainer(tmp_path / "first", shorter(1))
+    saved = load_checkpoint(first.run())
+    second = make_trainer(tmp_path / "second", shorter(1), start=saved)
+    for name, value in saved.model.decoder.state_dict().items():
+        assert torch.equal(second.learner.raw_model.decoder.state_dict()[name], value), name
+    assert load_checkpoint(second.run()).metrics["start"] == saved.metrics
+
+
+class PowerCutError(Exception):
+    pass
+
+
+def cut_power_at(trainer: Trainer, step: int) -> None:
+    """Let the run end like a crash before a step, with the save before it as the last one."""
+    learn = trainer.learner.step
+
+    def step_or_stop(parts: object, number: int) -> dict[str, float]:
+        if number == step:
+            raise PowerCutError
+        return learn(parts, number)
+
+    trainer.learner.step = step_or_stop
+
+
+def assert_same_weights(one: Trainer, other: Trainer) -> None:
+    for first, second in (
+        (one.learner.raw_model, other.learner.raw_model),
+        (one.learner.averaged, other.learner.averaged),
+    ):
+        for name, value in first.state_dict().items():
+            assert torch.equal(value, second.state_dict()[name]), name
+
+
+def test_state_of_a_version_with_fewer_settings_goes_on_with_their_defaults(tmp_path: Path) -> None:
+    save_state(tmp_path, recipe=RECIPE, state={"step": 3})
+    file = tmp_path / "training_state.pt"
+    state = torch.load(file, weights_only=True)
+    recipe = json.loads(state["recipe"])
+    del recipe["decoding"]["no_repeat_ngram"]
+    torch.save({**state, "recipe": json.dumps(recipe)}, file)
+    assert load_matching_state(tmp_path, RECIPE)["step"] == 3
+    with pytest.raises(CaptionerError, match="no_repeat_ngram was 0 and is 2"):
+        load_matching_state(tmp_path, RECIPE.changed({"decoding": {"no_repeat_ngram": 2}}))
+    recipe["decoding"]["of_the_future"] = 1
+    torch.save({**state, "recipe": json.dumps(recipe)}, file)
+    with pytest.raises(CaptionerError, match="begun by another version of captioner"):
+        load_matching_state(tmp_path, RECIPE)
+
+
+@pytest.mark.parametrize(
+    ("changes", "attention", "step"),
+    [
+        *[({"finetune_from_epoch": 3, "finetune_stages": 1}, "soft", step) for step in (0, 1, 3, 4, 5, 8)],
+        *[({"self_critical_from_epoch": 3}, "soft", step) for step in (3, 4, 5, 8)],
+        ({}, "hard", 5),
+    ],
+)
+def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(
+    make_trainer: Callable[..., Trainer], tmp_path: Path, changes: dict[str, int], attention: str, step: int
+) -> None:
+    """Two steps an epoch, saved after each; epoch 3, from which another phase begins, is step 4."""
+    recipe = shorter(5, **changes)
+    recipe = replace(recipe, decoder=replace(recipe.decoder, attention=attention))
+    whole = make_trainer(tmp_path / "whole", recipe)
+    whole.run()
+
+    interrupted = make_trainer(tmp_path / "parts", recipe)
+    interrupted.save_minutes = 0
+    interrupted.save()
+    cut_power_at(interrupted, step)
+    with pytest.raises(PowerCutError):
+        interrupted.run()
+    torch.manual_seed(12345)
+    resumed = make_trainer(tmp_path / "parts", recipe)
+    resumed.resume()
+    assert resumed.progress.step == step
+    resumed.run()
+
+    assert_same_weights(whole, resumed)
+    for file in ("best/model.safetensors", "best/config.json"):
+        assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "parts" / file).read_bytes()
+    entries = [
+        [json.loads(line) for line in (tmp_path / run / "log.jsonl").read_text().splitlines()]
+        for run in ("whole", "parts")
+    ]
+    for name in ("loss", "dev", "step", "is_finetuning"):
+        assert [entry[name] for entry in entries[0]] == [entry[name] for entry in entries[1]]
+
+
+def test_resuming_with_another_recipe_or_other_data_is_refused_with_the_difference(
+    make_trainer: Callable[..., Trainer], tmp_path: Path
+) -> None:
+    make_trainer(tmp_path, shorter(1)).run()
+    with pytest.raises(CaptionerError, match=r"epochs was 1 and is 2"):
+        make_trainer(tmp_path, shorter(2)).resume()
+    with pytest.raises(CaptionerError, match="nothing was saved yet"):
+        make_trainer(tmp_path / "elsewhere", shorter(1)).resume()
+    trainer = make_trainer(tmp_path, shorter(1))
+    with torch.no_grad():
+        next(trainer.learner.raw_model.encoder.parameters()).add_(1.0)
+    other = data_digest(trainer.task.train.split, trainer.task.vocabulary, trainer.learner.raw_model.encoder)
+    assert other != trainer.digest
+    trainer.digest = other
+    with pytest.raises(CaptionerError, match="other training data"):
+        trainer.resume()
+
+
+def test_full_disk_keeps_the_last_good_save(
+    make_trainer: Callable[..., Trainer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = shorter(3)
+    trainer = make_trainer(tmp_path / "run", recipe)
+    trainer.save_minutes = 0
+    write = torch.save
+
+    def write_until_full(state: dict[str, object], path: Path) -> None:
+        write(state, path)
+        if trainer.progress.step == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", write_until_full)
+    with pytest.raises(ModelFolderError, match=r"cannot save .*last: .*No space left .* before is kept"):
+        trainer.run()
+    monkeypatch.setattr(torch, "save", write)
+    resumed = make_trainer(tmp_path / "run", recipe)
+    resumed.resume()
+    assert resumed.progress.step == 2
+    resumed.run()
+    whole = make_trainer(tmp_path / "whole", recipe)
+    whole.run()
+    assert_same_weights(whole, resumed)
+
+
+def test_working_through_a_step_in_parts_changes_nothing(
+    make_trainer: Callable[..., Trainer], tmp_path: Path
+) -> None:
+    recipe = shorter(3)
+    recipe = replace(recipe, decoder=replace(recipe.decoder, dropout=0.0))
+    whole = make_trainer(tmp_path / "whole", recipe)
+    whole.run()
+    parts = make_trainer(tmp_path / "parts", replace(recipe, training=replace(recipe.training, gradient_accumulation_steps=3)))
+    parts.run()
+    for name, value in whole.learner.raw_model.state_dict().items():
+        torch.testing.assert_close(
+            value, parts.learner.raw_model.state_dict()[name], rtol=1e-3, atol=1e-4, msg=name
+        )
+    for one, other in zip(whole.progress.history, parts.progress.history, strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
+
+
+def test_mixed_precision_holds_for_every_step_of_both_stages(
+    make_trainer: Callable[..., Trainer], tmp_path: Path
+) -> None:
+    AcceleratorState._reset_state()  # the precision is one for a process
+    try:
+        recipe = shorter(3, mixed_precision="bf16", finetune_from_epoch=3, finetune_stages=1)
+        trainer = make_trainer(tmp_path, recipe)
+        seen = []
+        hidden_readout = trainer.learner.raw_model.decoder.hidden_readout
+        hidden_readout.register_forward_hook(lambda _, __, output: seen.append(output.dtype))
+        trainer.run()
+        assert len(seen) >= 6
+        assert set(seen) == {torch.bfloat16}
+    finally:
+        AcceleratorState._reset_state()
+
+
+def test_frozen_parts_stay_frozen_and_so_do_statistics_while_the_last_stage_trains(
+    make_trainer: Callable[..., Trainer], tmp_path: Path
+) -> None:
+    recipe = shorter(4, finetune_from_epoch=3, finetune_stages=1)
+    trainer = make_trainer(tmp_path, recipe)
+    encoder = trainer.learner.raw_model.encoder
+    stage = {id(parameter) for parameter in encoder.last_stages(1, size_px=TINY_SIZE_PX)}
+    before = {name: value.clone() for name, value in encoder.state_dict().items()}
+
+    cut_power_at(trainer, 4)  # the first step of epoch 3
+    with pytest.raises(PowerCutError):
+        trainer.run()
+    for name, value in encoder.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+    trainer.learner.step = TrainStep.step.__get__(trainer.learner)
+    trainer.run()
+    parameters = dict(encoder.named_parameters())
+    for name, value in encoder.state_dict().items():
+        is_in_stage = name in parameters and id(parameters[name]) in stage
+        assert torch.equal(value, before[name]) != is_in_stage, name
+    saved = load_checkpoint(tmp_path / "best").model.encoder.state_dict()
+    assert saved.keys() == before.keys()
+
+
+def test_uncached_pictures_train_too(make_trainer: Callable[..., Trainer], tmp_path: Path) -> None:
+    recipe = shorter(2, augmentation=False)
+    losses = []
+    for num_cached in (0, 3):
+        trainer = make_trainer(tmp_path / str(num_cached), recipe, num_cached=num_cached)
+        trainer.run()
+        losses.append(trainer.progress.history[-1]["loss"]["total"])
+    assert all(np.isfinite(losses))
+    assert losses[0] != losses[1]  # the cached grids of these tests are not those of the pictures
+
+
+def test_best_model_is_by_decoded_cider_and_training_stops_when_it_no_longer_grows(
+    make_trainer: Callable[..., Trainer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script_dev_ciders(monkeypatch, [10.0, 30.0, 20.0, 25.0, 99.0])
+    trainer = make_trainer(tmp_path, shorter(5, patience=2))
+    best = trainer.run()
+    assert trainer.progress.epoch == 4
+    assert load_checkpoint(best).metrics["dev"]["cider"] == 30.0
+
+
+def test_fine_tuning_begins_whatever_the_patience_and_counts_anew(
+    make_trainer: Callable[..., Trainer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script_dev_ciders(monkeypatch, [30.0, 20.0, 20.0, 20.0, 20.0, 99.0])
+    trainer = make_trainer(tmp_path, shorter(6, patience=1, finetune_from_epoch=5, finetune_stages=1))
+    trainer.run()
+    assert [entry["is_finetuning"] for entry in trainer.progress.history] == [False] * 4 + [True]
+
+
+def script_dev_ciders(monkeypatch: pytest.MonkeyPatch, values: list[float]) -> None:
+    ciders = iter(values)
+
+    def scripted(*_: object, **__: object) -> tuple[Scores, dict[str, str]]:
+        scores = Scores(bleu_1=0, bleu_2=0, bleu_3=0, bleu_4=0, rouge_l=0, cider=next(ciders), meteor=None)
+        return scores, {"0": "a dog"}
+
+    monkeypatch.setattr("captioner.training.captioning.validate", scripted)
+
+
+@pytest.mark.parametrize(
+    ("attention", "changes"), [("soft", {}), ("hard", {}), ("soft", {"self_critical_from_epoch": 1})]
+)
+def test_loss_that_is_not_finite_stops_with_the_step_and_the_pictures(
+    make_trainer: Callable[..., Trainer], tmp_path: Path, attention: str, changes: dict[str, int]
+) -> None:
+    recipe = shorter(2, **changes)
+    trainer = make_trainer(tmp_path, replace(recipe, decoder=replace(recipe.decoder, attention=attention)))
+    split = trainer.task.train.split
+    trainer.task.train.split = replace(split, grids=np.full_like(split.grids, np.nan))
+    with pytest.raises(CaptionerError, match=r"the loss is nan at step 0 on \S+\d\.png, \S+, \S+, \S+; lower"):
+        trainer.run()
+
+
+def test_full_memory_says_which_flag_to_change(
+    make_trainer: Callable[..., Trainer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+
+    monkeypatch.setattr(TrainStep, "step", full)
+    with pytest.raises(CaptionerError, match=r"memory is full at step 0; raise --gradient_accumulation_steps to 2"):
+        make_trainer(tmp_path).run()
+
+
+def test_fp16_without_a_gpu_is_refused() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(CaptionerError, match="fp16"):
+        make_accelerator(replace(RECIPE, training=replace(RECIPE.training, mixed_precision="fp16")))
+
+
+def test_tensorboard_has_curves_and_the_overlays_of_the_same_eight_pictures(
+    make_trainer: Callable[..., Trainer], tmp_path: Path
+) -> None:
+    make_trainer(tmp_path, shorter(2)).run()
+    events = EventAccumulator(str(tmp_path / "tensorboard"), size_guidance={"images": 0, "scalars": 0})
+    events.Reload()
+    for number in range(8):
+        assert [event.step for event in events.Images(f"dev_figures/{number}")] == [1, 3]
+    for name in ("loss/total", "loss/cross_entropy", "loss/attention_penalty", "learning_rate"):
+        assert [event.step for event in events.Scalars(name)] == [0, 1, 2, 3]
+    for name in ("gradient_norm", "captions_per_s", "dev/cider", "data_wait_share"):
+        assert events.Scalars(name)
+
+
+def test_run_resumed_at_the_end_of_an_epoch_keeps_what_its_logs_said(
+    make_trainer: Callable[..., Trainer], tmp_path: Path
+) -> None:
+    recipe = shorter(3)
+    trainer = make_trainer(tmp_path, recipe)
+    cut_power_at(trainer, 4)  # the first step of epoch 3
+    with pytest.raises(PowerCutError):
+        trainer.run()
+    (tmp_path / "log.jsonl").write_text("")  # as if it had been killed before this was written
+    resumed = make_trainer(tmp_path, recipe)
+    resumed.resume()
+    resumed.run()
+    assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 3
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("dev/cider")] == [1, 3, 5]
+    assert [event.step for event in events.Scalars("loss/total")] == list(range(6))
+
+
+def test_log_that_the_disk_refuses_is_told_in_one_line(
+    make_trainer: Callable[..., Trainer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(SummaryWriter, "add_scalar", refuse)
+    monkeypatch.setattr(SummaryWriter, "close", refuse)
+    with pytest.raises(CaptionerError, match=r"cannot write the log in .*: No space left on device; make room"):
+        make_trainer(tmp_path).run()
+
+
+def test_resumed_run_that_was_over_chooses_its_decoding_without_stale_grids(
+    make_trainer: Callable[..., Trainer], tmp_path: Path
+) -> None:
+    recipe = shorter(2, finetune_from_epoch=2, finetune_stages=1)
+    make_trainer(tmp_path, recipe).run()
+    resumed = make_trainer(tmp_path, recipe)
+    assert len(resumed.task.dev.split.grids) == len(CAPTIONS)
+    resumed.resume()
+    resumed.run()
+    assert len(resumed.task.dev.split.grids) == 0
+
+
+def test_parts_may_differ_on_resume(make_trainer: Callable[..., Trainer], tmp_path: Path) -> None:
+    recipe = shorter(2)
+    trainer = make_trainer(tmp_path, recipe)
+    cut_power_at(trainer, 2)
+    with pytest.raises(PowerCutError):
+        trainer.run()
+    resumed = make_trainer(tmp_path, replace(recipe, training=replace(recipe.training, gradient_accumulation_steps=2)))
+    resumed.resume()
+    resumed.run()
+    assert resumed.progress.step == 4
+
+
+def test_settling_keeps_the_weights_and_sets_the_decoding_that_scores_best(
+    make_trainer: Callable[..., Trainer], tmp_path: Path
+) -> None:
+    trainer = make_trainer(tmp_path, shorter(3, finetune_from_epoch=3, finetune_stages=1))
+    best = trainer.run()
+    weights = (best / "model.safetensors").read_bytes()
+    scores = trainer.task.tune_decoding(best)
+    loaded = load_checkpoint(best)
+    assert (best / "model.safetensors").read_bytes() == weights
+    tried = loaded.metrics["decoding_cider"]
+    assert scores.cider == pytest.approx(max(tried.values()))
+    assert loaded.metrics["dev"]["beam_size"] == loaded.config.decoding.beam_size
