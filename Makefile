@@ -1,20 +1,24 @@
-# The first commands of the README. Each builds .venv first, from pinned versions, if it is not there.
+# The first commands of the README. Each builds .venv first, from pinned versions, if it is missing.
 PYTHON ?= python3
 .DEFAULT_GOAL := help
-.PHONY: help setup caption test test-lowest lint
+.PHONY: help setup caption test test-all test-lowest coverage lint
 
 help:
-	@echo "make caption   set up what captions pictures, then caption those in examples/ and draw overlays into out/"
-	@echo "make test      set up the rest, PyTorch included, then run the tests"
-	@echo "make lint      set up, then check format, style and types"
-	@echo "make setup     set up alone: build .venv"
-	@echo "make test-lowest  run the faster tests with the lowest versions that are allowed, in .venv-lowest"
+	@echo "make caption      install what captioning needs, caption examples/, and draw overlays into out/"
+	@echo "make test         install the rest, including PyTorch, and run the tests (under five minutes on two cores)"
+	@echo "make test-all     run everything: also 20 kills of runs and jobs, notebooks, a cluster, the lowest versions"
+	@echo "make test-lowest  run the faster tests with the lowest allowed versions, in .venv-lowest"
+	@echo "make coverage     run the tests and print the lines that none of them reaches"
+	@echo "make lint         check format, style, types and the layers of imports"
+	@echo "make setup        only build .venv"
 
 setup: .venv/.complete
 
-# uv does the installing: the one that is there, else one fetched by pip into .venv itself.
+# uv installs: the one on the PATH, else one fetched by pip into .venv itself.
 INSTALL = PATH="$$PATH:$(CURDIR)/.venv/bin" uv pip install --python .venv/bin/python \
 	--constraint constraints.txt --editable
+# A worker per core, and a thread per worker: with more threads than cores they would wait for one another.
+PYTEST = OMP_NUM_THREADS=1 .venv/bin/python -m pytest --numprocesses auto
 
 .venv/.light: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "captioner needs Python 3.10 or later; try: make PYTHON=python3.12 $(MAKECMDGOALS)")'
@@ -31,10 +35,20 @@ caption: .venv/.light
 	.venv/bin/python caption.py examples --overlay out
 
 test: setup
-	.venv/bin/python -m pytest
+	$(PYTEST) -m "not long"
 
-# The lowest versions that pyproject.toml admits, in an environment of their own. Their deprecations are no
-# errors, and the shapes of arrays are checked with the newest versions only.
+test-all: setup test-lowest
+	@echo "make test-all adds 20 kills of training runs and jobs, notebooks, a cluster and the lowest versions"
+	CAPTIONER_KILLS=20 $(PYTEST)
+
+coverage: setup
+	$(PYTEST) -m "not long" --cov --cov-report term-missing:skip-covered
+
+# Deprecations of old versions are not errors, and shapes of arrays are checked with the newest versions only.
+test-lowest: .venv-lowest/.complete
+	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest --numprocesses auto -m "not slow and not long" \
+		-o addopts=--strict-markers -o filterwarnings= -o cache_dir=.venv-lowest/.pytest_cache
+
 .venv-lowest/.complete: pyproject.toml
 	$(PYTHON) -m venv --clear .venv-lowest
 	command -v uv >/dev/null || .venv-lowest/bin/python -m pip install --quiet uv
@@ -42,11 +56,8 @@ test: setup
 		--resolution lowest-direct --editable '.[dev]'
 	touch $@
 
-test-lowest: .venv-lowest/.complete
-	.venv-lowest/bin/python -m pytest -m "not slow" -o addopts=--strict-markers -o filterwarnings= \
-		-o cache_dir=.venv-lowest/.pytest_cache
-
 lint: setup
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
 	.venv/bin/mypy
+	.venv/bin/lint-imports --config pyproject.toml

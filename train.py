@@ -1,4 +1,4 @@
-"""Train a model, or check a data set: `python train.py coco --root DIR --out runs/NAME`."""
+"""Training from the command line: `python train.py coco --root DIR --out runs/NAME`."""
 
 import logging
 import os
@@ -79,8 +79,8 @@ class Training:
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """Check a data set: counts, lengths, vocabulary, pictures that are missing, cannot be decoded or are in two
-    splits, empty captions. The exit status is 1 if the data set is not valid for training."""
+    """Check a data set: counts, lengths, vocabulary, pictures that are missing, cannot be decoded or are in
+    two splits, empty captions. The exit status is 1 if the data set is not valid for training."""
 
     dataset: Dataset
     min_count: Annotated[int, arg("INT", "5")] = 5

@@ -1,1 +1,1 @@
-"""Measurements that the README quotes; each file is a command with --help."""
+"""Benchmarks behind the numbers in the documentation, each a command."""

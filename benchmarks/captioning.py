@@ -1,11 +1,17 @@
-"""How fast pictures are captioned: from JPEGs to text, beside what that cannot do without.
+"""Speed of captioning, compared with its encoder and JPEG decoding alone.
 
     python benchmarks/captioning.py --images train2017
 
-For each way to run the model and each batch size: pictures a second from file to caption with a beam of 3; by
-the encoder alone, on pictures that are ready, as many batches at once as in captioning (the floor); and
-JPEG decoding alone. Then how long the command takes for one picture, as a whole process, beside
-`python -c "import torch"`. What is compared takes turns. Figures are medians, with the least and the most.
+For each backend and batch size, pictures per second:
+
+- from file to caption, with a beam size of 3;
+- by the encoder alone, on pictures in memory, with as many concurrent batches as in captioning: an upper
+  bound;
+- by JPEG decoding alone.
+
+Then the duration of the command for one picture, as a whole process, compared with
+`python -c "import torch"`. Measurements are interleaved and repeated; the table has their median, minimum and
+maximum.
 """
 
 import subprocess
@@ -33,9 +39,9 @@ BEAM_SIZE = 3
 
 
 def tasks(captioner: Captioner, paths: list[Path], batch_size: int) -> dict[str, Callable[[], None]]:
-    """What is timed, each over all the pictures."""
-    decoding = replace(captioner.config.decoding, beam_size=BEAM_SIZE)
-    ready = [
+    """The functions that are timed, each over all pictures."""
+    options = replace(captioner.config.decoding, beam_size=BEAM_SIZE)
+    loaded = [
         np.stack([captioner.preprocess.load(path) for path in batch]) for batch in batches(paths, batch_size)
     ]
 
@@ -44,22 +50,24 @@ def tasks(captioner: Captioner, paths: list[Path], batch_size: int) -> dict[str,
             pass
 
     def encode() -> None:
-        at_once = captioner.backend.max_concurrent_batches
-        for _ in map_in_threads(captioner.backend.encode, ready, num_threads=at_once, ahead=at_once):
+        concurrent = captioner.backend.max_concurrent_batches
+        for _ in map_in_threads(captioner.backend.encode, loaded, num_threads=concurrent, ahead=concurrent):
             pass
 
     def caption() -> None:
-        for _ in captioner.caption_files(paths, batch_size=batch_size, decoding=decoding):
+        for _ in captioner.caption_files(paths, batch_size=batch_size, options=options):
             pass
 
     return {"file to caption": caption, "encoder alone": encode, "JPEG decoding alone": decode}
 
 
-def captioning_rows(ways: dict[str, Captioner], paths: list[Path], repeats: int) -> dict[str, list[float]]:
-    """Pictures a second, by way, batch size and task."""
+def captioning_rows(
+    captioners: dict[str, Captioner], paths: list[Path], repeats: int
+) -> dict[str, list[float]]:
+    """Pictures per second, by backend, batch size and task."""
     rows: dict[str, list[float]] = {}
     for batch_size in BATCH_SIZES:
-        for way, captioner in ways.items():
+        for backend, captioner in captioners.items():
             timed = tasks(captioner, paths, batch_size)
             for task in timed.values():
                 task()  # warm up
@@ -68,12 +76,12 @@ def captioning_rows(ways: dict[str, Captioner], paths: list[Path], repeats: int)
                     started = time.perf_counter()
                     task()
                     rate = len(paths) / (time.perf_counter() - started)
-                    rows.setdefault(f"{way}, batch of {batch_size}: {name}", []).append(rate)
+                    rows.setdefault(f"{backend}, batch of {batch_size}: {name}", []).append(rate)
     return rows
 
 
-def start_rows(picture: Path, repeats: int) -> dict[str, list[float]]:
-    """Seconds of whole processes."""
+def process_rows(picture: Path, repeats: int) -> dict[str, list[float]]:
+    """The duration of whole processes, in seconds."""
     commands = {
         "caption.py, onnx": ["caption.py", str(picture), "--backend", "onnx"],
         "caption.py, torch": ["caption.py", str(picture), "--backend", "torch"],
@@ -96,30 +104,30 @@ def main(
     threads: int | None = None,
     json_out: Path | None = None,
 ) -> None:
-    """Measure and print one table each.
+    """Measure, and print two tables.
 
     Args:
         images: Folder of JPEGs.
-        num_pictures: So many are captioned each time; the folder's are repeated.
-        repeats: How often each figure is taken.
-        threads: CPU threads of the model, by default one a core.
-        json_out: Write all figures to this file too.
+        num_pictures: Pictures captioned in each measurement; those of the folder are repeated as needed.
+        repeats: Number of measurements.
+        threads: CPU threads of the model, by default one per core.
+        json_out: Also write all values to this file.
     """
     found = sorted(images.glob("*.jpg"))
     if not found:
-        sys.exit(f"captioning.py: {images} holds no JPEGs")
+        sys.exit(f"captioning.py: {images} contains no JPEGs")
     paths = (found * (num_pictures // len(found) + 1))[:num_pictures]
     with tempfile.TemporaryDirectory() as folder:
-        in_8_bits = Path(folder) / "int8"
-        export_model(SHIPPED_MODEL, in_8_bits, int8=True)
-        ways = {
+        quantized = Path(folder) / "int8"
+        export_model(SHIPPED_MODEL, quantized, int8=True)
+        captioners = {
             "onnx": Captioner.load(backend="onnx", device="cpu", threads=threads),
-            "onnx, int8": Captioner.load(in_8_bits, backend="onnx", device="cpu", threads=threads),
+            "onnx, int8": Captioner.load(quantized, backend="onnx", device="cpu", threads=threads),
             "torch": Captioner.load(backend="torch", device="cpu", threads=threads),
         }
         measured = {
-            "pictures a second": captioning_rows(ways, paths, repeats),
-            "seconds of a whole process": start_rows(found[0].absolute(), repeats),
+            "pictures per second": captioning_rows(captioners, paths, repeats),
+            "seconds per process": process_rows(found[0].absolute(), repeats),
         }
     report(measured, json_out)
 

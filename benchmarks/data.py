@@ -1,9 +1,10 @@
-"""How fast data come: records of COCO's size, JPEG decoders, and pictures through the loader.
+"""Speed of data loading: annotations, JPEG decoders, and the training loader.
 
     python benchmarks/data.py --captions captions_val2017.json --images train2017
 
 `--captions` is any COCO annotation file with captions: its images are repeated under new ids until there
-are as many as in COCO's train2017 (118,287). Figures are medians, with the least and the most.
+are as many as in COCO's train2017 (118,287). Measurements are repeated; the tables have their median, minimum
+and maximum.
 """
 
 import json
@@ -31,7 +32,7 @@ PREPROCESS = PreprocessConfig(
 
 
 def write_coco(captions: Path, root: Path, num_pictures: int) -> None:
-    """A train split of COCO's size, of real caption lines and empty pictures."""
+    """Write a train split of a given size, with real captions and empty picture files."""
     content = json.loads(captions.read_text())
     texts_of: dict[int, list[str]] = {image["id"]: [] for image in content["images"]}
     for annotation in content["annotations"]:
@@ -51,16 +52,15 @@ def write_coco(captions: Path, root: Path, num_pictures: int) -> None:
     path.write_text(json.dumps({"images": images, "annotations": annotations}))
 
 
-def build_records(root: Path, results: "multiprocessing.Queue[dict[str, float]]") -> None:
-    """All that train.py does with captions before its first batch, in a process of its own."""
-    from datasets.soundness import find_problems
-
+def prepare_records(root: Path, results: "multiprocessing.Queue[dict[str, float]]") -> None:
+    """Do everything that train.py does with captions before its first batch. Runs in its own process."""
     from captioner.data.pictures import CachedRecords, CaptionDataset
     from captioner.images.geometry import Preprocess
     from captioner.vocabulary import Vocabulary
+    from datasets.checks import find_problems
     from datasets.coco import Coco
 
-    at_rest_mb = peak_mb()
+    after_imports_mb = peak_mb()
     times = [time.perf_counter()]
     records = Coco(root=root).read(["train"])
     times.append(time.perf_counter())
@@ -69,7 +69,7 @@ def build_records(root: Path, results: "multiprocessing.Queue[dict[str, float]]"
     vocabulary = Vocabulary.build((text for record in records for text in record.captions), min_count=5)
     times.append(time.perf_counter())
     dataset = CaptionDataset(
-        split=CachedRecords(records=records, grids=np.zeros((0, 81, 1280), np.float16)),
+        split=CachedRecords(records=records, features=np.zeros((0, 81, 1280), np.float16)),
         preprocess=Preprocess(PREPROCESS),
         vocabulary=vocabulary,
         max_words=20,
@@ -77,21 +77,22 @@ def build_records(root: Path, results: "multiprocessing.Queue[dict[str, float]]"
     times.append(time.perf_counter())
     assert len(dataset) == len(records)
     assert not problems, problems.keys()
-    names = ("read records", "look for problems", "build vocabulary", "encode captions")
+    names = ("read records", "find problems", "build vocabulary", "encode captions")
     seconds = dict(zip(names, np.diff(times).tolist(), strict=True))
     results.put(
         {
             "pictures": len(records),
             "captions": sum(len(record.captions) for record in records),
             **{f"{name}, s": value for name, value in seconds.items()},
-            "in all, s": times[-1] - times[0],
+            "total, s": times[-1] - times[0],
             "peak memory, MB": peak_mb(),
-            "of which torch and the like, MB": at_rest_mb,
+            "peak memory after imports, MB": after_imports_mb,
         }
     )
 
 
 def peak_mb() -> float:
+    """The largest memory of this process so far."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 
@@ -103,7 +104,7 @@ def records_rows(captions: Path, repeats: int) -> dict[str, list[float]]:
         write_coco(captions, Path(folder), NUM_PICTURES)
         for _ in range(repeats):
             results = context.Queue()
-            process = context.Process(target=build_records, args=(Path(folder), results))
+            process = context.Process(target=prepare_records, args=(Path(folder), results))
             process.start()
             for name, value in results.get(timeout=600).items():
                 rows.setdefault(name, []).append(value)
@@ -112,7 +113,7 @@ def records_rows(captions: Path, repeats: int) -> dict[str, list[float]]:
 
 
 def decoders() -> dict[str, Callable[[Path], object]]:
-    """Ways from a JPEG to its pixels."""
+    """Functions that decode a JPEG, by name."""
     import torch
     from torchvision.io import ImageReadMode, decode_image, read_file
 
@@ -120,14 +121,14 @@ def decoders() -> dict[str, Callable[[Path], object]]:
 
     torch.set_num_threads(1)
     return {
-        "Pillow, whole": load_image,
+        "Pillow, full size": load_image,
         "Pillow, draft mode": lambda path: load_image(path, enough_px=IMAGE_SIZE_PX),
         "torchvision": lambda path: decode_image(read_file(str(path)), ImageReadMode.RGB),
     }
 
 
 def decoder_rows(paths: list[Path], repeats: int) -> dict[str, list[float]]:
-    """Pictures a second of each decoder on one thread; the decoders take turns."""
+    """Pictures per second of each decoder on one thread; measurements are interleaved."""
     rows: dict[str, list[float]] = {}
     for _ in range(repeats):
         for name, decode in decoders().items():
@@ -139,7 +140,7 @@ def decoder_rows(paths: list[Path], repeats: int) -> dict[str, list[float]]:
 
 
 def loader_rows(paths: list[Path], repeats: int, epochs: int = 5) -> dict[str, list[float]]:
-    """Pictures a second through the training loader, augmented, by the number of its workers."""
+    """Augmented pictures per second of the training loader, by its number of workers."""
     from captioner.data.augmentation import Augmentation
     from captioner.data.batching import load_batches
     from captioner.data.epoch_order import epoch_batches
@@ -153,7 +154,7 @@ def loader_rows(paths: list[Path], repeats: int, epochs: int = 5) -> dict[str, l
         for path in paths * epochs
     ]
     dataset = CaptionDataset(
-        split=CachedRecords(records=records, grids=np.zeros((0, 81, 1280), np.float16)),
+        split=CachedRecords(records=records, features=np.zeros((0, 81, 1280), np.float16)),
         preprocess=Preprocess(PREPROCESS),
         vocabulary=Vocabulary.build(["a dog runs"], min_count=1),
         max_words=20,
@@ -172,7 +173,7 @@ def loader_rows(paths: list[Path], repeats: int, epochs: int = 5) -> dict[str, l
 
 
 def enlarged(paths: Iterable[Path], folder: Path) -> Iterator[Path]:
-    """The same pictures at the size that a phone takes them, 4,000 x 3,000."""
+    """Copies of the pictures at the size of a phone's photos, 4,000 x 3,000."""
     from PIL import Image
 
     for path in paths:
@@ -182,23 +183,25 @@ def enlarged(paths: Iterable[Path], folder: Path) -> Iterator[Path]:
 
 
 def main(*, captions: Path, images: Path, repeats: int = 3, json_out: Path | None = None) -> None:
-    """Measure and print one table each.
+    """Measure, and print four tables.
 
     Args:
         captions: COCO annotation file with captions.
         images: Folder of JPEGs.
-        repeats: How often each figure is taken.
-        json_out: Write all figures to this file too.
+        repeats: Number of measurements.
+        json_out: Also write all values to this file.
     """
     paths = sorted(images.glob("*.jpg"))
     with tempfile.TemporaryDirectory() as folder:
         measured = {
-            f"records, {NUM_PICTURES:,} pictures": records_rows(captions, repeats),
-            f"decoding on one thread, {len(paths)} pictures, pictures/s": decoder_rows(paths, repeats),
-            "decoding on one thread, 4,000 x 3,000 pixels, pictures/s": decoder_rows(
+            f"preparation of {NUM_PICTURES:,} pictures": records_rows(captions, repeats),
+            f"decoding {len(paths)} pictures on one thread, pictures per second": decoder_rows(
+                paths, repeats
+            ),
+            "decoding 4,000 x 3,000 pixels on one thread, pictures per second": decoder_rows(
                 list(enlarged(paths[:8], Path(folder))), repeats
             ),
-            "training loader with augmentation, pictures/s": loader_rows(paths, repeats),
+            "training loader with augmentation, pictures per second": loader_rows(paths, repeats),
         }
     report(measured, json_out)
 

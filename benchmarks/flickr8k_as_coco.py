@@ -1,4 +1,4 @@
-"""Rewrite Flickr8k in COCO's layout, to see that the COCO preset trains as well as flickr8k's.
+"""Conversion of Flickr8k to COCO's layout, to compare the two presets.
 
 python benchmarks/flickr8k_as_coco.py --root flickr8k --out flickr8k-as-coco
 python train.py coco --root flickr8k-as-coco --out runs/coco-on-flickr8k

@@ -1,9 +1,9 @@
-"""How time and memory grow with the number of pictures.
+"""Time and memory of captioning by the number of pictures.
 
     python benchmarks/growth.py --images train2017
 
-`caption.py FOLDER --output FILE` over folders of 1,000, 10,000 and 100,000 links to the given pictures: until
-the first line is written, in all, and the most memory that the process took.
+Runs `caption.py FOLDER --output FILE` on folders of 1,000, 10,000 and 100,000 links to the given pictures.
+Measures the time to the first line, the total time, and the peak memory of the process.
 """
 
 import resource
@@ -23,7 +23,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def caption_links(pictures: list[Path], count: int, extra: list[str]) -> dict[str, float]:
-    """Figures of one run over so many links."""
+    """The measurements of one run over `count` links."""
     with tempfile.TemporaryDirectory() as folder:
         links, output = Path(folder) / "links", Path(folder) / "captions.tsv"
         links.mkdir()
@@ -36,16 +36,16 @@ def caption_links(pictures: list[Path], count: int, extra: list[str]) -> dict[st
                 if first_s is None and output.exists() and output.stat().st_size:
                     first_s = time.perf_counter() - started
                 time.sleep(0.02)
-        in_all_s = time.perf_counter() - started
+        total_s = time.perf_counter() - started
         lines = output.read_text().splitlines()
     if process.returncode or len(lines) != count or first_s is None:
-        sys.exit(f"growth.py: caption.py ended with {process.returncode} after {len(lines):,} lines")
+        sys.exit(f"growth.py: caption.py exited with status {process.returncode} after {len(lines):,} lines")
     return {
-        "first line, s": first_s,
-        "in all, s": in_all_s,
-        "pictures a second": count / in_all_s,
-        # The largest of all children so far: runs are in ascending order.
-        "most memory, MB": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**10,
+        "time to first line, s": first_s,
+        "total time, s": total_s,
+        "pictures per second": count / total_s,
+        # That of the largest child process so far, which is this one: runs are in ascending order.
+        "peak memory, MB": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**10,
     }
 
 
@@ -56,17 +56,17 @@ def main(
     options: str = "--beam-size 3 --batch-size 32",
     json_out: Path | None = None,
 ) -> None:
-    """Measure and print one table each.
+    """Measure, and print a table for each number of pictures.
 
     Args:
         images: Folder of JPEGs.
         counts: Numbers of pictures.
-        options: More options for caption.py.
-        json_out: Write all figures to this file too.
+        options: Further options of caption.py.
+        json_out: Also write all values to this file.
     """
     pictures = sorted(path.resolve() for path in images.glob("*.jpg"))
     if not pictures:
-        sys.exit(f"growth.py: {images} holds no JPEGs")
+        sys.exit(f"growth.py: {images} contains no JPEGs")
     measured = {
         f"{count:,} pictures": {
             name: [value] for name, value in caption_links(pictures, count, options.split()).items()

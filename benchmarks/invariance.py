@@ -1,9 +1,9 @@
-"""That captions do not depend on how they are computed: on the batch, the order, the threads.
+"""Invariance of captions to batch size, order and threads.
 
     python benchmarks/invariance.py --images Flicker8k_Dataset
 
-Captions of all pictures of a folder in batches of 8, and then computed otherwise: how many are worded
-otherwise, and the largest differences of their log-probabilities and attention.
+Captions all pictures of a folder in batches of 8, and again in other ways. Counts the captions that differ,
+and measures the largest differences between log-probabilities and between attention weights.
 """
 
 import sys
@@ -24,6 +24,7 @@ from captioner.inference import Captioner
 
 
 def caption_all(captioner: Captioner, paths: Sequence[Path], batch_size: int) -> dict[str, Caption]:
+    """Captions by file."""
     captions = {}
     for batch in captioner.caption_files(paths, batch_size=batch_size):
         for caption in batch:
@@ -33,15 +34,16 @@ def caption_all(captioner: Captioner, paths: Sequence[Path], batch_size: int) ->
     return captions
 
 
-def difference(one: dict[str, Caption], other: dict[str, Caption]) -> dict[str, list[float]]:
+def differences(one: dict[str, Caption], other: dict[str, Caption]) -> dict[str, list[float]]:
+    """The number of captions that differ, and the largest differences between the others."""
     same = [name for name in one if one[name].tokens == other[name].tokens]
     return {
         "captions": [len(one)],
-        "worded otherwise": [len(one) - len(same)],
-        "largest difference of log-probabilities, in millionths": [
+        "different captions": [len(one) - len(same)],
+        "largest difference in log-probability, 1e-6": [
             1e6 * max(abs(one[name].log_prob - other[name].log_prob) for name in same)
         ],
-        "largest difference of attention, in millionths": [
+        "largest difference in attention, 1e-6": [
             1e6 * max(float(np.abs(one[name].alphas - other[name].alphas).max()) for name in same)
         ],
     }
@@ -55,29 +57,29 @@ def main(
     backend: BackendName = "onnx",
     json_out: Path | None = None,
 ) -> None:
-    """Measure and print a table each.
+    """Measure, and print a table for each comparison.
 
     Args:
         images: Folder of JPEGs.
-        names: File with the names of those to take, one a line; else all are.
+        names: File with the names of the JPEGs to caption, one per line; by default all are captioned.
         model: Model folder.
-        backend: What computes it.
-        json_out: Write all figures to this file too.
+        backend: What runs the model.
+        json_out: Also write all values to this file.
     """
-    wanted = None if names is None else set(names.read_text().split())
-    paths = [path for path in sorted(images.glob("*.jpg")) if wanted is None or path.name in wanted]
+    chosen = None if names is None else set(names.read_text().split())
+    paths = [path for path in sorted(images.glob("*.jpg")) if chosen is None or path.name in chosen]
     if not paths:
-        sys.exit(f"invariance.py: {images} holds none of the pictures")
+        sys.exit(f"invariance.py: {images} contains none of the pictures")
 
     def load(threads: int) -> Captioner:
         return Captioner.load(model, backend=backend, device="cpu", threads=threads)
 
     expected = caption_all(load(1), paths, 8)
     measured = {
-        "alone": difference(expected, caption_all(load(1), paths, 1)),
-        "batches of 32, backwards": difference(expected, caption_all(load(1), paths[::-1], 32)),
-        "in two threads": difference(expected, caption_all(load(2), paths, 8)),
-        "once more": difference(expected, caption_all(load(1), paths, 8)),
+        "batches of 1": differences(expected, caption_all(load(1), paths, 1)),
+        "batches of 32, in reverse order": differences(expected, caption_all(load(1), paths[::-1], 32)),
+        "two threads": differences(expected, caption_all(load(2), paths, 8)),
+        "repeated": differences(expected, caption_all(load(1), paths, 8)),
     }
     report(measured, json_out)
 

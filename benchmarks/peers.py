@@ -1,16 +1,17 @@
-"""How fast pictures are captioned beside what one would pick instead, on the same machine and threads.
+"""Captioning speed compared with BLIP-base and a typical tutorial model.
 
     pip install transformers
     python benchmarks/peers.py --images train2017
 
-From JPEGs to words, with a beam of 3 and 20 words forced from each, architecture against architecture:
+From JPEGs to words, with a beam size of 3 and exactly 20 words per caption, on the same number of threads:
 
-- BLIP-base (Li et al. 2022) as transformers has it, with random weights, all pictures in one batch;
-- the usual captioner of tutorials, with random weights: a ResNet-101 at 256 px, a grid of 14 x 14, an LSTM
-  of 512 units that projects the grid anew at every word, one picture at a time;
-- the model that ships with captioner, by onnxruntime, also in 8 bits.
+- BLIP-base (Li et al. 2022) in transformers, with random weights, all pictures in one batch;
+- the architecture of most tutorials, with random weights: a ResNet-101 at 256 px, a grid of 14 x 14, and an
+  LSTM of 512 units that projects the grid again for every word, one picture at a time;
+- the model that ships with captioner, on onnxruntime, also quantised to 8 bits.
 
-They take turns. Figures are medians, with the least and the most.
+Random weights are as fast as trained ones because the number of words is fixed. Measurements are interleaved
+and repeated; the tables have their median, minimum and maximum.
 """
 
 import sys
@@ -40,8 +41,8 @@ NUM_WORDS = 20
 Run = Callable[[list[Path]], object]
 
 
-class UsualCaptioner(nn.Module):
-    """The architecture of the tutorials on Xu et al. 2015, at the sizes that they use for COCO."""
+class TutorialCaptioner(nn.Module):
+    """The architecture of tutorials on Xu et al. 2015, with the sizes that they use for COCO."""
 
     def __init__(self, *, vocab_size: int = 9490, dim: int = 512, channels: int = 2048) -> None:
         super().__init__()
@@ -55,7 +56,7 @@ class UsualCaptioner(nn.Module):
 
     @torch.inference_mode()
     def caption(self, path: Path) -> list[int]:
-        """Beam search over one picture, whose grid is copied for each beam."""
+        """Beam search on one picture, whose grid is copied for each hypothesis."""
         with Image.open(path) as image:
             pixels = np.asarray(image.convert("RGB").resize((256, 256)), dtype=np.float32)
         grid = self.cnn(torch.from_numpy(pixels / 255).permute(2, 0, 1)[None])
@@ -82,9 +83,9 @@ class UsualCaptioner(nn.Module):
         return self.output(hidden).log_softmax(dim=1), hidden, cell
 
 
-def usual() -> Run:
+def tutorial() -> Run:
     torch.manual_seed(0)
-    model = UsualCaptioner().eval()
+    model = TutorialCaptioner().eval()
 
     def run(paths: list[Path]) -> list[list[int]]:
         return [model.caption(path) for path in paths]
@@ -116,12 +117,12 @@ def blip() -> Run:
 
 def ours(model: Path, threads: int) -> Run:
     captioner = Captioner.load(model, backend="onnx", device="cpu", threads=threads)
-    decoding = replace(
+    options = replace(
         captioner.config.decoding, beam_size=BEAM_SIZE, min_words=NUM_WORDS, max_words=NUM_WORDS
     )
 
     def run(paths: list[Path]) -> list[object]:
-        captions = list(captioner.caption_files(paths, batch_size=16, decoding=decoding))
+        captions = list(captioner.caption_files(paths, batch_size=16, options=options))
         assert all(len(caption.tokens) == NUM_WORDS for batch in captions for caption in batch)  # type: ignore[union-attr]
         return [*captions]
 
@@ -135,27 +136,27 @@ def main(
     threads: int = torch.get_num_threads(),
     json_out: Path | None = None,
 ) -> None:
-    """Measure and print a table.
+    """Measure, and print two tables.
 
     Args:
         images: Folder of at least 8 JPEGs.
-        repeats: How often each figure is taken.
-        threads: CPU threads of each.
-        json_out: Write all figures to this file too.
+        repeats: Number of measurements.
+        threads: CPU threads of each model.
+        json_out: Also write all values to this file.
     """
     found = sorted(images.glob("*.jpg"))
     if len(found) < 8:
-        sys.exit(f"peers.py: {images} holds fewer than 8 JPEGs")
+        sys.exit(f"peers.py: {images} contains fewer than 8 JPEGs")
     torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory() as folder:
-        in_8_bits = Path(folder) / "int8"
-        export_model(SHIPPED_MODEL, in_8_bits, int8=True)
-        # As many pictures each as take about ten seconds on two cores.
+        quantized = Path(folder) / "int8"
+        export_model(SHIPPED_MODEL, quantized, int8=True)
+        # The numbers of pictures are such that each model takes about ten seconds on two cores.
         timed = {
             "BLIP-base": (blip(), found[:4]),
-            "ResNet-101 and LSTM, one picture at a time": (usual(), found[:8]),
+            "ResNet-101 and LSTM, one picture at a time": (tutorial(), found[:8]),
             "captioner": (ours(SHIPPED_MODEL, threads), (found * 320)[:320]),
-            "captioner, int8": (ours(in_8_bits, threads), (found * 320)[:320]),
+            "captioner, int8": (ours(quantized, threads), (found * 320)[:320]),
         }
         rates: dict[str, list[float]] = {name: [] for name in timed}
         for run, paths in timed.values():
@@ -170,7 +171,7 @@ def main(
         for name in list(timed)[2:]
         for peer in list(timed)[:2]
     }
-    report({"pictures a second": rates, "ratios": ratios}, json_out)
+    report({"pictures per second": rates, "ratios": ratios}, json_out)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What every benchmark does with its figures: a table of medians to read, and all of them as JSON."""
+"""Reports of measurements: tables of medians, JSON files, sections of pages."""
 
 import json
 import statistics
@@ -6,19 +6,19 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-Figures = Mapping[str, Sequence[float]]
-"""By what was measured, one figure for each repeat."""
+Measurements = Mapping[str, Sequence[float]]
+"""By what was measured, one value for each repeat."""
 
 
-def table(title: str, rows: Figures) -> str:
-    """Markdown: the median, the least and the most of each row."""
-    figures = {name: (statistics.median(values), min(values), max(values)) for name, values in rows.items()}
-    cells = ([name, *(f"{figure:,.2f}" for figure in found)] for name, found in figures.items())
-    return f"\n{title}\n\n{markdown(['', 'median', 'least', 'most'], cells)}"
+def table(title: str, rows: Measurements) -> str:
+    """Markdown with the median, minimum and maximum of each row."""
+    summary = {name: (statistics.median(values), min(values), max(values)) for name, values in rows.items()}
+    cells = ([name, *(f"{value:,.2f}" for value in values)] for name, values in summary.items())
+    return f"\n{title}\n\n{markdown(['', 'median', 'minimum', 'maximum'], cells)}"
 
 
 def markdown(head: Sequence[str], rows: Iterable[Sequence[str]], *, num_names: int = 1) -> str:
-    """A Markdown table; after the first `num_names` columns it holds figures, which stand to the right."""
+    """A Markdown table; the columns after the first `num_names` contain numbers and are right-aligned."""
     lines = [
         f"|{'|'.join(f' {name} ' if name else ' ' for name in head)}|",
         "|" + "---|" * num_names + "---:|" * (len(head) - num_names),
@@ -27,19 +27,22 @@ def markdown(head: Sequence[str], rows: Iterable[Sequence[str]], *, num_names: i
     return "\n".join(lines) + "\n"
 
 
-def report(measured: Mapping[str, Figures], json_out: Path | None) -> None:
-    """Print one table each, and write all figures where that is wanted."""
+def report(measured: Mapping[str, Measurements], json_out: Path | None) -> None:
+    """Print a table for each group of measurements, and write all values to a file if one is given."""
     for title, rows in measured.items():
         sys.stdout.write(table(title, rows))
     if json_out is not None:
         json_out.write_text(json.dumps(measured, indent=1) + "\n")
 
 
-def write_between(page: Path, first_mark: str, last_mark: str, text: str) -> None:
-    """Put Markdown between two marks of a page, in place of what stood there. Raises: ValueError, if it lacks
-    them."""
-    before, first, rest = page.read_text().partition(first_mark)
-    _, last, after = rest.partition(last_mark)
-    if not (first and last):
-        raise ValueError(f"{page} lacks the marks {first_mark} and {last_mark}")
-    page.write_text(f"{before}{first}\n\n{text}\n{last}{after}")
+def write_between(page: Path, begin_marker: str, end_marker: str, text: str) -> None:
+    """Replace what a page has between two markers with Markdown.
+
+    Raises:
+        ValueError: the page does not contain the markers.
+    """
+    before, begin, rest = page.read_text().partition(begin_marker)
+    _, end, after = rest.partition(end_marker)
+    if not (begin and end):
+        raise ValueError(f"{page} does not contain the markers {begin_marker} and {end_marker}")
+    page.write_text(f"{before}{begin}\n\n{text}\n{end}{after}")

@@ -1,4 +1,4 @@
-"""Image captions with visual attention: Show, Attend and Tell (Xu et al. 2015).
+"""Image captions with visual attention (Xu et al. 2015, "Show, Attend and Tell").
 
 Importing this package is cheap; the public names are loaded on first use:
 

@@ -62,7 +62,7 @@ def recover_folder(folder: Path) -> None:
 
 
 def readable_folder(folder: Path) -> Path:
-    """Where to read a folder from: itself, or what it was while, or since, a replacement is under way.
+    """The folder to read: itself, or its old version while a replacement is under way or was cut off.
 
     Changes nothing on disk: the folder may belong to a process that is about to rename it.
     """

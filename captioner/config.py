@@ -108,21 +108,22 @@ class Bounded:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions(Bounded):
-    """Which model runs, and on what."""
+    """The model to run, and the device to run it on."""
 
     model: Path | None = None
     """Model folder; by default the model that ships with captioner."""
     device: Device = "auto"
-    """Where to run; auto takes a GPU if there is one."""
+    """Device to run on; auto takes a GPU if there is one."""
     backend: BackendName = "auto"
-    """What runs the model: auto takes torch on a GPU, and onnxruntime on a CPU if the model was exported."""
+    """Software that runs the model: auto takes torch on a GPU, and onnxruntime on a CPU if the model was
+    exported."""
     threads: Count | None = None
     """CPU threads; by default one per core."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PreprocessConfig(Bounded):
-    """How a picture becomes the CNN's input: squashed to a square, scaled to [0, 1], normalised.
+    """Preparation of pictures for the CNN: squashed to a square, scaled to [0, 1], normalised.
 
     The mean, the standard deviation and the interpolation are those that the CNN was pretrained with.
     """
@@ -135,7 +136,7 @@ class PreprocessConfig(Bounded):
 
 @dataclass(frozen=True, kw_only=True)
 class GridConfig(Bounded):
-    """Where the cells of the annotation grid lie on the CNN's square input.
+    """Positions of the annotation grid's cells on the CNN's square input.
 
     The receptive field of cell (row, col) is centred on input pixel
     (offset_px + stride_px * row, offset_px + stride_px * col), counted from the centre of the top
@@ -147,8 +148,8 @@ class GridConfig(Bounded):
     stride_px: Positive
     offset_px: float
     receptive_field_std_px: Positive | None = None
-    """How far around its centre a cell sees: the standard deviation of its effective receptive field,
-    measured at the end of training by `Encoder.receptive_field_std_px`; None until then."""
+    """Extent of a cell's effective receptive field, as a standard deviation, measured at the end of training
+    by `Encoder.receptive_field_std_px`; None until then."""
 
     @property
     def num_cells(self) -> int:
@@ -163,7 +164,7 @@ class GridConfig(Bounded):
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderConfig(Bounded):
-    """Which CNN turns a picture into annotation vectors."""
+    """The CNN that turns a picture into annotation vectors."""
 
     backbone: str = "tf_efficientnet_lite2"
     """Any timm model by name."""
@@ -196,17 +197,17 @@ class DecoderConfig(Bounded):
     """The parts of the decoder and their sizes (Xu et al. 2015, section 3.1.2)."""
 
     kind: DecoderKind = "lstm"
-    """What writes the caption. The transformer has soft multi-head attention, set by num_heads and
+    """Kind of decoder. The transformer has soft multi-head attention, set by num_heads and
     num_layers; attention, score, attend, gate, output, embedding_dim and attention_dim are the LSTM's."""
     attention: Attention = "soft"
     """Attend to a weighted mean of the cells, to one sampled cell, or always to the plain mean."""
     score: ScoreName = "additive"
-    """How a cell is compared with the hidden state."""
+    """Comparison of a cell with the hidden state."""
     attend: Literal["before_lstm", "after_lstm"] = "before_lstm"
     """Attend by the hidden state before the previous word is read (Xu et al. 2015), or after (Luong et al.
     2015)."""
     gate: Literal["none", "scalar", "vector"] = "vector"
-    """What the context is multiplied by: nothing, one number per word (the paper), or one per channel."""
+    """Factor of the context: none, one per word (the paper), or one per channel."""
     output: Literal["deep", "plain"] = "deep"
     """Predict the next word from previous word, hidden state and context, or from the hidden state alone."""
     embedding_dim: Dim = 512
@@ -253,7 +254,7 @@ LSTM_PARTS: dict[str, Any] = {
 
 @dataclass(frozen=True, kw_only=True)
 class DecodingOptions(Bounded):
-    """How captions are generated: by beam search, or by sampling.
+    """Options of generating captions, by beam search or by sampling.
 
     A model's own options, chosen on its dev split, are `Captioner.config.decoding`; change some of them
     with `dataclasses.replace`.
@@ -315,7 +316,7 @@ class DecodingOptions(Bounded):
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig(Bounded):
-    """What is needed, besides the weights and the vocabulary, to load and run a captioning model."""
+    """Everything, besides weights and vocabulary, that is needed to run a captioning model."""
 
     format_version: int
     backbone: str
@@ -332,7 +333,7 @@ class ModelConfig(Bounded):
 
 @dataclass(frozen=True, kw_only=True)
 class TranslationConfig(Bounded):
-    """What is needed, besides the weights and the vocabulary, to load and run a translator."""
+    """Everything, besides weights and vocabulary, that is needed to run a translator."""
 
     format_version: int
     text_encoder: TextEncoderConfig

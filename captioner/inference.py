@@ -168,7 +168,7 @@ class Captioner:
     def _caption_batch(
         self, numbered: tuple[int, Sequence[Loaded]], options: DecodingOptions, required: Sequence[int]
     ) -> list[Caption | ImageError]:
-        """Caption those pictures of a batch that could be read; the first of the batch has the given number."""
+        """Caption those pictures of a batch that could be read; `numbered` has the first one's number."""
         first, batch = numbered
         results: list[Caption | ImageError | None] = [
             pixels if isinstance(pixels, ImageError) else None for _, pixels in batch

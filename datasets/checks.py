@@ -14,7 +14,7 @@ from captioner.records import CaptionedImage, SplitName
 from captioner.vocabulary import Vocabulary, tokenize
 
 SHOWN = 10
-"""How many names of each problem are listed."""
+"""Names listed for each problem."""
 
 MAX_CAPTION_LENGTH = 10_000
 """Characters; anything longer is not a caption."""
@@ -24,8 +24,8 @@ Problems = dict[str, list[str]]
 
 
 def find_problems(records: Sequence[CaptionedImage]) -> Problems:
-    """Name pictures that are missing, repeated, in two splits or without captions, and captions that are empty
-    or endless. No picture is opened."""
+    """Name pictures that are missing, repeated, in two splits or without captions, and captions that are
+    empty or endless. No picture is opened."""
     problems: Problems = defaultdict(list)
     ids: set[tuple[str, str]] = set()
     split_of_id: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""Reader of COCO captions of 2014 and 2017, and of other data in COCO's format.
+"""Reader of COCO captions and of other data in COCO's format.
 
     annotations/captions_train2017.json, annotations/captions_val2017.json
     train2017/, val2017/                    the pictures
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from captioner.errors import reject_string
 from captioner.evaluation.coco import read_coco_captions
 from captioner.records import CaptionedImage, SplitName
 
@@ -40,6 +41,7 @@ class Coco:
             CaptionerError: a picture's name leads out of its folder, or the split has no captions.
             captioner.evaluation.coco.CaptionerError: an annotation file is missing or not in COCO's format.
         """
+        reject_string(splits, "splits")
         return [record for split in splits for record in self._read_split(split)]
 
     def _read_split(self, split: SplitName) -> list[CaptionedImage]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from captioner.errors import reject_string
 from captioner.records import CaptionedImage, SplitName
 
 from . import CaptionerError, picture_in
@@ -32,7 +33,7 @@ SPLIT_OF: dict[str, SplitName] = {
 
 @dataclass(frozen=True, kw_only=True)
 class CustomCaptions:
-    """Your own captions: a .jsonl or .csv file with image, caption and optionally split, one row per caption."""
+    """Your own captions: a .jsonl or .csv file with image, caption and maybe split, one row per caption."""
 
     captions: Path
     """The file; paths of pictures are relative to it."""
@@ -49,6 +50,7 @@ class CustomCaptions:
         Raises:
             CaptionerError: the file is missing, or a row is malformed; the message names it.
         """
+        reject_string(splits, "splits")
         if not (self.dev_share > 0 and self.test_share >= 0 and self.dev_share + self.test_share < 1):
             raise CaptionerError("--dev-share and --test-share must be positive and leave some for train")
         captions: dict[str, list[str]] = {}

@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from captioner.errors import reject_string
 from captioner.images.reading import StoredPicture, ZipMember
 from captioner.records import CaptionedImage, SplitName
 
@@ -54,6 +55,7 @@ class Flickr8k:
             CaptionerError: a file is missing or not in the official layout, or a listed picture has no
                 captions.
         """
+        reject_string(splits, "splits")
         if self.karpathy is not None:
             return _karpathy_records(self.root, self.karpathy, splits)
         captions = _read_captions(self.root / FLICKR8K_TOKENS)
@@ -77,6 +79,7 @@ class Flickr30k:
         Raises:
             CaptionerError: a file is not in the official layout, or a listed picture has no captions.
         """
+        reject_string(splits, "splits")
         if self.karpathy is not None:
             return _karpathy_records(self.root, self.karpathy, splits)
         captions = _read_captions(self.root / FLICKR30K_TOKENS)

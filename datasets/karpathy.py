@@ -10,6 +10,7 @@ from typing import Literal
 
 import msgspec
 
+from captioner.errors import reject_string
 from captioner.records import CaptionedImage, SplitName
 
 from . import CaptionerError, picture_in
@@ -74,6 +75,7 @@ class CocoKarpathy:
         Raises:
             CaptionerError: the file is missing or not in this format.
         """
+        reject_string(splits, "splits")
         return [
             CaptionedImage(
                 image_id=image.filename if image.cocoid is None else str(image.cocoid),

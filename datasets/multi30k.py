@@ -1,5 +1,6 @@
-"""Reader of Multi30k's first task, English to German (Elliott et al. 2016, "Multi30K: Multilingual English-German Image
-Descriptions"), raw:
+"""Reader of Multi30k's first task, English to German, in its raw files.
+
+Elliott et al. 2016, "Multi30K: Multilingual English-German Image Descriptions".
 
     train.en, train.de           one sentence per line, and its translation on the same line; also val, test
     train.en.gz, ...             the same, as they are distributed
@@ -11,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from captioner.errors import reject_string
 from captioner.records import SplitName, TranslatedSentence
 
 from . import CaptionerError
@@ -30,9 +32,10 @@ class Multi30k:
         """The records of the given splits, in the order of their lines.
 
         Raises:
-            CaptionerError: a file is missing or cannot be read, two have different numbers of lines, or a line is
-                blank.
+            CaptionerError: a file is missing or cannot be read, two have different numbers of lines, or
+                a line is blank.
         """
+        reject_string(splits, "splits")
         records = []
         for split in splits:
             name = NAME_OF[split]

@@ -1,4 +1,4 @@
-"""Small real parts for the tests: a tiny CNN with random weights, a small decoder, made pictures."""
+"""Small real parts for the tests: a tiny CNN with random weights, a small decoder, synthetic pictures."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +22,7 @@ from captioner.config import (
     PreprocessConfig,
 )
 from captioner.inference import Captioner
+from captioner.model.batch import CaptionBatch
 from captioner.model.captioning import CaptioningModel, make_decoder
 from captioner.model.decoder import Decoder
 from captioner.model.encoder import Encoder
@@ -39,7 +40,7 @@ DECODER_CHANGES: dict[str, dict[str, str]] = {
     "dot": {"score": "dot"},
     "general": {"score": "general"},
     "multihead": {"score": "multihead"},
-    "look after reading": {"attend": "after_lstm"},
+    "attend after the LSTM": {"attend": "after_lstm"},
     "no gate": {"gate": "none"},
     "scalar gate": {"gate": "scalar"},
     "plain output": {"output": "plain"},
@@ -109,7 +110,9 @@ def torch_model(captioner: Captioner) -> CaptioningModel:
 @pytest.fixture
 def model_folder(captioner: Captioner, tmp_path: Path) -> Path:
     folder = tmp_path / "model"
-    save_checkpoint(folder, CaptioningCheckpoint(torch_model(captioner), captioner.config, captioner.vocabulary, {}))
+    save_checkpoint(
+        folder, CaptioningCheckpoint(torch_model(captioner), captioner.config, captioner.vocabulary, {})
+    )
     return folder
 
 
@@ -132,6 +135,14 @@ def even_grid() -> GridConfig:
 def noise_picture(seed: int, width: int = 50, height: int = 40) -> Image.Image:
     pixels = np.random.default_rng(seed).integers(0, 256, (height // 10, width // 10, 3), dtype=np.uint8)
     return Image.fromarray(pixels).resize((width, height), Image.Resampling.NEAREST)
+
+
+def batch_of(tokens: torch.Tensor, lengths: torch.Tensor | None = None) -> CaptionBatch:
+    """Captions (batch, captions, tokens) as a batch without sources, for losses and decoders."""
+    ids = tuple(str(row) for row in range(len(tokens)))
+    if lengths is None:
+        lengths = torch.full(tokens.shape[:2], tokens.shape[2] - 1)
+    return CaptionBatch(ids=ids, names=ids, sources=None, tokens=tokens, lengths=lengths)
 
 
 def make_caption(

@@ -1,4 +1,4 @@
-"""That the benchmarks measure what they say: the data that they make are what they claim to be."""
+"""Benchmarks: their synthetic data, tables and studies."""
 
 import json
 from dataclasses import asdict
@@ -6,19 +6,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from accelerate.state import AcceleratorState
+from safetensors.torch import save_file
 
-from benchmarks import ablation, captioning, data, flickr8k_as_coco, translation
+from benchmarks import ablation, captioning, data, flickr8k_as_coco, runs, translation
 from benchmarks.report import write_between
 from captioner.evaluation.metrics import score_captions
 from captioner.evaluation.statistics import CaptionStatistics
 from captioner.images.reading import load_image
 from captioner.inference import Captioner
+from captioner.model.encoder import Encoder
 from captioner.records import TranslatedSentence
 from captioner.training.recipe import PRESETS
 from captioner.translation.translator import Translation
 from datasets.coco import Coco
 from datasets.flickr import Flickr8k
-from tests.conftest import noise_picture
+from tests.conftest import TINY_CNN, TINY_SIZE_PX, noise_picture
 from tests.datasets.test_coco import annotation_file
 from tests.datasets.test_flickr import root  # noqa: F401 (a fixture)
 
@@ -48,7 +51,7 @@ def test_synthetic_coco_repeats_real_captions_under_new_ids(tmp_path: Path) -> N
     assert [list(record.captions) for record in records] == [dog, cat, dog, cat, dog]
 
 
-def test_rows_of_the_study_are_allowed_and_differ() -> None:
+def test_rows_of_the_ablation_study_are_valid_and_distinct() -> None:
     assert len({row.key for row in ablation.ROWS}) == len(ablation.ROWS)
     recipes = {row.key: row.recipe(None) for row in ablation.ROWS}
     trained = [row for row in ablation.ROWS if row.group != "decoding"]
@@ -57,9 +60,67 @@ def test_rows_of_the_study_are_allowed_and_differ() -> None:
     assert len(folders) == len(trained)
 
 
-def test_table_of_the_study_stands_between_its_marks_and_nothing_else_changes(tmp_path: Path) -> None:
+def test_committed_results_belong_to_the_current_recipes() -> None:
+    """Otherwise the studies would train everything again."""
+    rows = json.loads(ablation.RESULTS.read_text())
+    weights = Path("tf_efficientnet_lite2.safetensors")
+    assert rows.keys() == {row.key for row in ablation.ROWS}
+    for row in ablation.ROWS:
+        assert runs.is_same_recipe(rows[row.key]["recipe"], row.recipe(weights)), row.key
+    variants = json.loads(translation.RESULTS.read_text())
+    assert variants.keys() == translation.VARIANTS.keys()
+    for variant, found in variants.items():
+        assert runs.is_same_recipe(found["recipe"], translation.recipe_of(variant, 0)), variant
+
+
+def test_ablation_study_trains_each_run_once(
+    root: Path,  # noqa: F811
+    encoder: Encoder,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Rows that differ only in their beam size share a run; a second call trains and scores nothing."""
+    weights = tmp_path / "weights.safetensors"
+    save_file({name: value.contiguous() for name, value in encoder.cnn.state_dict().items()}, weights)
+    overrides = {
+        "encoder": {"backbone": TINY_CNN, "image_size": TINY_SIZE_PX},
+        "decoder": {"embedding_dim": 8, "hidden_dim": 8, "attention_dim": 8},
+        "training": {"min_count": 1, "batch_size": 2},
+        "decoding": {"max_words": 5},
+    }
+    rows = (
+        ablation.Row(group="decoding", name="beam 3"),
+        ablation.Row(group="decoding", name="greedy", beam_size=1),
+    )
+    monkeypatch.setitem(PRESETS, "flickr8k", PRESETS["flickr8k"].overridden(overrides))
+    monkeypatch.setattr(
+        "captioner.evaluation.metrics.has_java", lambda: False
+    )  # METEOR takes most of the time
+    monkeypatch.setattr(ablation, "EPOCHS", 2)
+    monkeypatch.setattr(ablation, "ROWS", rows)
+    monkeypatch.setattr(ablation, "RESULTS", tmp_path / "results.json")
+    monkeypatch.setattr(ablation, "PAGE", tmp_path / "page.md")
+    monkeypatch.setattr("captioner.training.log.RunLog.figures", lambda *_: None)
+    (tmp_path / "page.md").write_text(f"{ablation.BEGIN_MARKER}\n{ablation.END_MARKER}\n")
+    folders = {"root": root, "weights": weights, "runs": tmp_path / "runs", "cache_dir": tmp_path / "cache"}
+    AcceleratorState._reset_state()  # the precision is the same for the whole process
+    try:
+        ablation.main(**folders)
+        (written,) = (tmp_path / "runs").rglob("model.safetensors")
+        times = [path.stat().st_mtime_ns for path in (written, ablation.RESULTS)]
+        ablation.main(**folders)
+        assert times == [path.stat().st_mtime_ns for path in (written, ablation.RESULTS)]
+    finally:
+        AcceleratorState._reset_state()
+    results = json.loads(ablation.RESULTS.read_text())
+    assert [found["epochs"] for found in results.values()] == [2, 2]
+    assert [found["beam_size"] for found in results.values()] == [3, 1]
+    assert "| decoding | greedy | 0 | 2 |" in ablation.PAGE.read_text()
+
+
+def test_table_of_the_ablation_study_replaces_only_what_is_between_its_markers(tmp_path: Path) -> None:
     page = tmp_path / "results.md"
-    page.write_text(f"before\n{ablation.FIRST_MARK}\nold\n{ablation.LAST_MARK}\nafter\n")
+    page.write_text(f"before\n{ablation.BEGIN_MARKER}\nold\n{ablation.END_MARKER}\nafter\n")
     scores = score_captions({"1": "a dog runs"}, {"1": ["a dog runs"]}, with_meteor=False)
     row = ablation.ROWS[0]
     result = {
@@ -68,30 +129,30 @@ def test_table_of_the_study_stands_between_its_marks_and_nothing_else_changes(tm
         "fastest_epoch_s": 88.4,
         "decoder_parameters": 9_900_000,
         "scores": asdict(scores),
-        "wording": asdict(CaptionStatistics.from_captions(["a dog runs"])),
+        "statistics": asdict(CaptionStatistics.from_captions(["a dog runs"])),
     }
-    marks = ablation.FIRST_MARK, ablation.LAST_MARK
-    write_between(page, *marks, ablation.table({row.key: result}))
+    markers = ablation.BEGIN_MARKER, ablation.END_MARKER
+    write_between(page, *markers, ablation.table({row.key: result}))
     before, *lines, last, after = page.read_text().splitlines()
-    assert (before, last, after) == ("before", ablation.LAST_MARK, "after")
+    assert (before, last, after) == ("before", ablation.END_MARKER, "after")
     assert "old" not in lines
     (shown,) = [line for line in lines if row.name in line]
     assert "| 4 | 6 | 88 | 9.9 | 100.0 |" in shown
-    page.write_text("no marks")
-    with pytest.raises(ValueError, match="lacks the marks"):
-        write_between(page, *marks, "")
+    page.write_text("no markers")
+    with pytest.raises(ValueError, match="does not contain the markers"):
+        write_between(page, *markers, "")
 
 
-def test_sentences_of_each_length_are_scored_apart() -> None:
-    """Of two short sentences the one is right and the other wrong, the long one is right; none is medium."""
+def test_sentences_of_each_length_are_scored_separately() -> None:
+    """One short sentence is right and the other is wrong; the long one is right; there is no medium one."""
     long = " ".join(["words"] * 15)
     dev = [
         TranslatedSentence(sentence_id=text, sentence=text, translations=(text,), split="dev")
         for text in ("a short one it is", "another that is short", long)
     ]
-    said = ["a short one it is", "nothing at all like it", long]
-    nothing = {"sentence_words": (), "words": (), "log_prob": 0.0, "alphas": np.zeros((0, 0))}
-    given = [Translation(sentence=text, text=text, **nothing) for text in said]
+    texts = ["a short one it is", "nothing at all like it", long]
+    empty = {"sentence_words": (), "words": (), "log_prob": 0.0, "alphas": np.zeros((0, 0))}
+    given = [Translation(sentence=text, text=text, **empty) for text in texts]
     found = translation.by_length(given, dev)
     assert [group["sentences"] for group in found.values()] == [2, 0, 1]
     short, medium, of_long = (group["bleu"] for group in found.values())
@@ -103,26 +164,26 @@ def test_sentences_of_each_length_are_scored_apart() -> None:
     assert scores["additive"]["interval"] > 0
 
 
-def test_translation_study_trains_what_is_missing_and_keeps_the_rest(
+def test_translation_study_trains_only_what_is_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("train", "val"):
         (tmp_path / f"{name}.en").write_text("A dog runs.\nTwo cats sleep.\nA man reads a book.")
         (tmp_path / f"{name}.de").write_text("Ein Hund rennt.\nZwei Katzen schlafen.\nEin Mann liest.")
     tiny = {"embedding_dim": 8, "hidden_dim": 8}
-    changes = {
+    overrides = {
         "encoder": tiny | {"annotation_dim": 8, "num_subwords": 60},
         "decoder": tiny | {"attention_dim": 8},
         "training": {"epochs": 1, "batch_size": 2},
         "decoding": {"max_words": 5},
     }
-    monkeypatch.setitem(PRESETS, "multi30k", PRESETS["multi30k"].changed(changes))
+    monkeypatch.setitem(PRESETS, "multi30k", PRESETS["multi30k"].overridden(overrides))
     monkeypatch.setattr(translation, "VARIANTS", {"none": {"attention": "none"}, "dot": {"score": "dot"}})
-    monkeypatch.setattr(translation, "NUM_RESAMPLED", 10)
+    monkeypatch.setattr(translation, "NUM_RESAMPLES", 10)
     monkeypatch.setattr(translation, "RESULTS", tmp_path / "results.json")
     monkeypatch.setattr(translation, "PAGE", tmp_path / "page.md")
     monkeypatch.setattr("captioner.training.log.RunLog.figures", lambda *_: None)
-    (tmp_path / "page.md").write_text(f"{translation.FIRST_MARK}\n{translation.LAST_MARK}\n")
+    (tmp_path / "page.md").write_text(f"{translation.BEGIN_MARKER}\n{translation.END_MARKER}\n")
     translation.main(root=tmp_path, runs=tmp_path / "runs")
     written = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("model.safetensors")}
     assert len(written) == 2
@@ -130,12 +191,13 @@ def test_translation_study_trains_what_is_missing_and_keeps_the_rest(
     assert "| none | 0.0" in (tmp_path / "page.md").read_text()
     translation.main(root=tmp_path, runs=tmp_path / "runs")
     assert written == {path: path.stat().st_mtime_ns for path in written}
-    folder = tmp_path / "runs" / "dot-seed0"
-    assert not translation.is_done(folder, translation.recipe_of("none", 0))
-    assert not translation.is_done(folder, translation.recipe_of("dot", 1))
+    best = tmp_path / "runs" / "dot-seed0" / "best"
+    assert runs.is_complete(best, translation.recipe_of("dot", 0))
+    assert not runs.is_complete(best, translation.recipe_of("none", 0))
+    assert not runs.is_complete(best, translation.recipe_of("dot", 1))
 
 
-def test_variants_of_the_translation_study_differ_in_their_attention_alone() -> None:
+def test_variants_of_the_translation_study_differ_only_in_their_attention() -> None:
     recipes = {variant: translation.recipe_of(variant, 0).described() for variant in translation.VARIANTS}
     assert len({str(recipe) for recipe in recipes.values()}) == len(recipes) == 4
     for recipe in recipes.values():

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from datasets.own import CustomCaptions
+from datasets.custom import CustomCaptions
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -85,13 +85,13 @@ def test_any_annotations_are_records_or_an_error_of_one_line(
     path.write_text(text[: int(length * len(text))])
     karpathy = {"images": [{"filename": one, "split": two, "sentences": [{"raw": three}], "cocoid": 1}]}
     (tmp_path / "karpathy.json").write_text(json.dumps(karpathy if is_whole else one))
-    (tmp_path / "own.jsonl").write_text(
+    (tmp_path / "custom.jsonl").write_text(
         json.dumps({"image": one, "caption": two, "split": three} if is_whole else one) + "\n" + text[:20]
     )
     for reader in (
         Coco(root=tmp_path, captions="annotations.json", images="."),
         CocoKarpathy(captions=tmp_path / "karpathy.json", images=tmp_path),
-        CustomCaptions(captions=tmp_path / "own.jsonl"),
+        CustomCaptions(captions=tmp_path / "custom.jsonl"),
     ):
         told, records = read(reader)
         assert "\n" not in told, reader

@@ -41,7 +41,7 @@ def test_same_picture_gets_the_same_caption_alone_and_in_a_batch(
             np.testing.assert_allclose(one.alphas, other.alphas, atol=1e-5)
 
 
-def test_unreadable_files_stand_in_their_places_and_change_no_caption(
+def test_unreadable_files_give_errors_at_their_positions_and_change_no_caption(
     captioner: Captioner, pictures: list[Path], tmp_path: Path
 ) -> None:
     (tmp_path / "bad.jpg").write_text("no picture")
@@ -52,7 +52,7 @@ def test_unreadable_files_stand_in_their_places_and_change_no_caption(
     assert [result.text for result in results if isinstance(result, Caption)] == alone
 
 
-def test_alphas_are_one_distribution_over_the_grid_for_each_printed_word(
+def test_alphas_are_a_distribution_over_the_grid_for_each_printed_word(
     captioner: Captioner, pictures: list[Path]
 ) -> None:
     caption = captioner.caption(pictures[0])
@@ -72,16 +72,18 @@ def test_missing_file_is_an_image_error(captioner: Captioner) -> None:
         captioner.caption("nowhere.jpg")
 
 
-def test_model_in_a_hurry_to_end_still_says_a_word(captioner: Captioner, pictures: list[Path]) -> None:
+def test_model_that_wants_to_end_at_once_still_gives_a_word(
+    captioner: Captioner, pictures: list[Path]
+) -> None:
     with torch.no_grad():
         torch_model(captioner).decoder.output.bias[END] = 1e4
-    caption = captioner.caption(pictures[0], decoding=replace(captioner.config.decoding, beam_size=1))
+    caption = captioner.caption(pictures[0], replace(captioner.config.decoding, beam_size=1))
     assert len(caption.tokens) == len(caption.alphas) == 1
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_absent_device_is_refused() -> None:
-    with pytest.raises(CaptionerError, match="torch finds no cuda device here"):
+def test_missing_device_is_refused() -> None:
+    with pytest.raises(CaptionerError, match="torch finds no cuda device on this machine; use --device auto"):
         choose_device("cuda")
 
 
@@ -99,7 +101,7 @@ def test_absent_device_is_refused() -> None:
         ("...", (), [], "..."),
     ],
 )
-def test_text_is_cut_at_its_words(
+def test_text_is_split_at_its_words(
     captioner: Captioner, text: str, tokens: tuple[str, ...], pieces: list[tuple[str, str]], tail: str
 ) -> None:
     caption = replace(captioner.caption(noise_picture(0)), text=text, tokens=tokens)
@@ -108,6 +110,6 @@ def test_text_is_cut_at_its_words(
         assert "".join(gap + word for gap, word in pieces) + tail == text
 
 
-def test_captions_to_read_are_a_list(captioner: Captioner) -> None:
-    with pytest.raises(TypeError, match="captions is a list of texts"):
+def test_captions_to_attend_are_a_list(captioner: Captioner) -> None:
+    with pytest.raises(TypeError, match="captions must be a list, not the single text 'a dog'"):
         captioner.attend(noise_picture(0), "a dog")

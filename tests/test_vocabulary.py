@@ -38,8 +38,8 @@ def subwords() -> Vocabulary:
     return Vocabulary.build_subwords(real_captions(), size=300)
 
 
-def test_subwords_give_back_every_text_that_they_are_made_for(subwords: Vocabulary) -> None:
-    """With its cases, its marks and words that were never seen; runs of spaces become one."""
+def test_subwords_reproduce_every_text_of_known_characters(subwords: Vocabulary) -> None:
+    """With its case and punctuation, unseen words too; runs of spaces become one."""
     assert len(subwords) == 300
     assert subwords.words[:4] == SPECIAL_TOKENS
     for caption in [*real_captions()[:200], "Unseenwordish - Thing", ""]:
@@ -50,37 +50,37 @@ def test_subwords_give_back_every_text_that_they_are_made_for(subwords: Vocabula
         assert subwords.decode(tokens) == subwords.split(caption)
 
 
-def test_letters_that_no_subword_has_are_unknown_and_left_out(subwords: Vocabulary) -> None:
+def test_characters_that_no_subword_has_are_unknown_and_left_out(subwords: Vocabulary) -> None:
     tokens = subwords.encode("a 犬 dog")
     assert UNK in tokens
     assert subwords.caption(tokens) == "a dog"
 
 
-def test_frequent_words_are_whole_and_rare_ones_are_parts(subwords: Vocabulary) -> None:
+def test_frequent_words_are_single_subwords_and_rare_ones_are_several(subwords: Vocabulary) -> None:
     assert subwords.split("a man") == ["▁a", "▁man"]
     assert len(subwords.split("xylophonist")) > 3
 
 
-def test_subwords_are_kept_as_json_with_their_model(subwords: Vocabulary) -> None:
+def test_subwords_are_stored_as_json_with_their_model(subwords: Vocabulary) -> None:
     again = Vocabulary.from_json(subwords.to_json())
     assert again == subwords
     assert again.encode("A man rides.") == subwords.encode("A man rides.")
     assert Vocabulary.build_subwords(real_captions(), size=300).to_json() == subwords.to_json()
 
 
-def test_subwords_that_cannot_be_had_or_do_not_fit_are_refused(subwords: Vocabulary) -> None:
-    with pytest.raises(ValueError, match="no 5 subwords of these texts, which have 11 letters"):
+def test_subwords_that_cannot_be_learned_or_do_not_match_are_refused(subwords: Vocabulary) -> None:
+    with pytest.raises(ValueError, match="5 subwords are too few for texts with 11 different characters"):
         Vocabulary.build_subwords(["abcdefghijk"], size=5)
-    with pytest.raises(ValueError, match="sentencepiece model cannot be read"):
+    with pytest.raises(ValueError, match="cannot read the vocabulary's sentencepiece model"):
         Vocabulary(subwords.words, b"nonsense")
-    with pytest.raises(ValueError, match="the words of its sentencepiece model"):
+    with pytest.raises(ValueError, match="the words must be exactly the pieces of the sentencepiece model"):
         Vocabulary((*subwords.words[:-1], "other"), subwords.subwords)
 
 
-def test_unsound_vocabularies_are_refused() -> None:
-    with pytest.raises(ValueError, match="begins with <pad>"):
+def test_invalid_vocabularies_are_refused() -> None:
+    with pytest.raises(ValueError, match="starts with <pad>"):
         Vocabulary(("a", "b"))
-    with pytest.raises(ValueError, match="'a' is there again"):
+    with pytest.raises(ValueError, match="'a' is repeated"):
         Vocabulary((*SPECIAL_TOKENS, "a", "a"))
 
 
@@ -90,7 +90,7 @@ def real_captions() -> list[str]:
 
 
 def test_words_of_plain_captions_are_those_of_nltk() -> None:
-    """The short way for plain captions must not be another way: 1,000 real captions and the odd cases."""
+    """The shortcut for plain captions must give the same: 1,000 real captions and special cases."""
     odd = [
         "I cannot see. ",
         "gonna, gotta, wanna go",
@@ -114,7 +114,7 @@ def test_words_of_plain_captions_are_those_of_nltk() -> None:
 
 
 def test_captions_are_joined_as_nltk_joins_them() -> None:
-    """The short way for plain words must not be another way: real captions, and words that nltk joins."""
+    """The shortcut for plain words must give the same: real captions, and words that nltk joins."""
     odd = [
         "i can not see",
         "gon na and got ta",

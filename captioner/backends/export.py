@@ -24,7 +24,14 @@ from captioner.backends.load import Backend
 from captioner.backends.onnx_backend import MEMORY, NEXT, STATE, OnnxBackend
 from captioner.backends.quantize import quantize_products
 from captioner.backends.torch_backend import TorchBackend
-from captioner.checkpoint.folder import GRAPHS, LAYOUT_KEY, WEIGHTS, locate_model, weights_header, weights_layout
+from captioner.checkpoint.folder import (
+    GRAPHS,
+    LAYOUT_KEY,
+    WEIGHTS,
+    locate_model,
+    weights_header,
+    weights_layout,
+)
 from captioner.checkpoint.weights import CaptioningCheckpoint, load_checkpoint
 from captioner.errors import CaptionerError
 from captioner.model.captioning import CaptioningModel

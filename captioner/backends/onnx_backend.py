@@ -9,7 +9,15 @@ import onnxruntime
 from jaxtyping import Float, Int, UInt8
 from safetensors.numpy import load_file
 
-from captioner.checkpoint.folder import GRAPHS, LAYOUT_KEY, WEIGHTS, check_finite, locate_model, translate_errors, weights_layout
+from captioner.checkpoint.folder import (
+    GRAPHS,
+    LAYOUT_KEY,
+    WEIGHTS,
+    check_finite,
+    locate_model,
+    translate_errors,
+    weights_layout,
+)
 from captioner.config import ModelConfig
 from captioner.errors import ModelFolderError
 from captioner.images.prefetch import available_cores

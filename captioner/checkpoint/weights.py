@@ -10,7 +10,19 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from captioner.atomic import readable_folder, replaced_folder
-from captioner.checkpoint.folder import CONFIG, METRICS, VOCABULARY, WEIGHTS, Config, check_finite, read_config, read_metrics, read_vocabulary, to_json, translate_errors
+from captioner.checkpoint.folder import (
+    CONFIG,
+    METRICS,
+    VOCABULARY,
+    WEIGHTS,
+    Config,
+    check_finite,
+    read_config,
+    read_metrics,
+    read_vocabulary,
+    to_json,
+    translate_errors,
+)
 from captioner.config import ModelConfig
 from captioner.errors import CaptionerError, ModelFolderError
 from captioner.model.captioning import AttentionModel, EncoderT, make_captioning_model

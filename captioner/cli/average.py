@@ -1,4 +1,4 @@
-"""The command `captioner average`: one model from several."""
+"""The command `captioner average`."""
 
 import sys
 from dataclasses import dataclass

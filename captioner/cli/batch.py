@@ -1,5 +1,6 @@
-"""The command `captioner batch`: large jobs on a cluster."""
+"""The command `captioner batch`."""
 
+import logging
 import sys
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, ClassVar
@@ -8,14 +9,25 @@ import tyro
 
 from captioner.checkpoint.folder import SHIPPED_MODEL, read_config
 from captioner.cli.caption import BASIC, SEARCH
-from captioner.cli.options import ModelFlags, arg, changed, check_batch_size, check_flags, check_words, checked, flags, given, model_options
+from captioner.cli.options import (
+    ModelFlags,
+    arg,
+    changed,
+    check_batch_size,
+    check_flags,
+    check_words,
+    checked,
+    flags,
+    given,
+    model_options,
+)
 from captioner.cli.output import escape_controls
 from captioner.cluster.options import Cluster, Inputs, ShardFormat
 from captioner.config import DecodingOptions
 from captioner.errors import UsageError
 
-DecodingFlags: Any = flags(DecodingOptions, BASIC, override="the model's")
-SearchFlags: Any = flags(DecodingOptions, SEARCH, override="the model's")
+DecodingFlags: Any = flags(DecodingOptions, BASIC, override="the model's own")
+SearchFlags: Any = flags(DecodingOptions, SEARCH, override="the model's own")
 InputFlags: Any = flags(Inputs)
 ClusterFlags: Any = flags(Cluster)
 
@@ -61,6 +73,7 @@ class BatchCommand:
         inputs: Inputs = checked(Inputs, vars(self.reading))
         cluster: Cluster = checked(Cluster, vars(self.cluster))
 
+        logging.getLogger("ray.data").setLevel(logging.WARNING)  # the progress bar says enough
         from captioner.cluster.inputs import absolute
         from captioner.cluster.ray_job import Job, run_job
 

@@ -14,9 +14,18 @@ from PIL import Image
 from tqdm import tqdm
 
 from captioner.checkpoint.folder import SHIPPED_MODEL, model_digest, read_config
-from captioner.cli.options import ModelFlags, arg, changed, check_batch_size, check_flags, check_words, checked, flags, given, model_options
+from captioner.cli.options import (
+    arg,
+    changed,
+    check_batch_size,
+    check_flags,
+    check_words,
+    checked,
+    flags,
+    given,
+)
 from captioner.cli.output import FORMAT_OF, CaptionWriter, Failures, OutputFormat
-from captioner.config import DecodingOptions
+from captioner.config import DecodingOptions, ModelOptions
 from captioner.errors import ImageError, UsageError
 from captioner.figures.style import FigureFormat, FigureStyle
 from captioner.images.discovery import MATRIX_STEM, OVERLAY_STEM, find_pictures, has_picture_suffix
@@ -31,10 +40,11 @@ BASIC = ("beam_size", "length_penalty", "max_words", "num_captions")
 SAMPLING = ("sample", "temperature", "top_k", "top_p", "seed")
 SEARCH = ("min_words", "no_repeat_ngram", "must_include", "diverse_groups", "diversity")
 
-DecodingFlags: Any = flags(DecodingOptions, BASIC, override="the model's")
-SearchFlags: Any = flags(DecodingOptions, SEARCH, override="the model's")
-SamplingFlags: Any = flags(DecodingOptions, SAMPLING, override="the model's")
+DecodingFlags: Any = flags(DecodingOptions, BASIC, override="the model's own")
+SearchFlags: Any = flags(DecodingOptions, SEARCH, override="the model's own")
+SamplingFlags: Any = flags(DecodingOptions, SAMPLING, override="the model's own")
 StyleFlags: Any = flags(FigureStyle)
+MachineFlags: Any = flags(ModelOptions, ("device", "backend", "threads"))
 
 _PAGE_SUFFIXES = {"--animate": (".gif",), "--gallery": (".html", ".htm")}
 
@@ -56,14 +66,14 @@ class FigureFlags:
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionCommand:
-    """Caption pictures: prints PATH<TAB>CAPTION for each. --help-all shows more flags, for the search,
-    sampling, and other figures.
+    """Caption pictures: prints PATH<TAB>CAPTION for each.
 
-    Exit status: 0; 1 if a picture could not be read (it is reported, and the others are captioned) or the
-    command failed; 2 for wrong usage.
+    --help-all shows more flags: for searching and sampling, other figures, devices and batches. The exit
+    status is 1 if a picture could not be read (it is reported, and the others are captioned) or the command
+    failed, and 2 for wrong usage.
     """
 
-    ADVANCED: ClassVar = ("with_attention", "search", "sampling", "figures")
+    ADVANCED: ClassVar = ("machine", "batch_size", "with_attention", "search", "sampling", "figures")
 
     paths: Annotated[
         tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PATH...", help_behavior_hint="")
@@ -83,10 +93,12 @@ class CaptionCommand:
     """Write a figure per picture into this folder: one panel per word with its attention."""
     gallery: Annotated[Path | None, arg("FILE.html")] = None
     """Write one page of all pictures, which shows each word's attention and needs no server."""
+    model: Annotated[Path | None, arg("FOLDER", "the model that ships with captioner")] = None
+    """Model folder."""
     decoding: DecodingFlags = field(default_factory=DecodingFlags)
+    machine: MachineFlags = field(default_factory=MachineFlags)
     batch_size: Annotated[int, arg("INT", "8")] = 8
     """Pictures per batch; on a CPU each thread has its own batch."""
-    machine: ModelFlags = field(default_factory=ModelFlags)
     with_attention: Annotated[bool, arg("")] = False
     """With --format jsonl: add each word's attention over the grid."""
     search: SearchFlags = field(default_factory=SearchFlags)
@@ -97,7 +109,7 @@ class CaptionCommand:
         """Caption the pictures and return the exit status."""
         changes = given(self.decoding) | given(self.search) | given(self.sampling)
         self._check(changes)
-        machine, style = model_options(self.machine), checked(FigureStyle, vars(self.figures.style))
+        machine, style = self._machine(), checked(FigureStyle, vars(self.figures.style))
         folder = machine.model or SHIPPED_MODEL
         options = changed(read_config(folder).decoding, changes)
         _quieten_pillow()
@@ -135,6 +147,9 @@ class CaptionCommand:
                         _draw(figure, result, failures)
                 progress.update(len(batch))
         return 1 if failures.count else 0
+
+    def _machine(self) -> ModelOptions:
+        return checked(ModelOptions, {"model": self.model, **vars(self.machine)})
 
     def _check(self, changes: Mapping[str, Any]) -> None:
         """Refuse arguments that contradict each other, before the model is loaded. Raises: UsageError."""

@@ -1,11 +1,20 @@
-"""The command `captioner evaluate`: scores of a model or of captions in a file."""
+"""The command `captioner evaluate`."""
 
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from captioner.cli.options import SPLIT_OF, ModelFlags, arg, check_batch_size, dataset_subcommands, describe_broken, installed_datasets, model_options
+from captioner.cli.options import (
+    SPLIT_OF,
+    ModelFlags,
+    arg,
+    check_batch_size,
+    dataset_subcommands,
+    describe_broken,
+    installed_datasets,
+    model_options,
+)
 from captioner.cli.output import escape_controls
 from captioner.errors import CaptionerError, UsageError
 from captioner.inference import Captioner

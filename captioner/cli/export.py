@@ -1,4 +1,4 @@
-"""The command `captioner export`: models that run without torch."""
+"""The command `captioner export`."""
 
 import sys
 from dataclasses import dataclass

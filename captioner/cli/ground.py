@@ -1,4 +1,4 @@
-"""The command `captioner ground`: how far attention can be trusted."""
+"""The command `captioner ground`."""
 
 import json
 import sys

@@ -3,6 +3,7 @@
 import ast
 import inspect
 import os
+import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, make_dataclass, replace
@@ -66,7 +67,7 @@ def flags(
         is_switch = hint is bool and default is False
         shown = "" if is_switch or default in (None, MISSING, ()) else f"(default: {default})"
         if override is not None:
-            shown = "" if is_switch else f"(default: {override})"
+            shown = ""
             default = default if is_switch else None
             hint = hint if is_switch else hint | None
         options = tyro.conf.arg(
@@ -77,7 +78,8 @@ def flags(
         )
         flag = field() if default is MISSING else field(default=default)
         made.append((setting.name, Annotated[hint, options], flag))
-    return make_dataclass(f"{kind.__name__}Flags", made, frozen=True, kw_only=True, namespace={"__doc__": ""})
+    namespace = {"__doc__": "" if override is None else f"By default {override}."}
+    return make_dataclass(f"{kind.__name__}Flags", made, frozen=True, kw_only=True, namespace=namespace)
 
 
 def given(chosen: Any) -> dict[str, Any]:
@@ -170,8 +172,8 @@ def check_flags(kind: type, values: Mapping[str, Any]) -> None:
 
 def as_flags(error: ValueError, names: Mapping[str, Any]) -> str:
     """The message of an error about settings, with the flags in place of the settings' names."""
-    words = str(error).split(" ")
-    return " ".join(f"--{word.replace('_', '-')}" if word in names else word for word in words)
+    pattern = rf"\b(?:{'|'.join(sorted(names, key=len, reverse=True))})\b"
+    return re.sub(pattern, lambda name: f"--{name[0].replace('_', '-')}", str(error)) if names else str(error)
 
 
 def check_batch_size(batch_size: int) -> None:

@@ -1,4 +1,4 @@
-"""Flags of a training run: changes to a recipe, and what a run stores to be resumed."""
+"""Flags of a training run, and its stored command."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from captioner.training.recipe import Recipe, TrainingConfig, from_plain, to_pla
 
 Value = TypeVar("Value", bound=Any)
 
-_RECIPES = "the recipe's"
+_RECIPES = "as in the recipe"
 _TRAINING = (
     *("start_from", "batch_size", "gradient_accumulation_steps", "epochs", "learning_rate"),
     *(
@@ -37,7 +37,7 @@ EncoderFlags: Any = flags(EncoderConfig, override=_RECIPES)
 DecoderFlags: Any = flags(
     DecoderConfig, ("kind", "attention", "score"), override=_RECIPES, rename={"kind": "decoder"}
 )
-ResumedFlags: Any = flags(RunOptions, _KEPT_BY_A_RUN, override="the run's")
+ResumedFlags: Any = flags(RunOptions, _KEPT_BY_A_RUN, override="as before")
 
 if TYPE_CHECKING:
     RunFlags = RunOptions
@@ -47,7 +47,7 @@ else:
 
 @dataclass(frozen=True, kw_only=True)
 class RecipeOverrides:
-    """What to change in the data set's recipe."""
+    """Changes to the data set's recipe."""
 
     recipe: Annotated[Path | None, arg("FILE")] = None
     """JSON with settings to change, as in a run's recipe.json; it may have just a few. Flags override it."""
@@ -110,13 +110,13 @@ class ResumeFlags:
 
     folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="")]
     """Folder of the run."""
-    gradient_accumulation_steps: Annotated[int | None, arg("INT", "the run's")] = None
+    gradient_accumulation_steps: Annotated[int | None, arg("INT", "as before")] = None
     """Micro-batches per step: more take less memory, for the same result."""
     machine: ResumedFlags = field(default_factory=ResumedFlags)
 
 
 def to_stored(dataset: str, reader: Any, recipe: Recipe, options: RunOptions) -> dict[str, Any]:
-    """What a run stores of its command, with absolute paths, so that it resumes from any folder."""
+    """The settings that a run stores, with absolute paths, so that it resumes from any folder."""
     return {
         "dataset": dataset,
         "out": str(options.out.absolute()),

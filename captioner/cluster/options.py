@@ -10,7 +10,7 @@ ShardFormat = Literal["parquet", "jsonl"]
 
 @dataclass(frozen=True, kw_only=True)
 class Cluster(Bounded):
-    """Which resources of a cluster to use; by default all of it.
+    """Resources of a cluster; by default all of it.
 
     An actor is a process with a model: one per GPU if there are any, else one per core.
     """
@@ -27,7 +27,7 @@ class Cluster(Bounded):
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs(Bounded):
-    """How inputs are read and split into shards."""
+    """Reading of inputs, and their division into shards."""
 
     recursive: bool = False
     """Search folders to the bottom."""

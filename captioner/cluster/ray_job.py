@@ -1,4 +1,4 @@
-"""Cluster job: Ray assigns input shards to actors, each with its own model."""
+"""Cluster job: Ray assigns input shards to actors with models."""
 
 import logging
 import math
@@ -26,7 +26,7 @@ _MAX_RETRIES = 8  # of a shard: a picture may crash its decoder
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What every actor has to know. The model's folder is absolute."""
+    """Settings that every actor needs. The model's folder is absolute."""
 
     model: ModelOptions
     options: DecodingOptions
@@ -75,7 +75,7 @@ def resolved(cluster: Cluster) -> Cluster:
 
 @dataclass(frozen=True)
 class ShardResult:
-    """How many pictures a shard had, and how many of them could not be read."""
+    """Numbers of pictures of a shard, and of those that could not be read."""
 
     num_pictures: int
     num_errors: int
@@ -142,7 +142,6 @@ def caption_shards(shards: Sequence[InputShard], job: Job, cluster: Cluster) -> 
     Raises: CaptionerError, if no node has room for an actor.
     """
     cluster = resolved(cluster)
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
     ray.data.DataContext.get_current().enable_progress_bars = False
     items = ray.data.from_items(
         [{"shard": asdict(shard)} for shard in shards], override_num_blocks=len(shards)

@@ -1,6 +1,6 @@
-"""Output of a cluster job: one file per input shard, complete or absent.
+"""Output of a cluster job: one file per input shard.
 
-An input shard that was interrupted is captioned again, by any actor, under the same name, so that each
+A file is complete or absent. An input shard that was interrupted is captioned again, by any actor, under the same name, so that each
 picture has one row.
 """
 
@@ -94,7 +94,7 @@ class ShardFolder:
         changed = [name for name, value in json.loads(content).items() if before.get(name) != value]
         if changed:
             raise CaptionerError(
-                f"{self.path} contains captions generated with another {', '.join(changed)}; choose another --output"
+                f"{self.path} has captions made with another {', '.join(changed)}; choose another --output"
             )
 
     def done_shards(self) -> set[str]:
@@ -102,7 +102,7 @@ class ShardFolder:
         return {name.removesuffix(f".{self.format}") for name in self._names()}
 
     def done_files(self) -> Iterator[str]:
-        """The names of the pictures in all rows. Raises: CaptionerError, if a file was not written by captioner."""
+        """The names of the pictures in all rows. Raises: CaptionerError, if a file is not a shard."""
         for name in self._names():
             try:
                 with self.system.open_input_file(f"{self.path}/{name}") as file:
@@ -112,7 +112,8 @@ class ShardFolder:
                         names = [json.loads(line)["file"] for line in io.BytesIO(file.read())]
             except (OSError, pa.ArrowException, ValueError, LookupError, TypeError) as error:
                 raise CaptionerError(
-                    f"{self.path}/{name} was not written by captioner ({in_one_line(error)}); choose another --output"
+                    f"{self.path}/{name} was not written by captioner ({in_one_line(error)}); "
+                    "choose another --output"
                 ) from error
             yield from names
 

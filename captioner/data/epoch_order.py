@@ -1,4 +1,4 @@
-"""Order of samples in an epoch, their assignment to processes, and derived seeds."""
+"""Order of samples in an epoch, and derived seeds."""
 
 from dataclasses import dataclass
 

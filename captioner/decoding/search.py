@@ -1,7 +1,7 @@
-"""The decoding loop shared by beam search and sampling, in plain arrays without torch.
+"""Decoding loop of beam search and sampling, in numpy.
 
 A model takes part by implementing `StepModel`; each picture has several hypotheses, which form one array
-axis. Which extensions of the hypotheses continue is decided by a `Strategy` (`captioner.decoding.strategies`).
+axis. A `Strategy` (`captioner.decoding.strategies`) decides which extensions of the hypotheses continue.
 """
 
 from collections.abc import Iterable, Sequence

@@ -20,7 +20,7 @@ _BATCH_SIZE = 64
 
 @dataclass(frozen=True, kw_only=True)
 class OcclusionDrop:
-    """How far a word's log-probability drops, in nats, if some cells are occluded.
+    """Drops of a word's log-probability, in nats, if some cells are occluded.
 
     `attended` occludes those it attended to most, `random` as many drawn at random, on average.
     """

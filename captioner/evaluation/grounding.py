@@ -30,7 +30,7 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True, kw_only=True)
 class GroundedWord:
-    """How well attention matches the region of a word, by `METHODS`.
+    """Match of attention and the region of a word, by `METHODS`.
 
     `hits` says whether the most attended point lies in the region, or with what probability, and `shares`
     how much of the attention lies there.

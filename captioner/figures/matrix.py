@@ -63,7 +63,7 @@ class HasMatrix(Protocol):
 
 
 def perplexity(weights: Float[np.ndarray, "rows positions"]) -> Float[np.ndarray, " rows"]:
-    """Over how many positions each row is spread: exp of its entropy, 1 for one position, n for n equal ones."""
+    """Over how many positions each row is spread: exp of its entropy, n for n equal weights."""
     logarithms = np.log(weights, out=np.zeros_like(weights), where=weights > 0)
     return np.exp(-(weights * logarithms).sum(axis=1))
 

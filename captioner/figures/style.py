@@ -16,7 +16,7 @@ MAX_FIGURE_PX = 40_000
 
 @dataclass(frozen=True, kw_only=True)
 class FigureStyle(Bounded):
-    """How attention is drawn."""
+    """Look of figures."""
 
     overlay_style: OverlayStyle = "smooth"
     """Draw a smooth heatmap, or the raw cells of the grid."""

@@ -15,13 +15,13 @@ PICTURE_SUFFIXES = (
 """Suffixes of the files captioned in a folder; a file given by name is tried whatever it is called."""
 
 OVERLAY_STEM, MATRIX_STEM = ".attention", ".matrix"
-"""What captioner's own figures have before their suffix; they are skipped in folders."""
+"""Endings of the stems of captioner's own figures, which are skipped in folders."""
 
 ANIMATION_COMMENT = b"captioner"
 """The comment in captioner's own animations, which may have any name; they are skipped in folders."""
 
 HEAD_BYTES = 2_048
-"""How much of a GIF is enough to find its comment, which follows a palette of at most 768 bytes."""
+"""Enough of a GIF to find its comment, which follows a palette of at most 768 bytes."""
 
 
 def find_pictures(

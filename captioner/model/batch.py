@@ -1,4 +1,4 @@
-"""What a model reads: batches of sources with their captions."""
+"""Batches of sources with their captions, as a model reads them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace

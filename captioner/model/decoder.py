@@ -1,4 +1,4 @@
-"""Base of the decoders: one step of a recurrence, and teacher forcing over it.
+"""Base of the decoders: step, and teacher forcing over it.
 
 `LSTMDecoder` and `TransformerDecoder` implement the step, which serves training, beam search and sampling
 alike. A decoder sees annotation vectors, whether of a picture or of a sentence to be translated.

@@ -1,4 +1,4 @@
-"""Receptive fields: where the cells of a CNN's grid look, and how far."""
+"""Receptive fields of the cells of a CNN's grid."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator

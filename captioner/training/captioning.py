@@ -13,7 +13,14 @@ from matplotlib.figure import Figure
 
 from captioner.backends.torch_backend import TorchBackend, choose_device
 from captioner.checkpoint.weights import CaptioningCheckpoint, load_checkpoint, save_checkpoint
-from captioner.config import FORMAT_VERSION, DecoderConfig, EncoderConfig, GridConfig, ModelConfig, PreprocessConfig
+from captioner.config import (
+    FORMAT_VERSION,
+    DecoderConfig,
+    EncoderConfig,
+    GridConfig,
+    ModelConfig,
+    PreprocessConfig,
+)
 from captioner.data.augmentation import Augmentation
 from captioner.data.feature_cache import cached_splits, read_ahead
 from captioner.data.pictures import CachedRecords, CaptionDataset

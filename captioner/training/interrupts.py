@@ -1,4 +1,4 @@
-"""Interrupts of a run: signals, which stop it after a step, and other runs in its folder."""
+"""Interrupts of a run: signals, and other runs in its folder."""
 
 import logging
 import signal

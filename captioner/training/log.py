@@ -98,8 +98,8 @@ class RunLog:
             yield
         except OSError as error:
             raise CaptionerError(
-                f"cannot write the log in {self.path.parent}: {error.strerror or error}; make room, then continue "
-                "with --resume"
+                f"cannot write the log in {self.path.parent}: {error.strerror or error}; make room, "
+                "then continue with --resume"
             ) from error
 
 

@@ -14,7 +14,7 @@ COMMAND_FILE = "command.json"
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions(Bounded):
-    """Where a run is kept, and how it uses the machine."""
+    """Folder of a run, and its use of the machine."""
 
     out: Path
     """Folder of the run, for example runs/first."""

@@ -1,4 +1,4 @@
-"""Recipe: every setting that decides the result of a training run, and presets."""
+"""Recipe: settings that decide the result of a run, and presets."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -7,14 +7,26 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from captioner.config import Bounded, Count, DecoderConfig, DecodingOptions, EncoderConfig, NonNegative, Positive, Seed, Share, TextEncoderConfig, require
+from captioner.config import (
+    Bounded,
+    Count,
+    DecoderConfig,
+    DecodingOptions,
+    EncoderConfig,
+    NonNegative,
+    Positive,
+    Seed,
+    Share,
+    TextEncoderConfig,
+    require,
+)
 
 MixedPrecision = Literal["no", "bf16", "fp16"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig(Bounded):
-    """How a model is trained. A "step" is one update of the weights.
+    """Settings of training. A "step" is one update of the weights.
 
     The first epochs train the decoder on a frozen CNN. From `finetune_from_epoch` the last stages of the
     CNN are trained too, at their own learning rate. From `self_critical_from_epoch`, captions that the
@@ -32,7 +44,7 @@ class TrainingConfig(Bounded):
     finetune_from_epoch: Count | None = None
     """First epoch, counted from 1, that trains the CNN's last stages too; by default the CNN stays frozen."""
     finetune_stages: Count = 2
-    """How many of the CNN's last stages are fine-tuned."""
+    """Number of the CNN's last stages to fine-tune."""
     finetune_learning_rate: Positive = 1e-4
     """Peak learning rate of the fine-tuned stages."""
     self_critical_from_epoch: Count | None = None

@@ -1,4 +1,4 @@
-"""A training run, ready to start or to resume, in a folder of its own."""
+"""Training run: its folder, lock, device and task."""
 
 import json
 import logging

@@ -21,7 +21,7 @@ _STATE_FILE = "training_state.pt"
 
 @dataclass
 class Progress:
-    """How far a run is. `sums` are over the steps of this epoch; `history` has an entry per finished epoch."""
+    """Progress of a run. `sums` are over the steps of this epoch; `history` has an entry per epoch."""
 
     epoch: int = 0
     step: int = 0

@@ -18,7 +18,13 @@ from captioner.errors import CaptionerError
 from captioner.model.batch import CaptionBatch
 from captioner.model.captioning import AttentionModel
 from captioner.training.loss import CaptionLoss, TokenCounts
-from captioner.training.optim import ChainedSchedule, OneCycle, make_optimizer, moving_average, set_learning_rates
+from captioner.training.optim import (
+    ChainedSchedule,
+    OneCycle,
+    make_optimizer,
+    moving_average,
+    set_learning_rates,
+)
 from captioner.training.recipe import Recipe
 from captioner.training.self_critical import Reward, SelfCriticalLoss, sample_captions
 from captioner.training.state import Progress
@@ -214,7 +220,7 @@ def explain_out_of_memory(progress: Progress, *, gradient_accumulation_steps: in
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise CaptionerError(
             f"out of memory at step {progress.step}; raise --gradient-accumulation-steps to "
-            f"{2 * gradient_accumulation_steps}, which gives the same result in less memory and may be changed "
-            "with --resume; or start a new run with a lower --batch-size or --image-size "
+            f"{2 * gradient_accumulation_steps}, which gives the same result in less memory and may be "
+            "changed with --resume; or start a new run with a lower --batch-size or --image-size "
             f"({reason})"
         ) from error

@@ -1,4 +1,4 @@
-"""Task: what the training loop needs to know of data, model and score."""
+"""Task: the training loop's interface to data, model and score."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Validation on decoded texts, and the choice of decoding options by their score."""
+"""Validation on decoded texts, and tuning of decoding options."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,7 +25,7 @@ from captioner.vocabulary import Vocabulary
 
 BEAM_SIZES = (1, 3, 5, 8)
 LENGTH_PENALTIES = (0.0, 0.4, 0.6, 0.8, 1.0, 1.2)
-"""What `choose_decoding` tries."""
+"""Candidates of `choose_decoding`."""
 
 _BATCH_SIZE = 32
 

@@ -9,8 +9,8 @@ import sacrebleu
 
 @dataclass(frozen=True, kw_only=True)
 class TranslationScores:
-    """Corpus scores in percent, with sacrebleu's defaults: BLEU with tokenizer 13a and case (Post 2018, "A Call
-    for Clarity in Reporting BLEU Scores"), chrF with character 6-grams (Popovic 2015)."""
+    """Corpus scores in percent, with sacrebleu's defaults: BLEU with tokenizer 13a and case (Post 2018, "A
+    Call for Clarity in Reporting BLEU Scores"), chrF with character 6-grams (Popovic 2015)."""
 
     bleu: float
     chrf: float

@@ -35,7 +35,7 @@ def sentence_tokens(vocabulary: Vocabulary, sentence: str) -> Int[Tensor, " cell
 
 
 class SentenceDataset(Dataset[CaptionItem]):
-    """The sentences of a split with their encoded translations (`captioner.data.batching.CaptionedDataset`)."""
+    """The sentences of a split with their encoded translations (a `CaptionedDataset`)."""
 
     def __init__(
         self, *, records: Sequence[TranslatedSentence], vocabulary: Vocabulary, max_words: int

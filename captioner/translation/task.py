@@ -20,7 +20,12 @@ from captioner.training.recipe import Recipe
 from captioner.training.task import Validation, shown
 from captioner.training.validation import choose_decoding, validate
 from captioner.translation.metrics import TranslationScores, score_translations
-from captioner.translation.model import TranslationCheckpoint, TranslationModel, load_translation_checkpoint, make_translation_model
+from captioner.translation.model import (
+    TranslationCheckpoint,
+    TranslationModel,
+    load_translation_checkpoint,
+    make_translation_model,
+)
 from captioner.translation.sentences import SentenceDataset
 from captioner.translation.translator import Translator
 from captioner.vocabulary import Vocabulary
@@ -119,8 +124,8 @@ class TranslationTask:
             yield translation.plot()
 
     def tune_decoding(self, folder: Path, *, num_workers: int = 0) -> TranslationScores:
-        """The model is loaded as it was saved, in half precision, and the scores are those of the translations
-        that it then gives."""
+        """The model is loaded as it was saved, in half precision, and the scores are those of its
+        translations then."""
         checkpoint = load_translation_checkpoint(folder)
         model, references = checkpoint.model.to(choose_device("auto")).eval(), self.dev.references
         decoding, tried = choose_decoding(

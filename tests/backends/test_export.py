@@ -20,25 +20,25 @@ from captioner.checkpoint.folder import FILES, GRAPHS, WEIGHTS, read_vocabulary
 from captioner.checkpoint.weights import CaptioningCheckpoint, save_checkpoint
 from captioner.cli.main import main
 from captioner.config import DecodingOptions, ModelConfig
-from captioner.decoding.generate import force_decode, padded, search_captions
+from captioner.decoding.generate import force_decode, generate_captions, padded
 from captioner.errors import CaptionerError, ImageError, ModelFolderError
 from captioner.inference import Captioner
 from captioner.model.captioning import CaptioningModel, make_decoder
 from captioner.model.encoder import Encoder
 from captioner.vocabulary import Vocabulary
+from tests.backends.exports import export_once
 from tests.conftest import DECODER_CHANGES, ROOT, SMALL_DECODER, noise_picture
 
-CONFIG = DecodingOptions(beam_size=4, max_words=5)
+OPTIONS = DecodingOptions(beam_size=4, max_words=5)
 
 
 @pytest.fixture
-def exported(model_folder: Path, tmp_path: Path) -> Path:
-    export_model(model_folder, tmp_path / "exported")
-    return tmp_path / "exported"
+def exported(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export_once(model_folder, tmp_path_factory)
 
 
 @pytest.mark.parametrize("kind", ["the default", "no attention", "dot", "multihead", "hard", "transformer"])
-def test_search_and_reading_are_those_of_torch(
+def test_search_and_teacher_forcing_are_those_of_torch(
     kind: str, encoder: Encoder, model_config: ModelConfig, vocabulary: Vocabulary, tmp_path: Path
 ) -> None:
     """For any number of pictures, hypotheses and cells, and as pictures leave the batch."""
@@ -49,7 +49,9 @@ def test_search_and_reading_are_those_of_torch(
         decoder.embedding.weight.mul_(0.1)
         decoder.output.weight.mul_(12)
     model = CaptioningModel(encoder=encoder, decoder=decoder).eval()
-    save_checkpoint(tmp_path / "model", CaptioningCheckpoint(model, config, vocabulary, {}), dtype=torch.float32)
+    save_checkpoint(
+        tmp_path / "model", CaptioningCheckpoint(model, config, vocabulary, {}), dtype=torch.float32
+    )
     export_model(tmp_path / "model", tmp_path / "exported")
     torch_backend, onnx_backend = (
         TorchBackend(model),
@@ -60,8 +62,8 @@ def test_search_and_reading_are_those_of_torch(
     given = torch_backend.encode(images)
     np.testing.assert_allclose(onnx_backend.encode(images), given.numpy(), atol=1e-4)
     annotations = torch.randn(6, 7, config.annotation_dim) * 3
-    expected = search_captions(torch_backend, annotations, CONFIG)
-    found = search_captions(onnx_backend, annotations.numpy(), CONFIG)
+    expected = generate_captions(torch_backend, annotations, OPTIONS)
+    found = generate_captions(onnx_backend, annotations.numpy(), OPTIONS)
     assert len({hypothesis.tokens for hypotheses in expected for hypothesis in hypotheses}) > 6
     for ours, theirs in zip(found, expected, strict=True):
         assert [one.tokens for one in ours] == [one.tokens for one in theirs]
@@ -78,7 +80,7 @@ def test_search_and_reading_are_those_of_torch(
         np.testing.assert_allclose(ours, theirs, atol=1e-4)
 
 
-def test_exported_folder_is_the_model_and_small_graphs(model_folder: Path, exported: Path) -> None:
+def test_exported_folder_is_the_model_and_graphs_without_weights(model_folder: Path, exported: Path) -> None:
     assert {path.name for path in exported.iterdir()} == {*FILES, *GRAPHS.values()}
     for name in FILES:
         assert (exported / name).read_bytes() == (model_folder / name).read_bytes()
@@ -91,7 +93,9 @@ def test_exported_folder_is_the_model_and_small_graphs(model_folder: Path, expor
     assert isinstance(Captioner.load(model_folder, device="cpu").backend, TorchBackend)
 
 
-def test_folder_may_be_exported_into_itself(model_folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_model_may_be_exported_into_its_own_folder(
+    model_folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     (model_folder / "MODEL_CARD.md").write_text("what it is for")
     kept = [*FILES, "MODEL_CARD.md"]
     before = {name: (model_folder / name).read_bytes() for name in kept}
@@ -103,17 +107,17 @@ def test_folder_may_be_exported_into_itself(model_folder: Path, capfd: pytest.Ca
     assert all((model_folder / name).is_file() for name in GRAPHS.values())
 
 
-def test_export_writes_over_no_other_folder(
+def test_export_overwrites_no_other_folder(
     model_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "mine").mkdir()
     with pytest.raises(SystemExit) as ended:
         main(["export", "--model", str(model_folder), "--out", str(tmp_path / "mine")])
     assert ended.value.code == 2
-    assert "is there already; name a new folder" in capfd.readouterr().err
+    assert "exists; choose a new folder, or the model's own" in capfd.readouterr().err
 
 
-def test_eight_bits_give_nearly_the_same_whatever_is_in_the_batch(
+def test_eight_bits_give_nearly_the_same_whatever_else_is_in_the_batch(
     model_folder: Path, model_config: ModelConfig, exported: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(SystemExit) as ended:
@@ -124,7 +128,7 @@ def test_eight_bits_give_nearly_the_same_whatever_is_in_the_batch(
     )
     rng = np.random.default_rng(0)
     annotations = rng.normal(size=(4, 7, model_config.annotation_dim)).astype(np.float32)
-    annotations[0] *= 100  # were the batch rounded by one scale, this picture would ruin the others
+    annotations[0] *= 100  # if the batch were rounded by one scale, this picture would ruin the others
     tokens = rng.integers(0, 5, (4, 2, 3))
     (expected, _), (found, _) = (force_decode(model, annotations, tokens) for model in (exact, rounded))
     assert 0 < np.abs(found - expected).max() < 0.02
@@ -179,24 +183,26 @@ def test_captions_and_figures_need_no_torch(exported: Path, model_folder: Path, 
     assert (tmp_path / "page.html").is_file()
 
 
-def test_model_that_was_not_exported_needs_torch_and_says_so(model_folder: Path, tmp_path: Path) -> None:
+def test_model_that_was_not_exported_reports_that_it_needs_torch(model_folder: Path, tmp_path: Path) -> None:
     noise_picture(0).save(tmp_path / "0.png")
     result = run_without_torch(tmp_path / "0.png", "--model", model_folder)
     assert result.returncode == 1
     assert result.stderr.splitlines() == [
-        f"captioner: {model_folder} has no exported graphs, so it needs torch; "
+        f"captioner: {model_folder} was not exported, so it needs torch; "
         "install it with: pip install 'captioner[torch]'"
     ]
 
 
-def test_backend_that_cannot_be_had_is_refused(model_folder: Path, exported: Path) -> None:
-    with pytest.raises(CaptionerError, match="has no graphs for onnxruntime; make them with: captioner export"):
+def test_unavailable_backend_is_refused(model_folder: Path, exported: Path) -> None:
+    with pytest.raises(
+        CaptionerError, match="was not exported for onnxruntime; do so with: captioner export"
+    ):
         Captioner.load(model_folder, backend="onnx")
     with pytest.raises(CaptionerError, match="onnxruntime runs on the CPU, not on cuda"):
         Captioner.load(exported, backend="onnx", device="cuda")
 
 
-def test_graphs_that_do_not_fit_are_refused(
+def test_graphs_that_do_not_match_are_refused(
     exported: Path, model_config: ModelConfig, tmp_path: Path
 ) -> None:
     vocabulary = read_vocabulary(exported)
@@ -204,34 +210,40 @@ def test_graphs_that_do_not_fit_are_refused(
     def load(folder: Path, words: Vocabulary = vocabulary, config: ModelConfig = model_config) -> Any:
         return load_backend(folder, config, words, backend="onnx")
 
-    def damaged(name: str) -> Path:
+    def copied(name: str) -> Path:
         return Path(shutil.copytree(exported, tmp_path / name))
 
-    assert load(damaged("sound"))
-    with pytest.raises(ModelFolderError, match="are of the sizes"):
+    assert load(copied("intact"))
+    with pytest.raises(
+        ModelFolderError, match=r"have the sizes .*, but its other files state .*; export it again"
+    ):
         load(exported, Vocabulary(vocabulary.words[:-1]))
-    with pytest.raises(ModelFolderError, match="are of the sizes"):
+    with pytest.raises(
+        ModelFolderError, match=r"have the sizes .*, but its other files state .*; export it again"
+    ):
         load(exported, config=replace(model_config, annotation_dim=7))
 
-    folder = damaged("truncated")
+    folder = copied("truncated-graph")
     graph = folder / GRAPHS["step"]
     graph.write_bytes(graph.read_bytes()[:-100])
-    with pytest.raises(ModelFolderError, match=r"step\.onnx is damaged: .*; export it anew"):
+    with pytest.raises(ModelFolderError, match=r"step\.onnx is damaged or truncated: .*; export it again"):
         load(folder)
 
-    folder = damaged("other-weights")
+    folder = copied("other-weights")
     weights = load_file(folder / WEIGHTS)
     save_file({**weights, "another": np.zeros(3, np.float16)}, folder / WEIGHTS)
-    with pytest.raises(ModelFolderError, match=r"was exported from other weights than|is damaged"):
+    with pytest.raises(
+        ModelFolderError, match=r"was exported from other weights than|is damaged or truncated"
+    ):
         load(folder)
 
-    folder = damaged("infinite")
+    folder = copied("infinite-weight")
     weights["decoder.output.bias"][0] = np.inf
     save_file(weights, folder / WEIGHTS)
-    with pytest.raises(ModelFolderError, match=r"not finite, among them decoder\.output\.bias"):
+    with pytest.raises(ModelFolderError, match=r"weights that are not finite, such as decoder\.output\.bias"):
         load(folder)
 
-    folder = damaged("cut-weights")
+    folder = copied("truncated-weights")
     (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:5])
-    with pytest.raises(ModelFolderError, match="is damaged"):
+    with pytest.raises(ModelFolderError, match="is damaged or truncated"):
         load(folder)

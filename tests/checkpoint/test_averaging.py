@@ -14,7 +14,7 @@ from captioner.vocabulary import Vocabulary
 
 
 def model_with(captioner: Captioner, seed: int) -> CaptioningCheckpoint:
-    """A model of the same build with other weights."""
+    """A model of the same architecture with other weights."""
     model = make_captioning_model(captioner.config, vocab_size=len(captioner.vocabulary))
     torch.manual_seed(seed)
     for parameter in model.parameters():
@@ -39,7 +39,7 @@ def test_weights_are_the_mean_by_shares(captioner: Captioner) -> None:
     }
 
 
-def test_all_of_one_model_is_that_model(captioner: Captioner) -> None:
+def test_average_with_the_whole_share_of_one_model_is_that_model(captioner: Captioner) -> None:
     one, two = (model_with(captioner, seed) for seed in (1, 2))
     expected = {name: value.clone() for name, value in two.model.state_dict().items()}
     average = average_models([one, two], [0.0, 1.0])
@@ -47,23 +47,23 @@ def test_all_of_one_model_is_that_model(captioner: Captioner) -> None:
         torch.testing.assert_close(value, expected[name], rtol=0, atol=0)
 
 
-def test_what_does_not_fit_is_refused(captioner: Captioner) -> None:
+def test_models_that_do_not_match_are_refused(captioner: Captioner) -> None:
     one, two = (model_with(captioner, seed) for seed in (1, 2))
-    with pytest.raises(CaptionerError, match=r"sum to 1, unlike 0\.5, 0\.6"):
+    with pytest.raises(CaptionerError, match=r"shares must be at least 0 and sum to 1, not 0\.5, 0\.6"):
         average_models([one, two], [0.5, 0.6])
     with pytest.raises(
-        CaptionerError, match="give two models or more, and a share for each: not 2 models, 1 shares"
+        CaptionerError, match="give at least two models and one share for each, not 2 models and 1 shares"
     ):
         average_models([one, two], [1.0])
     other = Vocabulary((*captioner.vocabulary.words[:-1], "else"))
-    with pytest.raises(CaptionerError, match="model 1 has another vocabulary"):
+    with pytest.raises(CaptionerError, match="model 1 has a different vocabulary from the last"):
         average_models([replace(one, vocabulary=other), two], [0.5, 0.5])
     config = replace(captioner.config, decoder=replace(captioner.config.decoder, gate="none"))
-    with pytest.raises(CaptionerError, match="model 1 is built otherwise"):
+    with pytest.raises(CaptionerError, match="model 1 has a different architecture from the last"):
         average_models([replace(one, config=config), two], [0.5, 0.5])
 
 
-def test_command_writes_a_model_folder_and_none_over_another(
+def test_command_writes_a_model_folder_and_overwrites_none(
     captioner: Captioner, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     for seed in (1, 2):
@@ -73,7 +73,7 @@ def test_command_writes_a_model_folder_and_none_over_another(
         with pytest.raises(SystemExit) as exit_:
             main([*arguments, "--out", str(tmp_path / "mean")])
         assert exit_.value.code == status
-    assert "is there already; name a new folder" in capfd.readouterr().err
+    assert "exists; choose a new folder" in capfd.readouterr().err
     weights = [
         load_checkpoint(tmp_path / name).model.decoder.output.weight.detach() for name in ("1", "2", "mean")
     ]

@@ -1,4 +1,4 @@
-"""Model folders made to do harm: each is refused in one line, with little memory and no code run."""
+"""Malicious model folders: each is refused in one line, with little memory and without running code."""
 
 import json
 import os
@@ -16,12 +16,12 @@ import psutil
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from captioner.backends.export import export_model
 from captioner.checkpoint.folder import GRAPHS
 from captioner.cli.main import main
+from tests.backends.exports import export_once
 from tests.conftest import noise_picture
 
-Spoil = Callable[[Path], object]
+Damage = Callable[[Path], object]
 
 
 def change_json(path: Path, change: Callable[[Any], object]) -> None:
@@ -37,8 +37,8 @@ def change_weights(folder: Path, change: Callable[[dict[str, np.ndarray]], objec
 
 
 def safetensors(header: Any, length: int | None = None, body: bytes = b"") -> bytes:
-    told = header if isinstance(header, bytes) else json.dumps(header).encode()
-    return struct.pack("<Q", len(told) if length is None else length) + told + body
+    content = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(content) if length is None else length) + content + body
 
 
 class Exploit:
@@ -50,23 +50,26 @@ def huge(folder: Path) -> None:
     change_json(folder / "config.json", lambda config: config["decoder"].update(hidden_dim=65_000))
 
 
-HOSTILE: dict[str, tuple[Spoil, str]] = {
+HOSTILE: dict[str, tuple[Damage, str]] = {
     "a header longer than the file": (
         lambda f: (f / "model.safetensors").write_bytes(safetensors({}, length=2**62)),
-        "is damaged",
+        "is damaged or truncated",
     ),
-    "a header of no length": (lambda f: (f / "model.safetensors").write_bytes(b"\0" * 8), "is damaged"),
-    "a header that is no JSON": (
+    "a header of no length": (
+        lambda f: (f / "model.safetensors").write_bytes(b"\0" * 8),
+        "is damaged or truncated",
+    ),
+    "a header that is not JSON": (
         lambda f: (f / "model.safetensors").write_bytes(safetensors(b"{{{{")),
-        "is damaged",
+        "is damaged or truncated",
     ),
-    "a tensor of 100 GB that is not there": (
+    "a tensor of 100 GB that is missing": (
         lambda f: (f / "model.safetensors").write_bytes(
             safetensors(
                 {"decoder.output.bias": {"dtype": "F32", "shape": [25 * 10**9], "data_offsets": [0, 10**11]}}
             )
         ),
-        "is damaged",
+        "is damaged or truncated",
     ),
     "a shape that overflows": (
         lambda f: (f / "model.safetensors").write_bytes(
@@ -74,7 +77,7 @@ HOSTILE: dict[str, tuple[Spoil, str]] = {
                 {"a": {"dtype": "F32", "shape": [2**40, 2**40], "data_offsets": [0, 4]}}, body=b"1234"
             )
         ),
-        "is damaged",
+        "is damaged or truncated",
     ),
     "tensors that overlap": (
         lambda f: (f / "model.safetensors").write_bytes(
@@ -82,28 +85,28 @@ HOSTILE: dict[str, tuple[Spoil, str]] = {
                 {name: {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]} for name in "ab"}, body=b"1234"
             )
         ),
-        "is damaged",
+        "is damaged or truncated",
     ),
-    "a pickle in the place of weights": (
+    "a pickle in place of weights": (
         lambda f: (f / "model.safetensors").write_bytes(pickle.dumps(Exploit())),
-        "is damaged",
+        "is damaged or truncated",
     ),
     "sizes of 100 GB in the config": (huge, "config.json states"),
     "weights that are not numbers": (
         lambda f: change_weights(f, lambda w: w["decoder.output.bias"].fill(np.nan)),
-        "not finite",
+        "has weights that are not finite, such as decoder.output.bias",
     ),
     "a weight of another dtype": (
         lambda f: change_weights(
             f, lambda w: w.update({"decoder.output.bias": np.array(["a"] * 3).view(np.uint8)})
         ),
-        "do not fit one another",
+        "do not match one another",
     ),
     "a weight missing": (
         lambda f: change_weights(f, lambda w: w.pop("decoder.output.bias")),
         "lacks decoder.output.bias",
     ),
-    "a weight that no one knows": (
+    "an unknown weight": (
         lambda f: change_weights(f, lambda w: w.update({"../../evil": np.zeros(3, np.float16)})),
         "has ../../evil",
     ),
@@ -112,20 +115,23 @@ HOSTILE: dict[str, tuple[Spoil, str]] = {
             f / "vocabulary.json",
             lambda content: content["words"].pop(),
         ),
-        "do not fit one another",
+        "do not match one another",
     ),
-    "a vocabulary that is no list": (lambda f: (f / "vocabulary.json").write_text('"words"'), "is damaged"),
+    "a vocabulary that is not a list": (
+        lambda f: (f / "vocabulary.json").write_text('"words"'),
+        "is damaged or truncated",
+    ),
     "JSON that is a million deep": (
         lambda f: (f / "config.json").write_text('{"a":' * 10**6 + "1" + "}" * 10**6),
-        "is damaged",
+        "is damaged or truncated",
     ),
     "metrics that are a million deep": (
         lambda f: (f / "metrics.json").write_text("[" * 10**6 + "]" * 10**6),
-        "is damaged",
+        "is damaged or truncated",
     ),
     "a version of the future": (
         lambda f: change_json(f / "config.json", lambda config: config.update(format_version=99)),
-        "reads model folders of formats",
+        "this captioner reads model folders of format 1; update captioner",
     ),
     "a backbone that is a path": (
         lambda f: change_json(f / "config.json", lambda config: config.update(backbone="../../evil")),
@@ -137,27 +143,30 @@ HOSTILE: dict[str, tuple[Spoil, str]] = {
     ),
     "sizes that are not numbers": (
         lambda f: change_json(f / "config.json", lambda config: config["grid"].update(rows="9")),
-        "is damaged",
+        "is damaged or truncated",
     ),
     "a grid of nothing": (
         lambda f: change_json(f / "config.json", lambda config: config["grid"].update(rows=-1)),
-        "is damaged",
+        "is damaged or truncated",
     ),
     "a link out of the folder": (
         lambda f: ((f / "model.safetensors").unlink(), (f / "model.safetensors").symlink_to("/etc/passwd")),
-        "is damaged",
+        "is damaged or truncated",
     ),
     "a link to itself": (
         lambda f: ((f / "config.json").unlink(), (f / "config.json").symlink_to("config.json")),
         "lacks config.json",
     ),
-    "a folder in the place of a file": (
+    "a folder in place of a file": (
         lambda f: ((f / "config.json").unlink(), (f / "config.json").mkdir()),
         "lacks config.json",
     ),
 }
-HOSTILE_GRAPHS: dict[str, tuple[Spoil, str]] = {
-    "no graph": (lambda f: (f / GRAPHS["step"]).write_bytes(b"\xff" * 99), "step.onnx is damaged"),
+HOSTILE_GRAPHS: dict[str, tuple[Damage, str]] = {
+    "a file that is not a graph": (
+        lambda f: (f / GRAPHS["step"]).write_bytes(b"\xff" * 99),
+        "step.onnx is damaged or truncated",
+    ),
     "a graph that reads outside": (
         lambda f: (f / GRAPHS["step"]).write_bytes(
             (f / GRAPHS["step"]).read_bytes().replace(b"model.safetensors", b"../../etc/passwd\0")
@@ -173,7 +182,7 @@ HOSTILE_GRAPHS: dict[str, tuple[Spoil, str]] = {
 
 @contextmanager
 def little_memory() -> Iterator[None]:
-    """Let this process take no more than 4 GB on top of what it has."""
+    """Limit this process to 4 GB more than it has."""
     before = resource.getrlimit(resource.RLIMIT_AS)
     most = psutil.Process().memory_info().vms + 4 * 2**30
     resource.setrlimit(resource.RLIMIT_AS, (most, before[1]))
@@ -194,9 +203,9 @@ def refused(
         with little_memory(), pytest.raises(SystemExit) as ended:
             main(["caption", "0.png", "--model", str(folder), "--device", "cpu"])
         assert ended.value.code == 1
-        told = capfd.readouterr()
-        assert told.out == ""
-        (line,) = told.err.splitlines()
+        printed = capfd.readouterr()
+        assert printed.out == ""
+        (line,) = printed.err.splitlines()
         assert line.startswith("captioner: ")
         assert message in line
         assert len(line) < 1000
@@ -209,18 +218,21 @@ def refused(
 def test_hostile_folder_is_refused_in_one_line(
     kind: str, model_folder: Path, tmp_path: Path, refused: Callable[[Path, str], None]
 ) -> None:
-    spoil, message = HOSTILE[kind]
+    damage, message = HOSTILE[kind]
     folder = Path(shutil.copytree(model_folder, tmp_path / "hostile"))
-    spoil(folder)
+    damage(folder)
     refused(folder, message)
 
 
 @pytest.mark.parametrize("kind", HOSTILE_GRAPHS)
 def test_hostile_graph_is_refused_in_one_line(
-    kind: str, model_folder: Path, tmp_path: Path, refused: Callable[[Path, str], None]
+    kind: str,
+    model_folder: Path,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    refused: Callable[[Path, str], None],
 ) -> None:
-    spoil, message = HOSTILE_GRAPHS[kind]
-    folder = tmp_path / "hostile"
-    export_model(model_folder, folder)
-    spoil(folder)
+    damage, message = HOSTILE_GRAPHS[kind]
+    folder = Path(shutil.copytree(export_once(model_folder, tmp_path_factory), tmp_path / "hostile"))
+    damage(folder)
     refused(folder, message)

@@ -2,20 +2,32 @@ import csv
 import io
 import json
 import os
+import re
 import subprocess
 import sys
+import unicodedata
 from collections.abc import Callable
+from dataclasses import replace
+from importlib import metadata
+from importlib.metadata import EntryPoint
+from itertools import combinations
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
+from captioner.checkpoint.weights import CaptioningCheckpoint, save_checkpoint
+from captioner.cli import options
 from captioner.cli.main import caption_main, main
-from captioner.cli.output import format_caption
+from captioner.cli.output import escape_name, format_caption
+from captioner.config import DecodingOptions
 from captioner.inference import Captioner
-from tests.conftest import ROOT, noise_picture
+from tests.conftest import ROOT, noise_picture, torch_model
 
 
 class Result(NamedTuple):
@@ -100,11 +112,11 @@ def test_bad_files_are_named_and_the_rest_is_captioned(run: Run, pictures: Path)
     assert "Traceback" not in result.err
 
 
-def test_folder_without_pictures_is_told(run: Run, tmp_path: Path) -> None:
+def test_folder_without_pictures_is_reported(run: Run, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     result = run(tmp_path / "empty")
     assert (result.status, result.out) == (1, "")
-    assert "no pictures in this folder; --recursive looks below it too" in result.err
+    assert "no pictures in this folder; --recursive searches its subfolders too" in result.err
 
 
 def test_jsonl_has_all_that_is_promised(run: Run, pictures: Path) -> None:
@@ -157,13 +169,13 @@ def test_overlay_beside_the_pictures_overwrites_none_of_them(run: Run, pictures:
     assert (pictures / "b.png").read_bytes() == before
 
 
-def test_folder_walk_passes_over_our_own_figures(run: Run, pictures: Path) -> None:
+def test_own_figures_in_a_folder_are_skipped(run: Run, pictures: Path) -> None:
     for _ in range(2):
         result = run(pictures, "--recursive", "--overlay", pictures / "below")
         assert files_of(result.out) == ["a.JPG", "b.png", "c.webp", "a.png"]
 
 
-def test_figure_that_cannot_be_named_is_told_and_the_rest_is_drawn(
+def test_figure_that_cannot_be_named_is_reported_and_the_rest_is_drawn(
     run: Run, pictures: Path, tmp_path: Path
 ) -> None:
     noise_picture(0).save(pictures / ("b" * 245 + ".png"))
@@ -185,10 +197,10 @@ def test_raw_cells_are_drawn_on_request(run: Run, pictures: Path, tmp_path: Path
     ("arguments", "words"),
     [
         ([], "give pictures, folders, or -"),
-        (["x.jpg", "--beam-size", "0"], "beam size must be in 1..1000, not 0"),
+        (["x.jpg", "--beam-size", "0"], "--beam-size must be in 1..1000, not 0"),
         (["x.jpg", "--batch-size", "0"], "--batch-size must be at least 1"),
         (["x.jpg", "--threads", "0"], "--threads must be at least 1"),
-        (["x.jpg", "--output", "y.JPG"], "--output y.JPG would write captions over a picture"),
+        (["x.jpg", "--output", "y.JPG"], "--output y.JPG would overwrite a picture"),
         (["x.jpg", "--with-attention"], "--with-attention needs --format jsonl"),
         (["x.jpg", "--format", "xml"], "--format"),
         (["x.jpg", "--no-such-flag"], "--no-such-flag"),
@@ -225,7 +237,7 @@ def test_missing_model_is_one_line(capfd: pytest.CaptureFixture[str], tmp_path: 
     captured = capfd.readouterr()
     assert exit_.value.code == 1
     assert captured.err.startswith("captioner: ")
-    assert "is no model folder; give one that holds model.safetensors" in captured.err
+    assert "is not a model folder; give one that contains model.safetensors" in captured.err
 
 
 def test_names_with_tabs_and_newlines_keep_to_their_line(run: Run, tmp_path: Path) -> None:
@@ -277,9 +289,9 @@ def test_reader_that_closes_the_pipe_ends_it_quietly(pictures: Path, model_folde
     assert result.stderr == ""
 
 
-@pytest.mark.parametrize("arguments", ["caption --help", "caption --nonsense 2>&1"])
+@pytest.mark.parametrize("arguments", ["caption --help-all", "caption --nonsense 2>&1", "--help"])
 def test_help_that_is_not_read_to_its_end_ends_quietly(arguments: str) -> None:
-    start = "from captioner.cli.caption import main; main()"
+    start = "from captioner.cli.main import main; main()"
     command = f"{sys.executable} -c '{start}' {arguments} | head -n 1"
     result = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True, check=True)
     assert len(result.stdout.splitlines()) == 1
@@ -327,9 +339,9 @@ def test_refused_figures_leave_the_captions_that_are_there(run: Run, pictures: P
 def test_words_are_picked_with_commas_or_spaces(run: Run, pictures: Path, tmp_path: Path) -> None:
     words = run(pictures / "b.png").out.split("\t")[1].split()
     chosen, other = words[0], next(word for word in words if word != words[0])
-    for number, given in enumerate([[chosen, other], [f"{chosen},{other}"]]):
+    for number, names in enumerate([[chosen, other], [f"{chosen},{other}"]]):
         folder = tmp_path / str(number)
-        result = run(pictures / "b.png", "--overlay", folder, "--figure-format", "svg", "--words", *given)
+        result = run(pictures / "b.png", "--overlay", folder, "--figure-format", "svg", "--words", *names)
         assert result.err == ""
     texts = [(tmp_path / str(number) / "b.attention.svg").read_text() for number in range(2)]
     assert texts[0] == texts[1]
@@ -339,14 +351,14 @@ def test_words_are_picked_with_commas_or_spaces(run: Run, pictures: Path, tmp_pa
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--animate", "a.mp4"], "--animate a.mp4 should end in .gif"),
-        (["--gallery", "a.txt"], "--gallery a.txt should end in .html"),
-        (["--references", "a.json"], "--references need --gallery"),
-        (["--words", "dog", "b.png"], "--words took b.png for a word; name the pictures before"),
-        (["--words", "dog", "photos/"], "--words took photos/ for a word; name the pictures before"),
+        (["--animate", "a.mp4"], "--animate a.mp4 must end in .gif"),
+        (["--gallery", "a.txt"], "--gallery a.txt must end in .html"),
+        (["--references", "a.json"], "--references needs --gallery"),
+        (["--words", "dog", "b.png"], "--words took b.png for a word; give the pictures before"),
+        (["--words", "dog", "photos/"], "--words took photos/ for a word; give the pictures before"),
         (["--overlay", "o", "--colormap", "hot pink"], "no colour map 'hot pink'"),
-        (["--columns", "0"], "columns must be in 1..100, not 0"),
-        (["--dpi", "9"], "dpi must be in 10..2400, not 9"),
+        (["--columns", "0"], "--columns must be in 1..100, not 0"),
+        (["--dpi", "9"], "--dpi must be in 10..2400, not 9"),
     ],
 )
 def test_figures_that_cannot_be_are_refused_before_any_work(
@@ -412,14 +424,12 @@ def test_drawn_captions_depend_on_seed_and_picture_and_not_on_the_batch(run: Run
     ("arguments", "message"),
     [
         (["--num-captions", "0"], "--num-captions must be in 1..1000, not 0"),
-        (["--beam-size", "2", "--num-captions", "3"], "a beam of 2 cannot give 3 captions"),
-        (["--top-k", "3"], "need --sample"),
-        (["--sample", "--temperature", "0"], "temperature must be above 0, not 0.0"),
-        (["--sample", "--must-include", "dog"], "cannot be made to include words"),
-        (["--sample", "--diverse-groups", "2"], "--diverse-groups cannot be had together with --sample"),
-        (["--diversity", "2"], "--diversity needs --diverse-groups"),
-        (["--diverse-groups", "2"], "diverse groups must divide the beam of 3, not 2"),
-        (["--min-words", "7"], "min words must be in 1..6"),
+        (["--top-k", "3"], "--top-k has no effect without --sample; leave it out, not 3"),
+        (["--sample", "--temperature", "0"], "--temperature must be above 0, not 0.0"),
+        (["--sample", "--must-include", "dog"], "sampled captions cannot be made to include words"),
+        (["--sample", "--diverse-groups", "2"], "--diverse-groups must be 1 with --sample or --must-include"),
+        (["--diversity", "2"], "--diversity has no effect without --diverse-groups"),
+        (["--min-words", "7"], "--min-words must be in 1..6, the value of --max-words, not 7"),
         (["--must-include", "dog", "b.png"], "--must-include took b.png for a word"),
     ],
 )
@@ -432,22 +442,224 @@ def test_decoding_that_makes_no_sense_is_refused(
     assert result.out == ""
 
 
+OPTIONS: dict[str, tuple[Any, list[str]]] = {
+    "num_captions": (4, ["--num-captions", "4"]),
+    "beam_size": (2, ["--beam-size", "2"]),
+    "diverse_groups": (5, ["--diverse-groups", "5"]),
+    "diversity": (1.5, ["--diversity", "1.5"]),
+    "min_words": (5, ["--min-words", "5"]),
+    "max_words": (4, ["--max-words", "4"]),
+    "must_include": (("dog",), ["--must-include", "dog"]),
+    "sample": (True, ["--sample"]),
+    "top_k": (2, ["--top-k", "2"]),
+    "seed": (7, ["--seed", "7"]),
+}
+
+
+def test_command_refuses_exactly_what_the_library_refuses(
+    captioner: Captioner, monkeypatch: pytest.MonkeyPatch, model_folder: Path
+) -> None:
+    """Flags are applied to the model's own options, whatever those are."""
+    asked: list[DecodingOptions] = []
+
+    def caption_files(*_: object, options: DecodingOptions, **__: object) -> list[object]:
+        asked.append(options)
+        return []
+
+    monkeypatch.setattr(Captioner, "caption_files", caption_files)
+    monkeypatch.setattr(Captioner, "from_options", lambda _: captioner)
+    for names in (*combinations(OPTIONS, 1), *combinations(OPTIONS, 2), *combinations(OPTIONS, 3)):
+        asked.clear()
+        try:
+            changes = {name: OPTIONS[name][0] for name in names}
+            expected = [replace(captioner.config.decoding, **changes)]
+        except ValueError:
+            expected = []
+        flags = [flag for name in names for flag in OPTIONS[name][1]]
+        with pytest.raises(SystemExit) as exited:
+            caption_main(["x.png", "--model", str(model_folder), *flags])
+        assert asked == expected, flags
+        assert exited.value.code == (0 if expected else 2), flags
+
+
+def test_wider_searches_than_the_default_are_accepted(run: Run, pictures: Path) -> None:
+    for flags in (
+        ("--diverse-groups", "5"),
+        ("--num-captions", "4", "--diverse-groups", "2"),
+        ("--beam-size", "2", "--num-captions", "3"),
+    ):
+        result = run(pictures / "b.png", *flags)
+        assert (result.status, result.err) == (0, "")
+
+
+def test_gallery_shows_as_many_captions_as_asked_for(run: Run, pictures: Path, tmp_path: Path) -> None:
+    def shown(*flags: str) -> int:
+        page = tmp_path / "page.html"
+        run(pictures / "b.png", "--gallery", page, *flags)
+        return page.read_text().count('class="caption"')
+
+    assert shown("--num-captions", "3") == 3
+    assert shown("--num-captions", "2", "--beam-size", "6") == 2
+    assert shown("--num-captions", "1") == 1
+    assert shown() == 3  # without a number, all that the beam of the model finds
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "start"),
+    [
+        ("x.jsonl", (), '{"file": '),
+        ("x.ndjson", (), '{"file": '),
+        ("x.JSON", (), '{"file": '),
+        ("x.csv", (), "file,caption,log_prob"),
+        ("x.txt", (), "/"),
+        ("x", (), "/"),
+        ("x.csv", ("--format", "text"), "/"),
+        ("x.txt", ("--format", "jsonl"), '{"file": '),
+    ],
+)
+def test_format_follows_the_suffix_of_the_output(
+    run: Run, pictures: Path, tmp_path: Path, name: str, flags: tuple[str, ...], start: str
+) -> None:
+    assert run(pictures, "--output", tmp_path / name, *flags).status == 0
+    assert (tmp_path / name).read_text().startswith(start)
+
+
+def test_own_animations_are_skipped_in_folders_whatever_they_are_called(run: Run, pictures: Path) -> None:
+    before = run(pictures).out
+    noise_picture(7).save(pictures / "theirs.gif")
+    run(pictures / "b.png", pictures / "c.webp", "--animate", pictures / "clip.GIF")
+    assert (pictures / "clip-2.GIF").exists()
+    captioned = files_of(run(pictures).out)
+    assert captioned == [*files_of(before), "theirs.gif"]
+    assert files_of(run(pictures / "clip.GIF").out) == ["clip.GIF"]  # one given by name is captioned
+
+
+def test_resumed_output_has_captions_of_one_model_and_one_search_only(
+    run: Run, pictures: Path, tmp_path: Path, captioner: Captioner, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "captions.jsonl"
+    assert run(pictures / "b.png", "--output", out).status == 0
+    first = out.read_bytes()
+    for flags, changed in (
+        (("--beam-size", "1"), "decoding"),
+        (("--with-attention",), "with_attention"),
+        (("--format", "text"), "format"),
+    ):
+        result = run(pictures, "--output", out, "--resume", *flags)
+        assert (result.status, out.read_bytes()) == (1, first)
+        assert f"has captions made with another {changed}" in result.err
+    with torch.no_grad():
+        torch_model(captioner).decoder.output.bias[5] += 1
+    other = tmp_path / "other"
+    save_checkpoint(
+        other, CaptioningCheckpoint(torch_model(captioner), captioner.config, captioner.vocabulary, {})
+    )
+    with pytest.raises(SystemExit):
+        caption_main([str(pictures), "--output", str(out), "--resume", "--model", str(other)])
+    assert "has captions made with another model" in capfd.readouterr().err
+    assert out.read_bytes() == first
+    assert run(pictures, "--output", out, "--resume").status == 0
+    assert len(out.read_text().splitlines()) == 3
+    (tmp_path / "foreign.txt").write_text("a\tb\n")
+    result = run(pictures, "--output", tmp_path / "foreign.txt", "--resume")
+    assert "was not written by captioner" in result.err
+    assert (tmp_path / "foreign.txt").read_text() == "a\tb\n"
+
+
+@settings(max_examples=200)
+@given(st.text(st.characters(exclude_characters="/\0"), min_size=1), st.text(min_size=1))
+def test_names_are_on_one_line_without_controls_and_stay_different(one: str, other: str) -> None:
+    lines = [escape_name(name) for name in (one, other)]
+    assert (lines[0] == lines[1]) == (one == other)
+    for line in lines:
+        assert len(line.splitlines()) == 1
+        assert not any(unicodedata.category(character) == "Cc" for character in line)
+
+
+def test_terminal_codes_in_a_name_reach_neither_output_nor_errors(run: Run, tmp_path: Path) -> None:
+    name = "\x1b[31mred\x07\x9b.png"
+    noise_picture(0).save(tmp_path / name)
+    (tmp_path / f"bad{name}").touch()
+    result = run(tmp_path / name, tmp_path / f"bad{name}")
+    assert "\\x1b[31mred\\x07\\x9b.png\t" in result.out
+    assert not set("\x1b\x07\x9b") & set(result.out + result.err)
+    result = run("x.png", "--output", tmp_path / "none\x1b[2J" / "x")
+    assert "\x1b" not in result.err
+
+
+def test_help_that_most_people_need_fits_a_screen(capfd: pytest.CaptureFixture[str]) -> None:
+    shown = {}
+    for flag in ("--help", "--help-all"):
+        with pytest.raises(SystemExit) as exited:
+            caption_main([flag])
+        assert exited.value.code == 0
+        shown[flag] = capfd.readouterr().out
+    flags = {flag: set(re.findall(r"│ (--[\w-]+)", text)) for flag, text in shown.items()}
+    assert len(shown["--help"].splitlines()) <= 48
+    assert {"--output", "--model", "--beam-size", "--overlay", "--gallery"} < flags["--help"]
+    assert flags["--help"] < flags["--help-all"]
+    assert {"--sample", "--must-include", "--matrix", "--animate", "--dpi", "--threads"} < flags["--help-all"]
+
+
 def test_word_that_the_model_does_not_know_is_named(run: Run, pictures: Path) -> None:
     result = run(pictures, "--must-include", "zebra")
     assert result.status == 1
-    assert "the model does not know 'zebra' as a word" in result.err
+    assert "'zebra' is not in the model's vocabulary" in result.err
 
 
 @pytest.mark.parametrize("package", ["ray", "pyarrow"])
 def test_cluster_without_its_packages_says_what_to_install(
     package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in [name for name in sys.modules if name in {"captioner.cluster.ray_job", "captioner.cluster.inputs"}]:
+    for name in [
+        name for name in sys.modules if re.fullmatch(r"captioner\.cluster\.(inputs|shards|ray_job)", name)
+    ]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(SystemExit) as exited:
-        main(["caption", "--engine", "ray", str(tmp_path), "--output", str(tmp_path / "out")])
+        main(["batch", str(tmp_path), "--output", str(tmp_path / "out")])
     error = capsys.readouterr().err
     assert exited.value.code == 2
     assert "pip install 'captioner[ray]'" in error
     assert len(error.splitlines()) == 1
+
+
+def broken_entry_points(**_: str) -> list[EntryPoint]:
+    found = list(metadata.entry_points(group="captioner.datasets"))
+    return [EntryPoint("theirs", "no_such_module:DATASETS", "captioner.datasets"), *found]
+
+
+@pytest.mark.parametrize("arguments", [["version"], ["--help"], ["caption", "--help"]])
+def test_broken_plugin_does_not_concern_commands_without_data_sets(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(options, "entry_points", broken_entry_points)
+    for name in [name for name in sys.modules if name in {"captioner.cli.evaluate", "captioner.cli.ground"}]:
+        monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(SystemExit) as exited:
+        main(arguments)
+    assert exited.value.code == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_broken_plugin_is_skipped_with_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(options, "entry_points", broken_entry_points)
+    for name in [name for name in sys.modules if name in {"captioner.cli.evaluate", "captioner.cli.ground"}]:
+        monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(SystemExit) as exited:
+        main(["evaluate", "flickr8k", "--root", str(tmp_path)])
+    first, second = capsys.readouterr().err.splitlines()
+    assert "skipping data sets of broken plugins: theirs (ModuleNotFoundError: " in first
+    assert second.startswith(f"captioner: {tmp_path}/Flickr8k.token.txt is missing")
+    assert exited.value.code == 1
+
+
+def test_unknown_command_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exited:
+        main(["captoin"])
+    assert exited.value.code == 2
+    assert capsys.readouterr().err.startswith(
+        "captioner: there is no command captoin; the commands are caption,"
+    )

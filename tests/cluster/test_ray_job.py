@@ -1,4 +1,4 @@
-"""Captioning on a cluster of two nodes: every picture has one row, whoever is killed."""
+"""Captioning on a cluster of two nodes: every picture has one row, whichever process is killed."""
 
 import contextlib
 import json
@@ -12,14 +12,14 @@ from typing import Any
 import psutil
 import pytest
 
-from captioner.backends.export import export_model
 from captioner.inference import Captioner
+from tests.backends.exports import export_once
 from tests.cluster.test_shards import png, write_tar
 from tests.conftest import ROOT, noise_picture
 
 pytestmark = pytest.mark.slow
 
-MAIN = "from captioner.cli.caption import main; main()"
+MAIN = "from captioner.cli.main import main; main()"
 
 
 CLUSTER = """
@@ -37,7 +37,7 @@ nodes.shutdown()
 
 
 class TwoNodes:
-    """A cluster in a process of its own, for Ray changes what signals do in the process that holds one."""
+    """A cluster in its own process, because Ray changes the handling of signals in a process that has one."""
 
     def __init__(self) -> None:
         self.process = subprocess.Popen(
@@ -67,7 +67,7 @@ def cluster() -> Iterator[TwoNodes]:
 
 
 def start(cluster: TwoNodes, *arguments: object) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-c", MAIN, "caption", "--engine", "ray", *map(str, arguments)]
+    command = [sys.executable, "-c", MAIN, "batch", *map(str, arguments)]
     command += ["--ray-address", cluster.address]
     return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
 
@@ -93,13 +93,13 @@ def kill_an_actor() -> None:
             if any("_MapWorker" in part or "MapWorker(" in part for part in process.cmdline()):
                 process.kill()
                 return
-    pytest.fail("no actor is at work")
+    pytest.fail("no actor is running")
 
 
-def test_every_picture_has_one_row_though_workers_are_killed(
-    cluster: TwoNodes, model_folder: Path, tmp_path: Path
+def test_every_picture_has_one_row_even_if_workers_are_killed(
+    cluster: TwoNodes, model_folder: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    export_model(model_folder, tmp_path / "model")
+    exported = export_once(model_folder, tmp_path_factory)
     pictures = [tmp_path / "in" / f"{number:03}.png" for number in range(120)]
     pictures[0].parent.mkdir()
     for number, path in enumerate(pictures):
@@ -110,7 +110,7 @@ def test_every_picture_has_one_row_though_workers_are_killed(
     write_tar(tmp_path / "in" / "more.tar", [(f"{number}.png", png(number)) for number in range(3)])
     out = tmp_path / "out"
     arguments = [tmp_path / "in", "--output", out, "--format", "jsonl"]
-    arguments += ["--model", tmp_path / "model", "--files-per-shard", 2]
+    arguments += ["--model", exported, "--files-per-shard", 2]
 
     process = start(cluster, *arguments)
     deadline = time.monotonic() + 120
@@ -134,24 +134,26 @@ def test_every_picture_has_one_row_though_workers_are_killed(
     archive = tmp_path / "in" / "more.tar"
     expected = [*map(str, pictures), *(f"{archive}/{number}.png" for number in range(3))]
     assert sorted(row["file"] for row in rows) == sorted(expected)
-    captioner = Captioner.load(tmp_path / "model", device="cpu")
+    captioner = Captioner.load(exported, device="cpu")
     caption_of = [captioner.caption(noise_picture(number)).text for number in range(7)]
     for row in rows:
         path = Path(row["file"])
         if path in bad:
-            assert row == {"file": str(path), "error": "not a picture in a format that Pillow reads"}
+            assert row == {"file": str(path), "error": "not a picture in a format that Pillow can read"}
         else:
             assert row["caption"] == caption_of[int(path.stem) % 7]
 
 
-def test_rerun_does_only_what_is_missing(cluster: TwoNodes, model_folder: Path, tmp_path: Path) -> None:
-    export_model(model_folder, tmp_path / "model")
+def test_rerun_does_only_what_is_missing(
+    cluster: TwoNodes, model_folder: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    exported = export_once(model_folder, tmp_path_factory)
     (tmp_path / "in").mkdir()
     for number in range(6):
         noise_picture(number).save(tmp_path / "in" / f"{number}.png")
     out = tmp_path / "out"
     arguments = [tmp_path / "in", "--output", out, "--format", "jsonl"]
-    arguments += ["--model", tmp_path / "model", "--files-per-shard", 2]
+    arguments += ["--model", exported, "--files-per-shard", 2]
     assert finish(start(cluster, *arguments))[0] == 0
     before = {path: path.stat().st_mtime_ns for path in out.glob("*.jsonl")}
     assert len(before) == 3
@@ -165,6 +167,9 @@ def test_rerun_does_only_what_is_missing(cluster: TwoNodes, model_folder: Path, 
     unchanged = [path for path in before if path != lost]
     assert all(path.stat().st_mtime_ns == before[path] for path in unchanged)
     status, errors = finish(start(cluster, *arguments))
-    assert (status, "all is done already" in errors) == (0, True), errors
+    assert (status, "nothing to do: all pictures are captioned in" in errors) == (0, True), errors
     status, errors = finish(start(cluster, *arguments, "--beam-size", 2))
-    assert (status, "made with another decoding" in errors) == (1, True), errors
+    assert (status, "has captions made with another decoding; choose another --output" in errors) == (
+        1,
+        True,
+    ), errors

@@ -1,4 +1,4 @@
-"""Parts of a large job: every picture is in one of them, whatever holds it, and its row is written once."""
+"""Shards of a large job: every picture is in one of them, wherever it is stored, and has one row."""
 
 import io
 import json
@@ -31,15 +31,15 @@ def write_tar(path: Path, members: Iterable[tuple[str, bytes]], mode: str = "w")
             archive.addfile(info, io.BytesIO(content))
 
 
-def parts_of(*inputs: Path | str, column: str | None = None, done: Iterable[str] = ()) -> list[InputShard]:
+def shards_of(*inputs: Path | str, column: str | None = None, done: Iterable[str] = ()) -> list[InputShard]:
     given = [str(one) for one in inputs]
-    return list(find_shards(given, is_recursive=True, column=column, files_a_part=3, done=done))
+    return list(find_shards(given, is_recursive=True, column=column, files_per_shard=3, done=done))
 
 
-def names_and_contents(parts: Iterable[InputShard]) -> dict[str, bytes | str]:
+def names_and_contents(shards: Iterable[InputShard]) -> dict[str, bytes | str]:
     found: dict[str, bytes | str] = {}
-    for part in parts:
-        for picture in part.pictures():
+    for shard in shards:
+        for picture in shard.pictures():
             if isinstance(picture, ImageError):
                 found[picture.file] = f"error: {picture.reason}"
             else:
@@ -48,72 +48,72 @@ def names_and_contents(parts: Iterable[InputShard]) -> dict[str, bytes | str]:
     return found
 
 
-def test_folder_is_cut_into_parts_of_what_is_not_done(tmp_path: Path) -> None:
+def test_folder_is_split_into_shards_of_what_is_not_done(tmp_path: Path) -> None:
     pictures = [tmp_path / "a" / f"{number}.png" for number in range(8)]
     pictures[0].parent.mkdir()
     for number, path in enumerate(pictures):
         path.write_bytes(png(number))
     (tmp_path / "a" / "notes.txt").write_text("no picture")
     (tmp_path / "a" / ".hidden.png").write_bytes(png(0))
-    parts = parts_of(tmp_path)
-    assert [len(part.files) for part in parts] == [3, 3, 2]
-    assert names_and_contents(parts) == {str(path): path.read_bytes() for path in pictures}
-    left = parts_of(tmp_path, done=map(str, pictures[:6]))
-    assert [part.files for part in left] == [tuple(map(str, pictures[6:]))]
-    assert parts_of(f"file://{tmp_path}")[0].files[0] == f"file://{pictures[0]}"
-    assert names_and_contents(parts_of(f"file://{tmp_path}"))[f"file://{pictures[7]}"] == png(7)
+    shards = shards_of(tmp_path)
+    assert [len(shard.files) for shard in shards] == [3, 3, 2]
+    assert names_and_contents(shards) == {str(path): path.read_bytes() for path in pictures}
+    left = shards_of(tmp_path, done=map(str, pictures[:6]))
+    assert [shard.files for shard in left] == [tuple(map(str, pictures[6:]))]
+    assert shards_of(f"file://{tmp_path}")[0].files[0] == f"file://{pictures[0]}"
+    assert names_and_contents(shards_of(f"file://{tmp_path}"))[f"file://{pictures[7]}"] == png(7)
 
 
-def damaged(content: bytes, place: int) -> bytes:
-    return content[:place] + b"\xff" * 20 + content[place + 20 :]
+def damaged(content: bytes, position: int) -> bytes:
+    return content[:position] + b"\xff" * 20 + content[position + 20 :]
 
 
-def test_odd_names_and_what_is_given_twice(tmp_path: Path) -> None:
+def test_unusual_names_and_pictures_given_twice_are_in_one_shard(tmp_path: Path) -> None:
     names = ["a b.png", "c#d.png", "e%20f.png", "g?h.png"]
     for number, name in enumerate(names):
         (tmp_path / name).write_bytes(png(number))
     (tmp_path / "a.attention.png").write_bytes(png(9))
     for folder in (str(tmp_path), f"file://{tmp_path}", f"file://{tmp_path}/"):
-        found = names_and_contents(parts_of(folder))
+        found = names_and_contents(shards_of(folder))
         assert sorted(map(bytes, found.values())) == sorted(png(number) for number in range(4))  # type: ignore[arg-type]
-    parts = parts_of(tmp_path, tmp_path / names[0], f"{tmp_path}/")
-    assert sorted(file for part in parts for file in part.files) == sorted(
+    shards = shards_of(tmp_path, tmp_path / names[0], f"{tmp_path}/")
+    assert sorted(file for shard in shards for file in shard.files) == sorted(
         str(tmp_path / name) for name in names
     )
     paths = tmp_path / "0.parquet"
     pq.write_table(pa.table({"path": ["https://nowhere.example/a.png", "nonsense://a b/c", ""]}), paths)
-    errors = names_and_contents(parts_of(paths))
+    errors = names_and_contents(shards_of(paths))
     assert len(errors) == 3
     assert all(str(error).startswith("error: ") for error in errors.values())
 
 
 @pytest.mark.parametrize("suffix", [".tar", ".tar.gz"])
-def test_tar_archive_is_a_part_of_its_pictures(tmp_path: Path, suffix: str) -> None:
+def test_tar_archive_is_a_shard_of_its_pictures(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"0{suffix}"
     members = [(f"{number:03}.{kind}", png(number)) for number in range(3) for kind in ("png", "json")]
     write_tar(path, members, "w:gz" if suffix.endswith("gz") else "w")
-    (part,) = parts_of(tmp_path)
-    assert names_and_contents([part]) == {f"{path}/{number:03}.png": png(number) for number in range(3)}
+    (shard,) = shards_of(tmp_path)
+    assert names_and_contents([shard]) == {f"{path}/{number:03}.png": png(number) for number in range(3)}
 
 
-def test_tar_archive_that_is_cut_off_gives_its_whole_pictures_and_an_error(tmp_path: Path) -> None:
+def test_truncated_tar_archive_gives_its_complete_pictures_and_an_error(tmp_path: Path) -> None:
     path = tmp_path / "0.tar"
     write_tar(path, [(f"{number}.png", png(number)) for number in range(3)])
     second_ends = 2 * 512 + 2 * ((len(png(0)) + 511) // 512 * 512)
     path.write_bytes(path.read_bytes()[: second_ends + 512 + 100])
-    found = names_and_contents(parts_of(tmp_path))
+    found = names_and_contents(shards_of(tmp_path))
     assert found[f"{path}/1.png"] == png(1)
-    assert str(found[str(path)]).startswith("error: cannot be read on (")
+    assert str(found[str(path)]).startswith("error: cannot read the rest (")
     assert len(found) == 3
     write_tar(path, [(f"{number}.png", png(number)) for number in range(3)])
-    for spoiled in (path.read_bytes()[: second_ends + 100], damaged(path.read_bytes(), second_ends)):
-        path.write_bytes(spoiled)  # cut off within a header, and a header that is wrong
-        found = names_and_contents(parts_of(tmp_path))
+    for content in (path.read_bytes()[: second_ends + 100], damaged(path.read_bytes(), second_ends)):
+        path.write_bytes(content)  # truncated within a header, and a damaged header
+        found = names_and_contents(shards_of(tmp_path))
         assert found[f"{path}/1.png"] == png(1)
         assert len(found) == 3
-        assert str(found[str(path)]).startswith("error: cannot be read on (")
+        assert str(found[str(path)]).startswith("error: cannot read the rest (")
     path.write_bytes(b"no archive")
-    assert list(names_and_contents(parts_of(tmp_path))) == [str(path)]
+    assert list(names_and_contents(shards_of(tmp_path))) == [str(path)]
 
 
 def test_parquet_has_pictures_or_paths_in_a_column(tmp_path: Path) -> None:
@@ -128,63 +128,65 @@ def test_parquet_has_pictures_or_paths_in_a_column(tmp_path: Path) -> None:
     path = tmp_path / "data" / "0.parquet"
     path.parent.mkdir()
     pq.write_table(pa.table({"label": range(5), "image": values}), path, row_group_size=2)
-    parts = parts_of(path.parent)
-    assert [(part.row_group, part.column) for part in parts] == [(0, "image"), (1, "image"), (2, "image")]
-    pictures = [picture for part in parts for picture in part.pictures()]
+    shards = shards_of(path.parent)
+    assert [(shard.row_group, shard.column) for shard in shards] == [(0, "image"), (1, "image"), (2, "image")]
+    pictures = [picture for shard in shards for picture in shard.pictures()]
     assert pictures[0] == PictureBytes(f"{path}#0", png(0))
     assert pictures[1:3] == [path.parent / "1.png", tmp_path / "1.png"]
     assert [str(error) for error in pictures[3:]] == [
-        f"{path}#3: has no picture",
-        f"{path}#4: has no picture",
+        f"{path}#3: the row has no picture",
+        f"{path}#4: the row has no picture",
     ]
 
     pq.write_table(pa.table({"jpg": [png(2)], "where": [str(tmp_path / "1.png")]}), path)
-    assert names_and_contents(parts_of(path)) == {f"{path}#0": png(2)}
-    assert names_and_contents(parts_of(path, column="where")) == {str(tmp_path / "1.png"): png(1)}
-    with pytest.raises(CaptionerError, match=r"has the columns jpg, where; say --column NAME"):
-        parts_of(path, column="picture")
+    assert names_and_contents(shards_of(path)) == {f"{path}#0": png(2)}
+    assert names_and_contents(shards_of(path, column="where")) == {str(tmp_path / "1.png"): png(1)}
+    with pytest.raises(
+        CaptionerError, match=r"has the columns jpg, where; name the one with pictures with --column"
+    ):
+        shards_of(path, column="picture")
 
 
-def test_input_that_is_not_there_or_empty_is_refused(tmp_path: Path) -> None:
+def test_missing_or_empty_input_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CaptionerError, match="no such file or folder"):
-        parts_of(tmp_path / "nowhere")
+        shards_of(tmp_path / "nowhere")
     with pytest.raises(CaptionerError, match="no pictures, tar archives or Parquet files in this folder"):
-        parts_of(tmp_path)
-    with pytest.raises(CaptionerError, match="cannot be come by"):
-        parts_of("nonsense://a/b")
+        shards_of(tmp_path)
+    with pytest.raises(CaptionerError, match="cannot open nonsense://a/b: "):
+        shards_of("nonsense://a/b")
     (tmp_path / "0.parquet").write_text("damaged")
-    with pytest.raises(CaptionerError, match="is no sound Parquet file"):
-        parts_of(tmp_path)
+    with pytest.raises(CaptionerError, match="is not a valid Parquet file"):
+        shards_of(tmp_path)
 
 
 @pytest.mark.parametrize("shard_format", ["parquet", "jsonl"])
-def test_shards_hold_the_rows_and_know_what_is_done(tmp_path: Path, shard_format: str) -> None:
+def test_shards_contain_the_rows_and_tell_what_is_done(tmp_path: Path, shard_format: str) -> None:
     folder = ShardFolder(str(tmp_path / "out"), shard_format)  # type: ignore[arg-type]
     folder.create()
-    folder.claim({"beam": 3})
-    parts = [InputShard(files=("a.png", "b.png")), InputShard(location="0.tar")]
+    folder.check_settings({"beam": 3})
+    shards = [InputShard(files=("a.png", "b.png")), InputShard(location="0.tar")]
     rows = [
         {"file": "a.png", "caption": "a dog", "tokens": ["a", "dog"], "log_prob": -1.5},
         {"file": "b.png", "error": "no such file"},
     ]
-    for _ in range(2):  # a part that is done twice has its rows once
-        folder.write(parts[0], rows)
-    assert folder.done_shards() == {parts[0].name}
+    for _ in range(2):  # a shard that is done twice has its rows once
+        folder.write(shards[0], rows)
+    assert folder.done_shards() == {shards[0].name}
     assert list(folder.done_files()) == ["a.png", "b.png"]
-    (shard,) = (path for path in (tmp_path / "out").iterdir() if not path.name.startswith("."))
+    (file,) = (path for path in (tmp_path / "out").iterdir() if not path.name.startswith("."))
     if shard_format == "parquet":
-        read = [{k: v for k, v in row.items() if v is not None} for row in pq.read_table(shard).to_pylist()]
+        read = [{k: v for k, v in row.items() if v is not None} for row in pq.read_table(file).to_pylist()]
     else:
-        read = [json.loads(line) for line in shard.read_text().splitlines()]
+        read = [json.loads(line) for line in file.read_text().splitlines()]
     assert read == rows
-    folder.write(parts[1], [{"file": "caf\udce9.png", "error": "odd"}])
+    folder.write(shards[1], [{"file": "caf\udce9.png", "error": "odd"}])
     assert "caf\\xe9.png" in list(folder.done_files())
-    (tmp_path / "out" / f"{parts[1].name}.{shard_format}").write_text("[]")
-    with pytest.raises(CaptionerError, match="is no shard of ours"):
+    (tmp_path / "out" / f"{shards[1].name}.{shard_format}").write_text("[]")
+    with pytest.raises(CaptionerError, match="was not written by captioner"):
         list(folder.done_files())
-    folder.claim({"beam": 3})
-    with pytest.raises(CaptionerError, match="holds captions made with another beam; name another folder"):
-        folder.claim({"beam": 5})
+    folder.check_settings({"beam": 3})
+    with pytest.raises(CaptionerError, match="has captions made with another beam; choose another --output"):
+        folder.check_settings({"beam": 5})
     other = ShardFolder(str(tmp_path / "out"), "jsonl" if shard_format == "parquet" else "parquet")
-    with pytest.raises(CaptionerError, match="name another folder"):
+    with pytest.raises(CaptionerError, match=r"is not .*; choose another --output"):
         other.create()

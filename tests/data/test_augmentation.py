@@ -22,7 +22,7 @@ def is_flipped(image: torch.Tensor) -> bool:
     return bool(first_column[2] > first_column[0])
 
 
-def test_what_happens_depends_on_seed_epoch_and_picture_alone(half_red: Image.Image) -> None:
+def test_augmentation_depends_on_seed_epoch_and_picture_alone(half_red: Image.Image) -> None:
     def augmented(seed: int, epoch: int, index: int) -> bytes:
         torch.rand(3)  # whatever was drawn before
         image = Augmentation(seed, SIZE_PX)(half_red, captions=["a flag"], epoch=epoch, index=index)
@@ -35,13 +35,13 @@ def test_what_happens_depends_on_seed_epoch_and_picture_alone(half_red: Image.Im
     )
 
 
-def test_random_state_is_left_as_it_was(half_red: Image.Image) -> None:
+def test_global_random_state_is_unchanged(half_red: Image.Image) -> None:
     before = torch.get_rng_state()
     Augmentation(0, SIZE_PX)(half_red, captions=[], epoch=0, index=0)
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_half_of_the_pictures_are_flipped_but_none_that_speaks_of_left_or_right(
+def test_half_of_the_pictures_are_flipped_but_none_whose_captions_mention_left_or_right(
     half_red: Image.Image,
 ) -> None:
     augmentation = Augmentation(0, SIZE_PX)

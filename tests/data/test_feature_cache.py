@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from captioner import features
 from captioner.config import PreprocessConfig
+from captioner.data import feature_cache
 from captioner.data.feature_cache import cached_features
 from captioner.errors import CaptionerError, ImageError
 from captioner.images.geometry import Preprocess
@@ -28,19 +28,19 @@ def records(tmp_path: Path) -> list[CaptionedImage]:
 
 @pytest.fixture
 def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many grids each computation was of; empty as long as all came from the cache."""
+    """How many pictures each computation was of; empty as long as all came from the cache."""
     counts: list[int] = []
-    compute = features._compute
+    compute = feature_cache._compute
 
-    def counting(grids: np.ndarray, records: list[CaptionedImage], *rest: object) -> None:
+    def counting(partial: Path, records: list[CaptionedImage], *rest: object) -> None:
         counts.append(len(records))
-        compute(grids, records, *rest)
+        compute(partial, records, *rest)
 
-    monkeypatch.setattr(features, "_compute", counting)
+    monkeypatch.setattr(feature_cache, "_compute", counting)
     return counts
 
 
-def grids_of(
+def features_of(
     records: list[CaptionedImage],
     encoder: Encoder,
     cache_dir: Path,
@@ -57,24 +57,24 @@ def grids_of(
     )
 
 
-def test_grids_are_the_encoders_in_half_precision_and_in_order(
+def test_features_are_the_encoders_in_half_precision_and_in_order(
     records: list[CaptionedImage], encoder: Encoder, tmp_path: Path
 ) -> None:
-    grids = grids_of(records, encoder, tmp_path / "cache")
-    assert isinstance(grids, np.memmap)
-    assert grids.dtype == np.float16
+    features = features_of(records, encoder, tmp_path / "cache")
+    assert isinstance(features, np.memmap)
+    assert features.dtype == np.float16
     preprocess = Preprocess(encoder.preprocess_config(TINY_SIZE_PX))
-    for record, grid in zip(records, grids, strict=True):
+    for record, cached in zip(records, features, strict=True):
         squashed = torch.from_numpy(preprocess(load_image(record.source)).copy())
         expected = encoder.annotate(squashed[None])[0].numpy()
-        np.testing.assert_allclose(grid.astype(np.float32), expected, rtol=2e-3, atol=2e-3)
+        np.testing.assert_allclose(cached.astype(np.float32), expected, rtol=2e-3, atol=2e-3)
 
 
 def test_second_call_computes_nothing(
     records: list[CaptionedImage], encoder: Encoder, tmp_path: Path, computed: list[int]
 ) -> None:
-    first = np.array(grids_of(records, encoder, tmp_path / "cache"))
-    second = grids_of(records, encoder, tmp_path / "cache")
+    first = np.array(features_of(records, encoder, tmp_path / "cache"))
+    second = features_of(records, encoder, tmp_path / "cache")
     np.testing.assert_array_equal(first, second)
     assert computed == [5]
 
@@ -83,33 +83,64 @@ def test_cache_is_rebuilt_when_any_part_of_its_key_changes(
     records: list[CaptionedImage], encoder: Encoder, tmp_path: Path, computed: list[int]
 ) -> None:
     cache = tmp_path / "cache"
-    grids_of(records, encoder, cache)
+    features_of(records, encoder, cache)
     preprocess = encoder.preprocess_config(TINY_SIZE_PX)
-    grids_of(records, encoder, cache, replace(preprocess, mean=(0.1, 0.1, 0.1)))
-    grids_of(records, encoder, cache, replace(preprocess, interpolation="bilinear"))
-    grids_of(records, encoder, cache, replace(preprocess, size_px=96))
-    grids_of(records[::-1], encoder, cache)
+    features_of(records, encoder, cache, replace(preprocess, mean=(0.1, 0.1, 0.1)))
+    features_of(records, encoder, cache, replace(preprocess, interpolation="bilinear"))
+    features_of(records, encoder, cache, replace(preprocess, size_px=96))
+    features_of(records[::-1], encoder, cache)
     torch.manual_seed(99)
-    grids_of(records, Encoder(backbone=TINY_CNN), cache)
+    features_of(records, Encoder(backbone=TINY_CNN), cache)
     noise_picture(77, 60, 60).save(records[0].source)  # the same name, another picture
-    grids_of(records, encoder, cache)
+    features_of(records, encoder, cache)
     assert computed == [5] * 7
 
 
-def test_interrupted_computation_leaves_no_cache_behind(
+def suffixes_in(cache_dir: Path) -> list[str]:
+    """The suffixes of the hidden entries of a cache's folder; a finished cache has none."""
+    return sorted(path.suffix if path.name.startswith(".") else "finished" for path in cache_dir.iterdir())
+
+
+def test_failed_computation_leaves_no_finished_cache(
     records: list[CaptionedImage], encoder: Encoder, tmp_path: Path
 ) -> None:
     Path(str(records[3].source)).write_text("no picture")
-    with pytest.raises(ImageError, match=r"3\.png: not a picture"):
-        grids_of(records, encoder, tmp_path / "cache")
-    assert list((tmp_path / "cache").iterdir()) == []
+    for _ in range(2):
+        with pytest.raises(ImageError, match=r"3\.png: not a picture"):
+            features_of(records, encoder, tmp_path / "cache")
+        assert suffixes_in(tmp_path / "cache") == [".lock", ".partial"]
+
+
+def test_interrupted_computation_resumes_after_the_pictures_that_are_saved(
+    records: list[CaptionedImage], encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feature_cache, "_SAVED_EVERY", 2)
+    expected = np.array(features_of(records, encoder, tmp_path / "uninterrupted"))
+    annotate, batch_sizes = encoder.annotate, []
+
+    def interrupted(images: torch.Tensor) -> torch.Tensor:
+        batch_sizes.append(len(images))
+        if len(batch_sizes) == 2:
+            raise KeyboardInterrupt
+        return annotate(images)
+
+    monkeypatch.setattr(encoder, "annotate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        features_of(records, encoder, tmp_path / "cache")
+    assert suffixes_in(tmp_path / "cache") == [".lock", ".partial"]
+    np.testing.assert_array_equal(features_of(records, encoder, tmp_path / "cache"), expected)
+    assert batch_sizes == [2, 2, 2, 1]
+    assert suffixes_in(tmp_path / "cache") == [".lock", "finished"]
 
 
 def test_disk_without_room_is_refused_before_anything_is_written(
     records: list[CaptionedImage], encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    usage = features.shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(features.shutil, "disk_usage", lambda _: usage._replace(free=10))
-    with pytest.raises(CaptionerError, match=r"the grids take .* GB .* choose another disk with --cache-dir"):
-        grids_of(records, encoder, tmp_path / "cache")
-    assert list((tmp_path / "cache").iterdir()) == []
+    usage = feature_cache.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(feature_cache.shutil, "disk_usage", lambda _: usage._replace(free=10))
+    with pytest.raises(
+        CaptionerError,
+        match=r"the features take .* GB but .* GB free; .* choose another disk with --cache-dir",
+    ):
+        features_of(records, encoder, tmp_path / "cache")
+    assert suffixes_in(tmp_path / "cache") == [".lock"]

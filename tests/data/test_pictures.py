@@ -1,4 +1,4 @@
-"""Batches: what is in them, and in which order and to whom they come."""
+"""Batches: what they contain, in which order, and which process gets them."""
 
 import pickle
 from collections import Counter
@@ -38,18 +38,20 @@ def records(tmp_path: Path) -> list[CaptionedImage]:
 def dataset_of(records: list[CaptionedImage], encoder: Encoder, *, num_cached: int) -> CaptionDataset:
     preprocess = Preprocess(encoder.preprocess_config(TINY_SIZE_PX))
     pixels = np.stack([preprocess.load(record.source) for record in records])
-    grids = encoder.annotate(torch.from_numpy(pixels)).numpy().astype(np.float16)
+    features = encoder.annotate(torch.from_numpy(pixels)).numpy().astype(np.float16)
     return CaptionDataset(
-        split=CachedRecords(records=records, grids=grids[:num_cached]),
+        split=CachedRecords(records=records, features=features[:num_cached]),
         preprocess=preprocess,
         vocabulary=VOCABULARY,
         max_words=9,
     )
 
 
-def test_batch_holds_each_picture_once_longest_first(records: list[CaptionedImage], encoder: Encoder) -> None:
+def test_batch_contains_each_picture_once_longest_caption_first(
+    records: list[CaptionedImage], encoder: Encoder
+) -> None:
     dataset = dataset_of(records, encoder, num_cached=4)
-    batch = collate([dataset[0, index] for index in range(4)], stack=dataset.stack)
+    batch = collate([dataset[SampleKey(0, index)] for index in range(4)], stack=dataset.stack)
     assert batch.ids == ("1.png", "2.png", "0.png", "3.png")
     assert batch.lengths.tolist() == [[5, 2, 0], [4, 2, 2], [3, 0, 0], [2, 0, 0]]
     assert batch.tokens.shape == (4, 3, 6)
@@ -60,9 +62,9 @@ def test_annotations_are_the_same_from_the_cache_and_from_the_pictures(
     records: list[CaptionedImage], encoder: Encoder, model: CaptioningModel, num_cached: int
 ) -> None:
     dataset = dataset_of(records, encoder, num_cached=num_cached)
-    batch = collate([dataset[0, index] for index in range(4)], stack=dataset.stack)
-    assert (len(batch.sources.grids), len(batch.sources.images)) == (num_cached, 4 - num_cached)
-    whole = dataset_of(records, encoder, num_cached=4).split.grids
+    batch = collate([dataset[SampleKey(0, index)] for index in range(4)], stack=dataset.stack)
+    assert (len(batch.sources.features), len(batch.sources.images)) == (num_cached, 4 - num_cached)
+    whole = dataset_of(records, encoder, num_cached=4).split.features
     expected = np.stack([whole[int(image_id[0])] for image_id in batch.ids])
     found = model.encoder.annotations_of(batch.sources)[0].numpy()
     np.testing.assert_allclose(found, expected.astype(np.float32), rtol=2e-3, atol=2e-3)
@@ -76,37 +78,37 @@ def test_each_picture_has_its_own_encoded_captions(records: list[CaptionedImage]
         ]
 
 
-def test_captions_over_the_limit_are_cut_and_do_not_claim_to_end(
+def test_captions_over_the_limit_are_truncated_and_have_no_end_token(
     records: list[CaptionedImage], encoder: Encoder
 ) -> None:
     dataset = CaptionDataset(
-        split=CachedRecords(records=records[1:2], grids=np.zeros((1, 4, 3), np.float16)),
+        split=CachedRecords(records=records[1:2], features=np.zeros((1, 4, 3), np.float16)),
         preprocess=Preprocess(encoder.preprocess_config(TINY_SIZE_PX)),
         vocabulary=VOCABULARY,
         max_words=2,
     )
-    whole, cut = dataset.captions[0]
-    assert len(cut) == 3
-    assert END not in cut
+    whole, truncated = dataset.captions[0]
+    assert len(truncated) == 3
+    assert END not in truncated
     assert whole[-1] == END
 
 
-def test_dataset_goes_to_other_processes_without_its_cache(
+def test_dataset_is_pickled_without_its_cache(
     records: list[CaptionedImage], encoder: Encoder, tmp_path: Path
 ) -> None:
     dataset = dataset_of(records, encoder, num_cached=3)
     large = np.lib.format.open_memmap(
-        tmp_path / "grids.npy", mode="w+", dtype=np.float16, shape=(3, 4, 100_000)
+        tmp_path / "features.npy", mode="w+", dtype=np.float16, shape=(3, 4, 100_000)
     )
     large[:] = np.arange(3)[:, None, None]
     large.flush()
-    dataset.split = replace(dataset.split, grids=np.load(tmp_path / "grids.npy", mmap_mode="r"))
+    dataset.split = replace(dataset.split, features=np.load(tmp_path / "features.npy", mmap_mode="r"))
     pickled = pickle.dumps(dataset)
     assert len(pickled) < 20_000
     copy = pickle.loads(pickled)
-    assert isinstance(copy.split.grids, np.memmap)
+    assert isinstance(copy.split.features, np.memmap)
     for index in range(4):
-        assert torch.equal(copy[0, index].source, dataset[0, index].source)
+        assert torch.equal(copy[SampleKey(0, index)].source, dataset[SampleKey(0, index)].source)
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
@@ -120,14 +122,14 @@ def test_workers_give_the_same_batches_in_the_same_order(
     there = list(load_batches(dataset, batches, num_workers=2))
     assert [batch.ids for batch in here] == [batch.ids for batch in there]
     for one, other in zip(here, there, strict=True):
-        assert torch.equal(one.sources.grids, other.sources.grids)
+        assert torch.equal(one.sources.features, other.sources.features)
         assert torch.equal(one.sources.images, other.sources.images)
         assert torch.equal(one.tokens, other.tokens)
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_picture_that_cannot_be_read_is_named_whoever_reads_it(
+def test_picture_that_cannot_be_read_is_reported_whichever_process_reads_it(
     records: list[CaptionedImage], encoder: Encoder, num_workers: int
 ) -> None:
     dataset = dataset_of(records, encoder, num_cached=0)
@@ -137,7 +139,7 @@ def test_picture_that_cannot_be_read_is_named_whoever_reads_it(
 
 
 def pictures_of(batches: list[list[SampleKey]]) -> list[int]:
-    return [index for batch in batches for _, index in batch]
+    return [key.index for batch in batches for key in batch]
 
 
 @pytest.mark.parametrize("num_pictures", [24, 25, 47, 100])
@@ -147,10 +149,10 @@ def test_an_epoch_has_every_picture_once_in_steps_of_even_size(num_pictures: int
     sizes = {len(batch) for batch in batches}
     assert max(sizes) <= 24
     assert max(sizes) - min(sizes) <= 1
-    assert {epoch for batch in batches for epoch, _ in batch} == {5}
+    assert {key.epoch for batch in batches for key in batch} == {5}
 
 
-def test_order_is_of_the_seed_and_the_epoch() -> None:
+def test_order_depends_on_the_seed_and_the_epoch() -> None:
     def order(seed: int, epoch: int) -> list[int]:
         return pictures_of(epoch_batches(50, batch_size=8, seed=seed, epoch=epoch))
 
@@ -158,30 +160,37 @@ def test_order_is_of_the_seed_and_the_epoch() -> None:
     assert len({tuple(order(seed, epoch)) for seed in range(3) for epoch in range(3)}) == 9
 
 
-@pytest.mark.parametrize(("num_processes", "parts"), [(1, 3), (2, 1), (3, 2)])
-def test_a_step_has_the_same_pictures_however_it_is_dealt(num_processes: int, parts: int) -> None:
+@pytest.mark.parametrize(("num_processes", "micro_batches"), [(1, 3), (2, 1), (3, 2)])
+def test_a_step_has_the_same_pictures_however_it_is_split(num_processes: int, micro_batches: int) -> None:
     alone = epoch_batches(50, batch_size=12, seed=0, epoch=0)
-    dealt = [
+    by_process = [
         epoch_batches(
-            50, batch_size=12, seed=0, epoch=0, parts=parts, process=process, num_processes=num_processes
+            50,
+            batch_size=12,
+            seed=0,
+            epoch=0,
+            micro_batches=micro_batches,
+            process=process,
+            num_processes=num_processes,
         )
         for process in range(num_processes)
     ]
     for step, pictures in enumerate(alone):
-        shares = [share[step * parts : (step + 1) * parts] for share in dealt]
-        assert Counter(key for share in shares for part in share for key in part) == Counter(pictures)
-        assert all(part for share in shares for part in share)
+        shares = [own[step * micro_batches : (step + 1) * micro_batches] for own in by_process]
+        assert Counter(key for share in shares for batch in share for key in batch) == Counter(pictures)
+        assert all(batch for share in shares for batch in share)
 
 
-def test_step_that_is_too_small_to_be_dealt_is_refused() -> None:
+def test_step_that_is_too_small_to_be_split_is_refused() -> None:
     with pytest.raises(
-        CaptionerError, match=r"a step of 12 pictures or sentences cannot be dealt to 13 processes in 1 parts"
+        CaptionerError,
+        match=r"a step of 12 samples is too small for 13 processes with 1 micro-batches each; raise --batch",
     ):
         epoch_batches(25, batch_size=24, seed=0, epoch=0, num_processes=13)
 
 
 @pytest.mark.parametrize("num_processes", [1, 2, 3, 7])
-def test_validation_has_every_picture_once_however_it_is_dealt(num_processes: int) -> None:
+def test_validation_has_every_picture_once_however_it_is_split(num_processes: int) -> None:
     shares = [
         in_order(5, batch_size=2, process=process, num_processes=num_processes)
         for process in range(num_processes)

@@ -4,11 +4,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from datasets.check import check
-from datasets.soundness import find_problems, require_valid
 
+from captioner.errors import CaptionerError
 from captioner.records import CaptionedImage
-from datasets import CaptionerError
+from datasets.checks import check, find_problems, require_valid
 from tests.conftest import noise_picture
 
 
@@ -23,11 +22,11 @@ def records(tmp_path: Path) -> list[CaptionedImage]:
     return found
 
 
-def test_sound_data_pass(records: list[CaptionedImage]) -> None:
+def test_valid_data_pass(records: list[CaptionedImage]) -> None:
     require_valid(records)
-    page, is_sound = check(records, {}, min_count=3)
-    assert is_sound
-    assert "sound: nothing that would spoil training was found" in page
+    page, is_valid = check(records, {}, min_count=3)
+    assert is_valid
+    assert "valid: no problems were found" in page
     lines = page.splitlines()
     assert lines[1].split()[:3] == ["train", "3", "6"]
     assert lines[2].split()[:3] == ["dev", "1", "2"]
@@ -42,11 +41,11 @@ def test_coverage_equals_a_hand_count(records: list[CaptionedImage]) -> None:
     assert f"covers {6 / 7:.2%} of the words of dev and 50.0% of its captions wholly" in page
 
 
-def test_each_problem_is_named_and_refused(records: list[CaptionedImage], tmp_path: Path) -> None:
+def test_each_problem_is_reported_and_refused(records: list[CaptionedImage], tmp_path: Path) -> None:
     cut = tmp_path / "1.png"
     cut.write_bytes(cut.read_bytes()[:60])
     noise_picture(0).save(tmp_path / "same pixels.bmp")
-    unsound = [
+    invalid = [
         *records,
         replace(records[0], image_id="gone", source=tmp_path / "gone.png"),
         replace(records[0], image_id="none", source=tmp_path / "2.png", captions=()),
@@ -55,13 +54,13 @@ def test_each_problem_is_named_and_refused(records: list[CaptionedImage], tmp_pa
         replace(records[3], image_id="leak", source=records[2].source),
         records[3],
     ]
-    page, is_sound = check(unsound, {}, min_count=1)
-    assert not is_sound
+    page, is_valid = check(invalid, {}, min_count=1)
+    assert not is_valid
     for line in (
         f"  1 pictures are missing:\n    {tmp_path / 'gone.png'}",
         "  1 pictures have no caption:\n    none",
         "  1 captions are empty:\n    empty (' . ')",
-        "  1 picture ids are there twice:\n    3.png",
+        "  1 picture ids are repeated:\n    3.png",
         f"  1 pictures are in two splits:\n    {records[2].source} (train and dev)",
         f"  1 pictures cannot be decoded:\n    {cut}: ",
         f"{records[0].source} in train is {tmp_path / 'same pixels.bmp'} in dev",
@@ -70,12 +69,12 @@ def test_each_problem_is_named_and_refused(records: list[CaptionedImage], tmp_pa
     with pytest.raises(
         CaptionerError, match=r"1 pictures are missing: .*gone\.png; 1 pictures have no caption"
     ):
-        require_valid(unsound)
+        require_valid(invalid)
 
 
-def test_split_without_pictures_is_unsound(records: list[CaptionedImage]) -> None:
-    page, is_sound = check(records[:3], {"dev": "val.json is missing"}, min_count=1)
-    assert not is_sound
+def test_split_without_pictures_is_invalid(records: list[CaptionedImage]) -> None:
+    page, is_valid = check(records[:3], {"dev": "val.json is missing"}, min_count=1)
+    assert not is_valid
     assert "dev    not read: val.json is missing" in page
     assert "no pictures are in dev" in page
     with pytest.raises(CaptionerError, match="there are no dev pictures"):
@@ -87,7 +86,7 @@ def test_name_that_no_file_can_have_is_missing(records: list[CaptionedImage], tm
     assert list(find_problems([*records, long])) == ["pictures are missing"]
 
 
-def test_links_in_a_circle_are_missing_and_endless_captions_are_told_in_short(
+def test_links_in_a_circle_are_missing_and_endless_captions_are_reported_briefly(
     records: list[CaptionedImage], tmp_path: Path
 ) -> None:
     (tmp_path / "a.png").symlink_to("b.png")
@@ -99,12 +98,12 @@ def test_links_in_a_circle_are_missing_and_endless_captions_are_told_in_short(
         "pictures are missing": [str(tmp_path / "a.png")],
         "captions have more than 10,000 characters": ["endless (100,000,000)"],
     }
-    with pytest.raises(CaptionerError, match=r"endless \(100,000,000\)\. Mend") as refused:
+    with pytest.raises(CaptionerError, match=r"endless \(100,000,000\)\. Fix or remove these") as refused:
         require_valid([*records, circle, endless])
     assert len(str(refused.value)) < 1000
 
 
-def test_many_names_are_counted_rather_than_all_told(records: list[CaptionedImage], tmp_path: Path) -> None:
+def test_many_names_are_counted_rather_than_all_listed(records: list[CaptionedImage], tmp_path: Path) -> None:
     many = [replace(records[0], image_id=str(n), source=tmp_path / f"gone {n}") for n in range(25)]
     assert len(find_problems(many)["pictures are missing"]) == 25
     page, _ = check(many, {}, min_count=1)

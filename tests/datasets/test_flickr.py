@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from captioner.errors import CaptionerError
 from captioner.images.reading import ImageSource, load_image
 from captioner.records import CaptionedImage
-from datasets import CaptionerError
 from datasets.flickr import Flickr8k, Flickr30k
 from tests.conftest import noise_picture
 
@@ -75,14 +75,16 @@ def test_members_of_a_zip_can_be_read_in_several_processes_at_once(root: Path) -
             np.testing.assert_array_equal(one, other)
 
 
-def test_split_that_is_not_asked_for_need_not_be_there(root: Path) -> None:
+def test_split_that_is_not_requested_may_be_missing(root: Path) -> None:
     (root / "Flickr_8k.trainImages.txt").unlink()
     assert [record.image_id for record in Flickr8k(root=root).read(["dev"])] == ["d1.jpg"]
-    with pytest.raises(CaptionerError, match=r"trainImages\.txt is missing; --root must hold"):
+    with pytest.raises(
+        CaptionerError, match=r"trainImages\.txt is missing; --root must have the official layout"
+    ):
         read(root)
 
 
-def test_what_is_not_as_the_format_says_is_named(root: Path) -> None:
+def test_files_that_are_not_in_the_format_are_reported(root: Path) -> None:
     tokens = root / "Flickr8k.token.txt"
     whole = tokens.read_text()
 
@@ -91,12 +93,12 @@ def test_what_is_not_as_the_format_says_is_named(root: Path) -> None:
         read(root)
 
     tokens.write_text("\n".join(line for line in whole.splitlines() if not line.startswith("d1")))
-    with pytest.raises(CaptionerError, match=r"no caption of d1\.jpg, which is in its dev split"):
+    with pytest.raises(CaptionerError, match=r"no caption of d1\.jpg, which its dev split lists"):
         read(root)
 
     tokens.write_text(whole)
-    (root / "broken.zip").write_text("no archive")
-    with pytest.raises(CaptionerError, match=r"broken\.zip is not a whole zip archive"):
+    (root / "damaged.zip").write_text("no archive")
+    with pytest.raises(CaptionerError, match=r"damaged\.zip is a damaged or truncated zip archive"):
         read(root)
 
 
@@ -108,7 +110,7 @@ def root30k(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_flickr30k_takes_the_lists_of_entities_where_they_are_there(root30k: Path) -> None:
+def test_flickr30k_uses_the_lists_of_entities_if_they_exist(root30k: Path) -> None:
     for name, pictures in {"train": "3\n4", "val": "5", "test": "6.jpg"}.items():
         (root30k / f"{name}.txt").write_text(pictures)
     records = Flickr30k(root=root30k).read(["train", "dev", "test"])

@@ -1,11 +1,11 @@
-"""Multi30k: sentences are read with the translations of the same line, and nothing else is."""
+"""Multi30k: sentences are read with the translations on the same line, and nothing else is."""
 
 import gzip
 from pathlib import Path
 
 import pytest
 
-from datasets import CaptionerError
+from captioner.errors import CaptionerError
 from datasets.multi30k import Multi30k
 
 ENGLISH = "A dog runs.\nTwo men, outside.\n"
@@ -21,7 +21,7 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_lines_meet_their_translations_packed_or_not(root: Path) -> None:
+def test_lines_are_paired_with_their_translations_compressed_or_not(root: Path) -> None:
     records = Multi30k(root=root).read(["train", "dev"])
     assert [(record.sentence, record.translations, record.split) for record in records] == [
         ("A dog runs.", ("Ein Hund läuft.",), "train"),
@@ -37,13 +37,13 @@ def test_lines_meet_their_translations_packed_or_not(root: Path) -> None:
         ("train.en", ENGLISH + "One more.\n", "train.en has 3 lines and train.de 2"),
         ("train.en", "A dog runs.\n \n", "train.en:2: the line is blank"),
         ("train.en", "", "train.en:1: the line is blank"),
-        ("train.en", b"A d\xf6g.\n", "train.en cannot be read"),
-        ("train.de.gz", b"not packed", r"train.de.gz cannot be read"),
-        ("train.de.gz", gzip.compress(GERMAN.encode())[:-9], r"train.de.gz cannot be read"),
+        ("train.en", b"A d\xf6g.\n", r"cannot read .*train\.en: "),
+        ("train.de.gz", b"not compressed", r"cannot read .*train\.de\.gz: "),
+        ("train.de.gz", gzip.compress(GERMAN.encode())[:-9], r"cannot read .*train\.de\.gz: "),
         ("train.en", None, "has neither train.en nor train.en.gz; see --root"),
     ],
 )
-def test_files_that_are_not_as_they_should_be_are_told(
+def test_files_that_are_not_in_the_format_are_reported(
     root: Path, name: str, content: str | bytes | None, complaint: str
 ) -> None:
     if content is None:

@@ -1,11 +1,13 @@
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
 from captioner.backends.torch_backend import TorchDecoder
 from captioner.config import DecodingOptions
-from captioner.decoding.generate import search_captions
-from captioner.model.decoder import Decoder, teacher_forced
+from captioner.decoding.generate import generate_captions
+from captioner.model.decoder import Decoder
 from captioner.vocabulary import START
 
 CONFIG = DecodingOptions(beam_size=4, max_words=5)
@@ -20,14 +22,14 @@ def test_what_the_search_gives_is_what_the_decoder_gives_for_that_caption(any_de
     decoder.embedding.weight.mul_(0.1)
     decoder.output.weight.mul_(12)
     annotations = torch.randn(6, 9, 10) * 3
-    found = search_captions(TorchDecoder(decoder), annotations, CONFIG)
+    found = generate_captions(TorchDecoder(decoder), annotations, CONFIG)
     flat = [hypothesis for hypotheses in found for hypothesis in hypotheses]
     assert len({hypothesis.tokens for hypothesis in flat}) > 6
     for picture, hypotheses in enumerate(found):
         for hypothesis in hypotheses:
             fed = torch.tensor([[[START, *hypothesis.tokens]]])
             length = torch.tensor([[len(hypothesis.tokens)]])
-            output = teacher_forced(decoder, annotations[picture : picture + 1], fed, length)
+            output = decoder(annotations[picture : picture + 1], fed, length)
             log_probs = output.logits.log_softmax(dim=-1)
             expected = sum(float(log_probs[step, token]) for step, token in enumerate(hypothesis.tokens))
             assert hypothesis.log_prob == pytest.approx(expected, abs=1e-4)
@@ -39,7 +41,7 @@ def test_what_the_search_gives_is_what_the_decoder_gives_for_that_caption(any_de
 def test_search_of_a_batch_equals_that_of_each_picture_alone(any_decoder: Decoder[Any]) -> None:
     decoder = any_decoder
     annotations = torch.randn(6, 9, 10) * 3
-    together = search_captions(TorchDecoder(decoder), annotations, CONFIG)
+    together = generate_captions(TorchDecoder(decoder), annotations, CONFIG)
     for picture, expected in enumerate(together):
-        (alone,) = search_captions(TorchDecoder(decoder), annotations[picture : picture + 1], CONFIG)
+        (alone,) = generate_captions(TorchDecoder(decoder), annotations[picture : picture + 1], CONFIG)
         assert [hypothesis.tokens for hypothesis in alone] == [hypothesis.tokens for hypothesis in expected]

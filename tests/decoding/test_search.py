@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from captioner.config import DecodingOptions
-from captioner.decoding.search import Hypothesis, beam_search, sample
-from captioner.decoding.strategies import beam_strategy
+from captioner.decoding.generate import generate_captions
+from captioner.decoding.search import Hypothesis
 from captioner.vocabulary import END, PAD, START, UNK
 
 WORDS = (4, 5, 6, 7)
@@ -58,27 +58,17 @@ class MockModel:
         alphas = np.array([[alpha for _, alpha in row] for row in found])
         return log_probs, alphas, MockState(state.names, prefixes)
 
+    def start(self, annotations: list[int], num_hypotheses: int) -> MockState:
+        """The annotations of a picture are its name."""
+        return MockState(list(annotations), [[() for _ in range(num_hypotheses)] for _ in annotations])
+
     def search(
         self, names: list[int], config: DecodingOptions, required: Prefix = ()
     ) -> list[list[Hypothesis]]:
-        strategy = beam_strategy(config, required)
-        state = self.fresh(names, strategy.num_groups * strategy.group_size)
-        return beam_search(self.step, state, num_pictures=len(names), config=config, strategy=strategy)
+        return generate_captions(self, names, config, required=required)
 
-    def draw(
-        self, names: list[int], config: DecodingOptions, sampling: DecodingOptions, num_captions: int
-    ) -> list[list[Hypothesis]]:
-        return sample(
-            self.step,
-            self.fresh(names, num_captions),
-            seeds=[(sampling.seed, name) for name in names],
-            config=config,
-            sampling=sampling,
-            num_captions=num_captions,
-        )
-
-    def fresh(self, names: list[int], num_hypotheses: int) -> MockState:
-        return MockState(list(names), [[() for _ in range(num_hypotheses)] for _ in names])
+    def draw(self, names: list[int], config: DecodingOptions) -> list[list[Hypothesis]]:
+        return generate_captions(self, names, config, numbers=names)
 
     def log_prob(self, name: int, tokens: Prefix) -> float:
         return sum(self.look_up(name, (START, *tokens[:t]))[0][token] for t, token in enumerate(tokens))
@@ -314,10 +304,25 @@ def test_diverse_search_equals_the_plain_one_group_by_group(
     beam_size: int, groups: int, diversity: float
 ) -> None:
     model = MockModel(end_bias=1.0)
+    if groups == 1:
+        diversity = 0.5  # without groups it has no effect, and another value is refused
     config = DecodingOptions(beam_size=beam_size, max_words=5, diverse_groups=groups, diversity=diversity)
     names = list(range(10))
     for name, found in zip(names, model.search(names, config), strict=True):
         assert {hypothesis.tokens for hypothesis in found} == reference_diverse_beam(model, name, config)
+
+
+@pytest.mark.parametrize(
+    ("beam", "captions", "groups", "width"),
+    [(3, 1, 1, 3), (3, 5, 1, 5), (5, 4, 2, 6), (3, 1, 5, 5), (5, 1, 5, 5), (4, 4, 3, 6)],
+)
+def test_beam_is_widened_to_the_captions_and_to_whole_groups(
+    beam: int, captions: int, groups: int, width: int
+) -> None:
+    options = DecodingOptions(beam_size=beam, num_captions=captions, diverse_groups=groups, max_words=4)
+    assert options.search_width == width
+    (found,) = MockModel(end_bias=3.0).search([0], options)
+    assert len(found) >= captions
 
 
 def test_diverse_captions_begin_differently_where_that_is_dear() -> None:
@@ -329,17 +334,18 @@ def test_diverse_captions_begin_differently_where_that_is_dear() -> None:
 @pytest.mark.parametrize(
     "sampling",
     [
-        DecodingOptions(),
-        DecodingOptions(temperature=0.5),
-        DecodingOptions(top_k=2),
-        DecodingOptions(top_p=0.6),
-        DecodingOptions(temperature=2.0, top_k=3, top_p=0.8),
+        DecodingOptions(sample=True),
+        DecodingOptions(sample=True, temperature=0.5),
+        DecodingOptions(sample=True, top_k=2),
+        DecodingOptions(sample=True, top_p=0.6),
+        DecodingOptions(sample=True, temperature=2.0, top_k=3, top_p=0.8),
     ],
     ids=str,
 )
 def test_captions_are_drawn_as_often_as_the_model_says(sampling: DecodingOptions) -> None:
     """20,000 captions of up to two words: frequencies against probabilities by enumeration."""
-    model, num_captions = MockModel(end_bias=1.0), 20_000
+    model, num_captions = MockModel(end_bias=1.0), 1_000
+    rounds = 20
 
     def chances(prefix: Prefix) -> dict[int, float]:
         log_probs = model.look_up(0, (START, *prefix))[0] / sampling.temperature
@@ -358,7 +364,11 @@ def test_captions_are_drawn_as_often_as_the_model_says(sampling: DecodingOptions
             after = chances((first, second)).get(END, 0.0)
             expected[first, second, END] += p * q * after
             expected[first, second] += p * q * (1 - after)  # cut after two words
-    (drawn,) = model.draw([0], DecodingOptions(max_words=2), sampling, num_captions)
+    drawn = []
+    for seed in range(rounds):
+        options = replace(sampling, max_words=2, num_captions=num_captions, seed=seed)
+        drawn += model.draw([0], options)[0]
+    num_captions *= rounds
     counts = Counter(hypothesis.tokens for hypothesis in drawn)
     assert len(drawn) == num_captions
     assert counts.keys() <= {tokens for tokens, chance in expected.items() if chance > 0}
@@ -371,10 +381,10 @@ def test_captions_are_drawn_as_often_as_the_model_says(sampling: DecodingOptions
 
 
 def test_what_is_drawn_depends_on_the_seed_and_not_on_the_neighbours() -> None:
-    model, config = MockModel(end_bias=1.0), DecodingOptions(max_words=6)
+    model = MockModel(end_bias=1.0)
 
     def tokens(names: list[int], seed: int) -> list[list[Prefix]]:
-        drawn = model.draw(names, config, DecodingOptions(seed=seed), 3)
+        drawn = model.draw(names, DecodingOptions(max_words=6, num_captions=3, sample=True, seed=seed))
         return [[hypothesis.tokens for hypothesis in captions] for captions in drawn]
 
     together = tokens([3, 1, 4, 0], 7)
@@ -386,6 +396,6 @@ def test_what_is_drawn_depends_on_the_seed_and_not_on_the_neighbours() -> None:
 def test_drawing_from_one_word_is_greedy() -> None:
     model, config = MockModel(), DecodingOptions(beam_size=1, max_words=6)
     names = list(range(8))
-    drawn = model.draw(names, config, DecodingOptions(top_k=1), 1)
+    drawn = model.draw(names, replace(config, sample=True, top_k=1))
     found = model.search(names, config)
     assert [d[0].tokens for d in drawn] == [f[0].tokens for f in found]

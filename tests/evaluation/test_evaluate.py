@@ -1,4 +1,4 @@
-"""`captioner evaluate`: its figures against hand counts, and the formats it reads and writes."""
+"""`captioner evaluate`: its values against hand counts, and the formats it reads and writes."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from captioner import cli
+from captioner.cli.main import main
 from captioner.errors import CaptionerError
 from captioner.evaluation.coco import CocoImage, read_results, write_results
 from captioner.evaluation.evaluate import evaluate_captions
@@ -28,19 +28,19 @@ def no_meteor(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("captioner.evaluation.metrics.has_java", lambda: False)
 
 
-def test_figures_equal_hand_counts() -> None:
+def test_values_equal_hand_counts() -> None:
     evaluation = evaluate_captions(CAPTIONS, REFERENCES, train_captions=TRAIN)
     assert evaluation.num_pictures == 3
-    assert evaluation.wording.vocabulary_size == 9  # a dog runs in the snow man on rock
-    assert evaluation.wording.mean_length == pytest.approx((6 + 6 + 5) / 3)
-    assert evaluation.wording.distinct_share == pytest.approx(2 / 3)
+    assert evaluation.statistics.vocabulary_size == 9  # a dog runs in the snow man on rock
+    assert evaluation.statistics.mean_length == pytest.approx((6 + 6 + 5) / 3)
+    assert evaluation.statistics.distinct_share == pytest.approx(2 / 3)
     assert evaluation.copied_share == pytest.approx(2 / 3)
     assert evaluation.scores == score_captions(CAPTIONS, REFERENCES)
     assert "copied from train  not computed" in str(evaluate_captions(CAPTIONS, REFERENCES))
 
 
-def test_captions_that_are_broken_off_or_repeat_themselves_are_counted() -> None:
-    wording = CaptionStatistics.from_captions(
+def test_captions_that_are_truncated_or_repetitive_are_counted() -> None:
+    statistics = CaptionStatistics.from_captions(
         [
             "A dog runs through the",
             "a dog runs on",
@@ -52,8 +52,8 @@ def test_captions_that_are_broken_off_or_repeat_themselves_are_counted() -> None
             "a dog sits down",
         ]
     )
-    assert wording.truncated_share == pytest.approx(2 / 8)
-    assert wording.repetitive_share == pytest.approx(2 / 8)
+    assert statistics.truncated_share == pytest.approx(2 / 8)
+    assert statistics.repetitive_share == pytest.approx(2 / 8)
     with pytest.raises(ValueError, match="no captions"):
         CaptionStatistics.from_captions([])
 
@@ -78,7 +78,7 @@ def files(tmp_path: Path) -> dict[str, Path]:
 
 def evaluate(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[Any, str, str]:
     with pytest.raises(SystemExit) as exit_:
-        cli.main(["evaluate", *map(str, arguments)])
+        main(["evaluate", *map(str, arguments)])
     return exit_.value.code, *capsys.readouterr()
 
 
@@ -96,7 +96,7 @@ def test_captions_from_files_score_as_they_do_in_memory(
     assert json.loads((tmp_path / "out.json").read_text()) == json.loads(files["results"].read_text())
 
 
-def test_coco_data_set_is_evaluated_with_captions_that_are_there(
+def test_coco_data_set_is_evaluated_with_given_captions(
     files: dict[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     status, printed, _ = evaluate(
@@ -106,7 +106,7 @@ def test_coco_data_set_is_evaluated_with_captions_that_are_there(
     assert printed == f"{evaluate_captions(CAPTIONS, REFERENCES)}\n"  # the file is no train split
 
 
-def test_picture_without_caption_or_reference_is_named(
+def test_picture_without_caption_or_reference_is_reported(
     files: dict[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     results = json.loads(files["results"].read_text())
@@ -118,11 +118,11 @@ def test_picture_without_caption_or_reference_is_named(
     assert evaluate(capsys, *command)[2] == "captioner: 1 pictures have a caption but no reference: 4\n"
 
 
-def test_wrong_usage_is_told(files: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_usage_is_reported(files: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
     results = ("--results", files["results"])
     for arguments, message in (
-        ((), "name a DATASET, or give --results and --references"),
-        (results, "name a DATASET, or give --results and --references"),
+        ((), "give a DATASET, or --results and --references; see --help"),
+        (results, "give a DATASET, or --results and --references; see --help"),
         ((*results, "--references", files["references"], "coco"), "give a DATASET or --references, not both"),
         ((*results, "--model", "x", "coco"), "give --results or --model, not both"),
         (("coco", "--batch-size", "0"), "--batch-size must be at least 1, not 0"),
@@ -138,18 +138,18 @@ IMAGES = [CocoImage("1", "a/x.jpg", ()), CocoImage("2", "b/x.jpg", ()), CocoImag
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('[{"image_id": 3}]', "entry 1: expected an object with caption"),
-        ('[{"caption": "a dog"}]', "entry 1: it has neither image_id nor file"),
+        ('[{"image_id": 3}]', "entry 1: expected an object with caption and image_id or file"),
+        ('[{"caption": "a dog"}]', "entry 1: neither image_id nor file is given"),
         (
             '{"file": "y.jpg", "caption": "a"}\n{"file": "z/y.jpg", "caption": "b"}',
-            "image 3 has a caption already",
+            "image 3 already has a caption",
         ),
-        ('{"file": "x.jpg", "caption": "a"}', r"several images bear the file name x\.jpg"),
-        ('{"file": "w.jpg", "caption": "a"}', r"no image bears the file name w\.jpg"),
+        ('{"file": "x.jpg", "caption": "a"}', r"several images have the file name x\.jpg in the references"),
+        ('{"file": "w.jpg", "caption": "a"}', r"no image has the file name w\.jpg in the references"),
         ("[1, 2", "neither COCO results nor JSON lines"),
     ],
 )
-def test_results_that_cannot_be_matched_are_named(tmp_path: Path, text: str, message: str) -> None:
+def test_results_that_cannot_be_matched_are_reported(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "results.json").write_text(text)
     with pytest.raises(CaptionerError, match=message):
         read_results(tmp_path / "results.json", IMAGES)

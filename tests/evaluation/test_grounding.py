@@ -10,7 +10,7 @@ from pycocotools import mask as coco_mask
 from captioner.cli.main import main
 from captioner.config import GridConfig, PreprocessConfig
 from captioner.errors import CaptionerError
-from captioner.evaluation.categories import NAMES, mentions
+from captioner.evaluation.categories import mentions, table
 from captioner.evaluation.faithfulness import OCCLUDED_SHARE, Faithfulness, OcclusionDrop, occlusion_drops
 from captioner.evaluation.grounding import (
     METHODS,
@@ -52,17 +52,18 @@ def test_words_name_categories(caption: str, expected: list[tuple[str, str]]) ->
 
 
 def test_table_has_cocos_eighty_categories_and_no_word_twice() -> None:
-    assert len(NAMES) == 80
-    words = [word for names in NAMES.values() for word in names]
+    names_of = table().names
+    assert len(names_of) == 80
+    words = [word for names in names_of.values() for word in names]
     assert len(words) == len(set(words))
-    assert all(found(word) == [(category, word)] for category, names in NAMES.items() for word in names)
+    assert all(found(word) == [(category, word)] for category, names in names_of.items() for word in names)
 
 
 def test_hits_and_shares_are_those_of_a_hand_computation(
     even_grid: GridConfig, preprocess_config: PreprocessConfig
 ) -> None:
-    """A picture of 96 x 96 whose upper left ninth is a dog. "dog" looks there, "a" at the centre, "runs"
-    half at both. With raw cells the shares are the attention there; here each cell sees nothing but
+    """A picture of 96 x 96 whose upper left ninth is a dog. "dog" attends there, "a" to the centre, "runs"
+    to both. With raw cells the shares are the attention there; here each cell sees nothing but
     itself, or nearly so."""
     grid = replace(even_grid, receptive_field_std_px=0.3)
     alphas = np.zeros((3, 3, 3))
@@ -96,17 +97,17 @@ def test_name_of_two_words_is_their_mean(even_grid: GridConfig, preprocess_confi
     assert word.hits[3] == 0
 
 
-def test_word_for_what_is_not_marked_is_told_apart(
+def test_word_for_what_is_not_annotated_is_distinguished(
     even_grid: GridConfig, preprocess_config: PreprocessConfig
 ) -> None:
     caption = make_caption(("a", "dog", "and", "cats"), even_grid, preprocess_config)
     masks = {"cat": np.ones((10, 10), dtype=bool)}
-    unmarked, cats = grounded_words(caption, masks)
-    assert unmarked == UnannotatedWord("dog")
+    unannotated, cats = grounded_words(caption, masks)
+    assert unannotated == UnannotatedWord("dog")
     np.testing.assert_allclose(cats.shares, 1)  # all of the picture is cat
 
 
-def test_attention_that_is_the_same_everywhere_is_the_baseline_of_that_name(
+def test_uniform_attention_equals_the_uniform_baseline(
     even_grid: GridConfig, preprocess_config: PreprocessConfig
 ) -> None:
     region = np.random.default_rng(0).random((40, 70)) < 0.3
@@ -127,7 +128,7 @@ def test_mean_is_over_words_and_the_interval_over_pictures() -> None:
     assert alike.high == pytest.approx(0.4)
 
 
-def test_interval_covers_the_truth_as_often_as_it_says() -> None:
+def test_interval_covers_the_truth_as_often_as_stated() -> None:
     """95 % of intervals of 60 fair coins should hold 1/2: of 200, fewer than 180 or all would be odd."""
     rng = np.random.default_rng(1)
     covered = 0
@@ -156,7 +157,7 @@ def test_margin_is_of_the_same_words(even_grid: GridConfig, preprocess_config: P
     assert grounding.share_margin["uniform"].high == pytest.approx(moved)
 
 
-def test_nothing_to_look_up_is_told() -> None:
+def test_captions_without_annotated_words_are_refused() -> None:
     with pytest.raises(CaptionerError, match="no word of any caption names a category"):
         Grounding.from_words([[], [UnannotatedWord("dog")]])
 
@@ -187,7 +188,7 @@ def instances_file(path: Path, names: list[str]) -> Path:
     return path
 
 
-def test_masks_join_the_instances_of_a_category(tmp_path: Path) -> None:
+def test_masks_are_the_union_of_the_instances_of_a_category(tmp_path: Path) -> None:
     masks = Instances(instances_file(tmp_path / "i.json", ["a.png"])).masks("a.png")
     assert masks.keys() == {"dog", "person"}
     assert masks["dog"][:, :25].all()
@@ -197,33 +198,33 @@ def test_masks_join_the_instances_of_a_category(tmp_path: Path) -> None:
 
 
 def test_files_without_instances_say_so(tmp_path: Path) -> None:
-    with pytest.raises(CaptionerError, match="is missing; name an annotation file with instances"):
+    with pytest.raises(CaptionerError, match="is missing; give an annotation file with instances"):
         Instances(tmp_path / "none.json")
     (tmp_path / "captions.json").write_text('{"images": [{"id": 1}], "annotations": []}')
-    with pytest.raises(CaptionerError, match="is no COCO file with instances"):
+    with pytest.raises(CaptionerError, match="is not a COCO file with instances"):
         Instances(tmp_path / "captions.json")
     instances = Instances(instances_file(tmp_path / "i.json", ["a.png"]))
     twice = instances_file(tmp_path / "twice.json", ["a/1.png", "b/1.png"])
-    with pytest.raises(CaptionerError, match=r"two pictures of the name 1\.png, which cannot be told apart"):
+    with pytest.raises(CaptionerError, match=r"two pictures named 1\.png, which cannot be distinguished"):
         Instances(twice)
     with pytest.raises(CaptionerError, match=r"does not list 1 pictures: b\.png"):
-        instances.require(["a.png", "b.png"])
+        instances.check_listed(["a.png", "b.png"])
 
 
-def test_given_caption_is_read_as_it_was_found(captioner: Captioner) -> None:
-    """What the search used for its caption is what reading the caption gives."""
+def test_attending_to_the_searched_caption_gives_its_attention(captioner: Captioner) -> None:
+    """The attention and probability of a search are those of teacher forcing on its caption."""
     picture = noise_picture(5)
     with torch.no_grad():
         torch_model(captioner).decoder.output.bias[END] += 4  # so that captions end
     caption = captioner.caption(picture)
     assert 0 < len(caption.tokens) < captioner.config.decoding.max_words
-    (read,) = captioner.attend(picture, [" ".join(caption.tokens)])
-    assert read.tokens == caption.tokens
-    np.testing.assert_allclose(read.alphas, caption.alphas, atol=1e-6)
-    assert read.log_prob == pytest.approx(caption.log_prob, abs=1e-5)
+    (forced,) = captioner.attend(picture, [" ".join(caption.tokens)])
+    assert forced.tokens == caption.tokens
+    np.testing.assert_allclose(forced.alphas, caption.alphas, atol=1e-6)
+    assert forced.log_prob == pytest.approx(caption.log_prob, abs=1e-5)
 
 
-def test_given_captions_are_read_alone_or_together(captioner: Captioner) -> None:
+def test_given_captions_are_attended_alike_alone_and_together(captioner: Captioner) -> None:
     picture = noise_picture(5)
     texts = ["a dog runs", "A Zebra!", "...", "red cat sits, blue dog runs"]
     together = captioner.attend(picture, texts)
@@ -237,33 +238,33 @@ def test_given_captions_are_read_alone_or_together(captioner: Captioner) -> None
 
 
 @torch.no_grad()
-def test_fall_without_attended_cells_is_that_of_a_grid_that_lacks_them(captioner: Captioner) -> None:
-    """One word by hand: log p(word) with all cells, less that with the cells it attended to taken out."""
+def test_drop_without_attended_cells_is_that_of_a_grid_without_them(captioner: Captioner) -> None:
+    """One word by hand: log p(word) with all cells, minus that without the cells it attended to most."""
     caption = captioner.caption(noise_picture(6))
     words = occlusion_drops(captioner, [caption])
     assert len(words) == len(caption.tokens)
     annotations = captioner.annotations(caption.picture)
-    decoder, place = torch_model(captioner).decoder, len(caption.tokens) - 1
+    decoder, position = torch_model(captioner).decoder, len(caption.tokens) - 1
     ids = captioner.vocabulary.ids(caption.tokens)
 
     def log_prob(cells: np.ndarray) -> float:
         memory = decoder.prepare_memory(annotations[:, cells])
         state = decoder.initial_state(memory, 1)
-        for token in ids[: place + 1]:
+        for token in ids[: position + 1]:
             output = decoder.step(torch.tensor([[token]]), state, memory)
             state = output.state
-        return float(decoder.logits(output.readout).log_softmax(dim=-1)[0, 0, ids[place + 1]])
+        return float(decoder.logits(output.readout).log_softmax(dim=-1)[0, 0, ids[position + 1]])
 
     assert ids[0] == START
-    alpha = caption.alphas[place].ravel()
-    num_erased = max(round(OCCLUDED_SHARE * alpha.size), 1)
-    kept = np.sort(np.argsort(-alpha, kind="stable")[num_erased:])
-    fall = log_prob(np.arange(alpha.size)) - log_prob(kept)
-    assert words[place].attended == pytest.approx(fall, abs=1e-5)
+    alpha = caption.alphas[position].ravel()
+    num_occluded = max(round(OCCLUDED_SHARE * alpha.size), 1)
+    kept = np.sort(np.argsort(-alpha, kind="stable")[num_occluded:])
+    drop = log_prob(np.arange(alpha.size)) - log_prob(kept)
+    assert words[position].attended == pytest.approx(drop, abs=1e-5)
 
 
 def test_faithfulness_is_the_mean_over_words() -> None:
-    words = [OcclusionDrop(attended=fall, random=0.5) for fall in (2.0, 0.0)]
+    words = [OcclusionDrop(attended=drop, random=0.5) for drop in (2.0, 0.0)]
     faithfulness = Faithfulness.from_drops([words, []])
     assert faithfulness.num_words == 2
     assert faithfulness.attended.value == 1.0
@@ -276,7 +277,7 @@ def test_faithfulness_is_the_mean_over_words() -> None:
 
 @pytest.fixture
 def coco(tmp_path: Path) -> list[str]:
-    """Arguments that name a small data set in COCO's format, with instances beside it."""
+    """Arguments for a small data set in COCO's format, with instances beside it."""
     names = ["0.png", "1.png"]
     (tmp_path / "pictures").mkdir()
     for number, name in enumerate(names):
@@ -298,16 +299,16 @@ def test_command_writes_every_method_with_its_interval(
         main(["ground", *arguments, "--json", str(tmp_path / "out.json"), "--model", str(model_folder)])
     printed = capfd.readouterr()
     assert exit_.value.code == 0, printed.err
-    figures = json.loads((tmp_path / "out.json").read_text())
-    assert (figures["num_words"], figures["num_unannotated"]) == (2, 2)
+    values = json.loads((tmp_path / "out.json").read_text())
+    assert (values["num_words"], values["num_unannotated"]) == (2, 2)
     for measure in ("pointing_game", "attention_share"):
-        assert figures[measure].keys() == set(METHODS)
-        for method, value in figures[measure].items():
-            low, high = figures["intervals"][measure][method]
+        assert values[measure].keys() == set(METHODS)
+        for method, value in values[measure].items():
+            low, high = values["intervals"][measure][method]
             assert -1e-9 <= low - 1e-9 <= value <= high + 1e-9
-    assert figures["attention_share"]["uniform"] == pytest.approx(0.5)
-    assert "2 words in 2 pictures; 2 more name what is not marked there" in printed.out
-    assert f"{figures['attention_share']['model']:.1%}" in printed.out
+    assert values["attention_share"]["uniform"] == pytest.approx(0.5)
+    assert "2 words in 2 pictures; 2 more name objects that are not annotated" in printed.out
+    assert f"{values['attention_share']['model']:.1%}" in printed.out
 
 
 def test_command_measures_faithfulness_without_instances(
@@ -326,18 +327,22 @@ def test_command_measures_faithfulness_without_instances(
             ]
         )
     assert exit_.value.code == 0
-    figures = json.loads((tmp_path / "o.json").read_text())
-    assert figures["margin"] == pytest.approx(figures["attended"] - figures["random"])
-    assert "fall without the most attended" in capfd.readouterr().out
+    values = json.loads((tmp_path / "o.json").read_text())
+    assert values["margin"] == pytest.approx(values["attended"] - values["random"])
+    assert "drop without the most attended cells" in capfd.readouterr().out
 
 
-def test_command_says_what_is_missing(
+def test_command_reports_what_is_missing(
     coco: list[str], model_folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     for arguments, status, message in (
         ([], 2, "captioner: --instances FILE is needed"),
         (["--instances", "none.json"], 1, "captioner: none.json is missing"),
-        (["--instances", "none.json", "--faithfulness"], 2, "captioner: --faithfulness needs no --instances"),
+        (
+            ["--instances", "none.json", "--faithfulness"],
+            2,
+            "captioner: give --instances or --faithfulness, not both",
+        ),
     ):
         with pytest.raises(SystemExit) as exit_:
             main(["ground", *coco, *arguments, "--model", str(model_folder)])

@@ -3,9 +3,10 @@ import warnings
 
 import pytest
 
-from captioner import metrics
 from captioner.errors import CaptionerError
+from captioner.evaluation import metrics
 from captioner.evaluation.metrics import has_java, ptb_tokenize, score_captions
+from tests.conftest import ROOT
 
 CAPTIONS_FILE = ROOT / "tests" / "fixtures" / "coco_val2017_captions.json"
 needs_java = pytest.mark.skipif(not has_java(), reason="the reference tokenizer needs Java")
@@ -73,7 +74,7 @@ def test_scores_equal_pycocoevalcap_with_its_java_tokenizer() -> None:
     assert scores.meteor == 100 * metrics._meteor(truths, candidates)
 
 
-def test_captions_equal_to_a_reference_score_full_marks() -> None:
+def test_captions_equal_to_a_reference_have_perfect_scores() -> None:
     captions = real_captions()
     scores = score_captions({name: texts[2] for name, texts in captions.items()}, captions, with_meteor=False)
     assert scores.bleu_4 == pytest.approx(100)
@@ -87,7 +88,7 @@ def test_without_java_meteor_is_not_computed_rather_than_zero(monkeypatch: pytes
     assert "METEOR not computed (needs Java)" in str(scores)
 
 
-def test_pictures_without_caption_or_reference_are_named() -> None:
+def test_pictures_without_caption_or_reference_are_reported() -> None:
     with pytest.raises(CaptionerError, match="1 pictures have no caption: b"):
         score_captions({"a": "x"}, {"a": ["x"], "b": ["y"]})
     with pytest.raises(CaptionerError, match="1 pictures have no reference: a"):

@@ -16,7 +16,9 @@ from tests.conftest import make_caption, noise_picture
 PICTURE = Image.new("RGB", (300, 150), "#888888")
 
 
-def test_caption_grows_by_a_word_a_frame(even_grid: GridConfig, preprocess_config: PreprocessConfig) -> None:
+def test_caption_grows_by_one_word_per_frame(
+    even_grid: GridConfig, preprocess_config: PreprocessConfig
+) -> None:
     """Between frames the text only gains ink, but for the last word, which turns from red to black."""
     caption = make_caption(("a", "dog", "runs"), even_grid, preprocess_config)
     frames = [frame for frame, _ in draw_frames(caption, PICTURE)]
@@ -28,7 +30,7 @@ def test_caption_grows_by_a_word_a_frame(even_grid: GridConfig, preprocess_confi
         assert (later < 255).sum() > (earlier < 255).sum()
 
 
-def test_frame_of_a_word_is_hot_where_the_word_looked(
+def test_frame_of_a_word_is_hot_where_the_word_attended(
     even_grid: GridConfig, preprocess_config: PreprocessConfig
 ) -> None:
     alphas = np.zeros((2, 3, 3))
@@ -78,28 +80,32 @@ def test_pictures_of_odd_shapes_are_animated(
     assert len({frame.size for frame, _ in frames}) == 1
 
 
-def test_pictures_are_not_written_over(captioner: Captioner, tmp_path: Path) -> None:
+def test_pictures_are_not_overwritten(captioner: Captioner, tmp_path: Path) -> None:
     caption = captioner.caption(noise_picture(1))
     for name in ("a.gif", "b-2.gif"):
         noise_picture(2).save(tmp_path / name)
     before = (tmp_path / "a.gif").read_bytes()
-    with pytest.raises(CaptionerError, match=r"a\.gif is there and is no animation of ours"):
+    with pytest.raises(
+        CaptionerError, match=r"a\.gif exists and was not drawn by captioner; choose another file"
+    ):
         AnimationWriter(tmp_path / "a.gif", FigureStyle())
     writer = AnimationWriter(tmp_path / "b.gif", FigureStyle())
     writer.write(caption)
-    with pytest.raises(CaptionerError, match=r"b-2\.gif is there and is no animation of ours"):
+    with pytest.raises(
+        CaptionerError, match=r"b-2\.gif exists and was not drawn by captioner; choose another file"
+    ):
         writer.write(caption)
     assert (tmp_path / "a.gif").read_bytes() == (tmp_path / "b-2.gif").read_bytes() == before
     AnimationWriter(tmp_path / "b.gif", FigureStyle()).write(caption)  # but our own are
 
 
-def test_words_stand_in_the_animation_as_in_the_caption(
+def test_words_are_spaced_in_the_animation_as_in_the_caption(
     even_grid: GridConfig, preprocess_config: PreprocessConfig
 ) -> None:
-    """The same ink, whether a word is cut in two tokens or not."""
+    """The same ink, whether a word is split into two tokens or not."""
     whole = make_caption(("the", "man's", "dog"), even_grid, preprocess_config)
-    cut = replace(
+    split = replace(
         make_caption(("the", "man", "'s", "dog"), even_grid, preprocess_config), text="the man's dog"
     )
-    last = [np.asarray(list(draw_frames(caption, PICTURE))[-1][0]) for caption in (whole, cut)]
+    last = [np.asarray(list(draw_frames(caption, PICTURE))[-1][0]) for caption in (whole, split)]
     assert np.abs(last[0].astype(int) - last[1]).mean() < 0.5

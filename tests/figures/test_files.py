@@ -11,7 +11,7 @@ from captioner.config import GridConfig, PreprocessConfig
 from captioner.errors import UsageError
 from captioner.figures.files import figure_as_html, save_figure
 from captioner.figures.heatmap import blend, find_colormap
-from captioner.figures.matrix import draw_matrices
+from captioner.figures.matrix import draw_matrices, perplexity
 from captioner.figures.overlay import draw_overlay
 from captioner.figures.style import FigureFormat, FigureStyle
 from captioner.inference import Captioner
@@ -22,20 +22,20 @@ WORDS = ("a", "<dog>", "runs", "$5")
 
 
 @pytest.mark.parametrize("colormap", ["inferno", "magma", "viridis", "cividis", "gray"])
-def test_brighter_is_more_in_grey_print_too(colormap: str) -> None:
+def test_brighter_means_more_attention_also_when_printed_in_grey(colormap: str) -> None:
     colours = find_colormap(FigureStyle(colormap=colormap))(np.linspace(0, 1, 256))[:, :3]
     grey = colours @ (0.2126, 0.7152, 0.0722)
     assert (np.diff(grey) > -1e-3).all()
     assert grey[-1] - grey[0] > 0.5
 
 
-def test_unknown_colour_map_is_named() -> None:
+def test_unknown_colour_map_is_reported() -> None:
     with pytest.raises(UsageError, match="no colour map 'infern'; try inferno"):
         find_colormap(FigureStyle(colormap="infern"))
 
 
-def test_all_colour_in_a_heated_picture_is_heat() -> None:
-    """Whatever the picture's colours are, no heat of a grey map leaves grey."""
+def test_all_colour_in_a_blended_picture_is_attention() -> None:
+    """Whatever the picture's colours are, blended with a grey map it is grey."""
     from matplotlib.colors import Normalize
 
     pixels = np.asarray(noise_picture(1))
@@ -56,7 +56,7 @@ def test_chosen_words_are_drawn_on_the_scale_of_all(
 
 
 @pytest.mark.parametrize(("columns", "rows"), [(1, 5), (2, 3), (4, 2), (5, 1), (9, 1)])
-def test_panels_stand_in_as_many_columns_as_asked(
+def test_panels_have_the_requested_number_of_columns(
     columns: int, rows: int, even_grid: GridConfig, preprocess_config: PreprocessConfig
 ) -> None:
     figure = draw_overlay(
@@ -107,7 +107,7 @@ def test_text_stays_text_in_svg_and_pdf(
     assert b"/CIDFontType2" in (tmp_path / "a.pdf").read_bytes()  # TrueType, not outlines
 
 
-def test_png_has_as_many_pixels_an_inch_as_asked(
+def test_png_has_the_requested_pixels_per_inch(
     even_grid: GridConfig, preprocess_config: PreprocessConfig, tmp_path: Path
 ) -> None:
     figure = draw_overlay(make_caption(WORDS, even_grid, preprocess_config), noise_picture(0))
@@ -117,7 +117,7 @@ def test_png_has_as_many_pixels_an_inch_as_asked(
             np.testing.assert_allclose(image.size, figure.get_size_inches() * dpi, atol=1)
 
 
-def test_notebook_shows_the_figure_with_the_caption_in_its_place(captioner: Captioner) -> None:
+def test_notebook_shows_the_figure_with_the_caption_as_alternative_text(captioner: Captioner) -> None:
     html = captioner.caption(noise_picture(2))._repr_html_()
     assert re.match(r'<img src="data:image/png;base64,[A-Za-z0-9+/=]{1000,}" alt="[a-z ]+"', html)
 
@@ -129,34 +129,34 @@ def test_caption_s_characters_cannot_end_the_html(
     assert 'alt="&quot;&gt;&lt;b&gt;"' in figure_as_html(figure, alternative='"><b>')
 
 
-def test_heat_of_a_word_is_found_by_the_word(captioner: Captioner) -> None:
+def test_heatmap_of_a_word_is_found_by_the_word(captioner: Captioner) -> None:
     caption = captioner.caption(noise_picture(3))
     word = caption.tokens[-1]
     first = caption.tokens.index(word)
     np.testing.assert_array_equal(caption.heatmap(word, (30, 20)), caption.heatmap(first, (30, 20)))
-    with pytest.raises(ValueError, match="the caption has no word 'zebra'; it has: "):
+    with pytest.raises(ValueError, match="the caption does not contain 'zebra'; its words are "):
         caption.heatmap("zebra", (30, 20))
 
 
-def test_spread_counts_the_places_that_are_attended_to_alike() -> None:
+def test_perplexity_counts_the_positions_that_are_attended_to_equally() -> None:
     weights = np.array([[1, 0, 0, 0], [0.5, 0, 0.5, 0], [0.25, 0.25, 0.25, 0.25]])
     np.testing.assert_allclose(perplexity(weights), [1, 2, 4])
 
 
-def heat_maps(figure: Any) -> list[Any]:
+def heatmap_axes(figure: Any) -> list[Any]:
     return [axis for axis in figure.axes if axis.images and axis.get_xlabel()]
 
 
-def test_matrix_has_a_row_a_word_and_a_column_a_cell_in_reading_order(
+def test_matrix_has_a_row_per_word_and_a_column_per_cell_in_reading_order(
     even_grid: GridConfig, preprocess_config: PreprocessConfig
 ) -> None:
     caption = make_caption(WORDS, even_grid, preprocess_config)
-    (drawn,) = heat_maps(draw_matrices([caption]))
+    (drawn,) = heatmap_axes(draw_matrices([caption]))
     np.testing.assert_array_equal(drawn.images[0].get_array(), caption.alphas.reshape(4, 9))
     assert [label.get_text() for label in drawn.get_yticklabels()] == list(WORDS)
 
 
-def test_margins_are_sums_over_words_and_spread_over_cells(
+def test_margins_are_sums_over_words_and_perplexities_over_cells(
     even_grid: GridConfig, preprocess_config: PreprocessConfig
 ) -> None:
     caption = make_caption(WORDS, even_grid, preprocess_config)
@@ -167,7 +167,7 @@ def test_margins_are_sums_over_words_and_spread_over_cells(
     np.testing.assert_allclose([width for width, _ in right], perplexity(caption.alphas.reshape(4, 9)))
 
 
-def test_two_captions_stand_side_by_side_on_one_scale(
+def test_two_captions_are_drawn_side_by_side_on_one_scale(
     even_grid: GridConfig, preprocess_config: PreprocessConfig
 ) -> None:
     sharp = np.zeros((2, 3, 3))
@@ -176,7 +176,7 @@ def test_two_captions_stand_side_by_side_on_one_scale(
         make_caption(("a", "dog"), even_grid, preprocess_config, sharp),
         make_caption(WORDS, even_grid, preprocess_config),
     ]
-    left, right = heat_maps(captions[0].plot_matrix(captions[1]))
+    left, right = heatmap_axes(captions[0].plot_matrix(captions[1]))
     assert left.images[0].norm.vmax == right.images[0].norm.vmax == 1.0
     assert left.get_position().x1 < right.get_position().x0
     assert left.get_position().y1 == pytest.approx(right.get_position().y1)
@@ -184,7 +184,7 @@ def test_two_captions_stand_side_by_side_on_one_scale(
 
 def test_matrix_of_a_caption_without_words(captioner: Captioner) -> None:
     (empty,) = captioner.attend(noise_picture(0), ["..."])
-    assert not heat_maps(empty.plot_matrix())
+    assert not heatmap_axes(empty.plot_matrix())
 
 
 def test_figures_too_large_to_draw_are_refused() -> None:

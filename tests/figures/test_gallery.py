@@ -16,11 +16,12 @@ from PIL import Image
 from captioner.caption import Caption
 from captioner.cli.main import caption_main
 from captioner.config import GridConfig, PreprocessConfig
+from captioner.evaluation.evaluate import CiderScorer
 from captioner.evaluation.metrics import score_captions
 from captioner.figures.gallery import GalleryWriter
 from captioner.figures.heatmap import find_colormap
 from captioner.figures.style import FigureStyle
-from tests.conftest import make_caption, noise_picture
+from tests.conftest import ROOT, make_caption, noise_picture
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 needs_browser = pytest.mark.skipif(BROWSER is None, reason="no Chromium here; install the package chromium")
@@ -34,7 +35,7 @@ REFERENCES = {
 
 
 def captions_of(folder: Path, grid: GridConfig, preprocess: PreprocessConfig) -> list[Caption]:
-    """Three pictures, each with one more caption; every word looks at a cell of its own."""
+    """Three pictures, each with one more caption; every word attends to a cell of its own."""
     captions = []
     for number, sentence in enumerate(SENTENCES):
         path = folder / f"{number}.png"
@@ -70,7 +71,8 @@ def hot_caption(
 @pytest.fixture
 def page_file(even_grid: GridConfig, preprocess_config: PreprocessConfig, tmp_path: Path) -> Path:
     path = tmp_path / "gallery.html"
-    with GalleryWriter(path, style=FigureStyle(), references=REFERENCES) as gallery:
+    score = CiderScorer(REFERENCES.values())
+    with GalleryWriter(path, style=FigureStyle(), references=REFERENCES, score=score) as gallery:
         for caption in captions_of(tmp_path, even_grid, preprocess_config):
             gallery.write(caption)
     return path
@@ -88,7 +90,7 @@ class Addresses(HTMLParser):
         self.found += [value or "" for name, value in attrs if name in names]
 
 
-def test_page_holds_all_that_it_shows(page_file: Path) -> None:
+def test_page_contains_all_that_it_shows(page_file: Path) -> None:
     text = page_file.read_text(encoding="utf-8")
     addresses = Addresses()
     addresses.feed(text)
@@ -99,14 +101,14 @@ def test_page_holds_all_that_it_shows(page_file: Path) -> None:
     )
 
 
-def test_page_reads_without_its_script(page_file: Path) -> None:
+def test_page_is_readable_without_its_script(page_file: Path) -> None:
     text = re.sub(r"<script.*?</script>", "", page_file.read_text(encoding="utf-8"), flags=re.DOTALL)
     for sentence in SENTENCES:
         assert sentence.replace("'", "&#x27;") in text
     assert text.count('loading="lazy"') == text.count(' alt="') == 3
 
 
-def test_stopped_page_has_what_was_written(
+def test_interrupted_page_has_what_was_written(
     even_grid: GridConfig, preprocess_config: PreprocessConfig, tmp_path: Path
 ) -> None:
     gallery = GalleryWriter(tmp_path / "a.html", style=FigureStyle())
@@ -123,14 +125,14 @@ def test_cider_is_what_captioner_evaluate_gives(page_file: Path) -> None:
     assert np.mean(shown) == pytest.approx(scores.cider, abs=1e-3)
 
 
-def test_thousand_pictures_stay_under_sixty_megabytes(
+def test_a_thousand_pictures_take_less_than_sixty_megabytes(
     preprocess_config: PreprocessConfig, tmp_path: Path
 ) -> None:
     """By the size of one, of a photo (the example) with five captions of 12 words on a 10 x 10 grid."""
     grid = GridConfig(rows=10, cols=10, stride_px=9.6, offset_px=4.3)
     alphas = np.random.default_rng(0).dirichlet(np.ones(100), size=12).reshape(12, 10, 10)
     caption = make_caption(("skateboarder",) * 12, grid, preprocess_config, alphas)
-    photo = Path(__file__).parent.parent / "examples" / "skateboarder.jpg"
+    photo = ROOT / "examples" / "skateboarder.jpg"
     one = replace(caption, picture=photo)
     sizes = []
     for count in (1, 2):
@@ -155,29 +157,29 @@ def browser() -> Iterator[Any]:
 
 
 class Opened:
-    """A page in the browser, with what it complained of and asked for."""
+    """A page in the browser, with what it reported and requested."""
 
     def __init__(self, browser: Any, file: Path, **options: Any) -> None:
         self.page = browser.new_page(**options)
-        self.complaints: list[str] = []
+        self.reports: list[str] = []
         self.requests: list[str] = []
-        self.page.on("console", self._hear)
-        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.on("dialog", lambda dialog: (self.complaints.append(dialog.message), dialog.dismiss()))
+        self.page.on("console", self._record)
+        self.page.on("pageerror", lambda error: self.reports.append(str(error)))
+        self.page.on("dialog", lambda dialog: (self.reports.append(dialog.message), dialog.dismiss()))
         self.page.on("request", lambda request: self.requests.append(request.url))
         self.page.goto(file.as_uri())
         self.file = file
 
-    def _hear(self, message: Any) -> None:
+    def _record(self, message: Any) -> None:
         if "readback" not in message.text:  # it is this test that reads the canvas back
-            self.complaints.append(message.text)
+            self.reports.append(message.text)
 
     def assert_quiet(self) -> None:
-        assert self.complaints == []
+        assert self.reports == []
         assert [url for url in self.requests if not url.startswith("data:")] == [self.file.as_uri()]
 
-    def heat(self, picture: int) -> np.ndarray:
-        """The pixels of a picture's canvas, or zeros where it is not shown."""
+    def heatmap(self, picture: int) -> np.ndarray:
+        """The pixels of a picture's canvas, or zeros if it is not shown."""
         found = self.page.evaluate(
             """(number) => {
                 const picture = document.querySelectorAll(".picture")[number];
@@ -193,8 +195,8 @@ class Opened:
         side, pixels = found
         return np.array(pixels).reshape(side, side, 4)
 
-    def word(self, picture: int, place: int) -> Any:
-        return self.page.locator(".picture").nth(picture).locator(".text > .caption .word").nth(place)
+    def word(self, picture: int, position: int) -> Any:
+        return self.page.locator(".picture").nth(picture).locator(".text > .caption .word").nth(position)
 
 
 @pytest.fixture
@@ -204,33 +206,33 @@ def opened(browser: Any, page_file: Path) -> Iterator[Opened]:
     opened.page.close()
 
 
-def expected_heat(caption: Caption, place: int, side: int) -> np.ndarray:
+def expected_heatmap(caption: Caption, position: int, side: int) -> np.ndarray:
     """What a figure draws for a word on a square of that side: on the scale of the caption's words."""
-    heats = [caption.heatmap(place, (side, side)) for place in range(len(caption.tokens))]
-    return 255 * find_colormap(FigureStyle())(heats[place] / np.max(heats))[..., :3]
+    heatmaps = [caption.heatmap(index, (side, side)) for index in range(len(caption.tokens))]
+    return 255 * find_colormap(FigureStyle())(heatmaps[position] / np.max(heatmaps))[..., :3]
 
 
 @needs_browser
-def test_word_that_is_pointed_at_draws_its_own_heat(
+def test_word_that_is_pointed_at_draws_its_own_heatmap(
     opened: Opened, even_grid: GridConfig, preprocess_config: PreprocessConfig, tmp_path: Path
 ) -> None:
     caption = captions_of(tmp_path, even_grid, preprocess_config)[1]
     drawn = []
-    for place in range(4):
-        opened.word(1, place).hover()
-        heat = opened.heat(1)[..., :3]
-        difference = np.abs(heat - expected_heat(caption, place, len(heat)))
+    for position in range(4):
+        opened.word(1, position).hover()
+        heatmap = opened.heatmap(1)[..., :3]
+        difference = np.abs(heatmap - expected_heatmap(caption, position, len(heatmap)))
         assert difference.max() <= 12  # two or three levels of 255: attention comes in bytes
-        drawn.append(heat)
-        assert opened.heat(0).sum() == opened.heat(2).sum() == 0
+        drawn.append(heatmap)
+        assert opened.heatmap(0).sum() == opened.heatmap(2).sum() == 0
     assert all(np.abs(one - other).max() > 50 for one in drawn for other in drawn if one is not other)
     opened.page.mouse.move(1, 1)
-    assert opened.heat(1).sum() == 0
+    assert opened.heatmap(1).sum() == 0
     opened.assert_quiet()
 
 
 @needs_browser
-def test_word_that_hardly_looks_is_not_given_a_place(
+def test_word_with_little_attention_is_not_given_a_position(
     browser: Any, even_grid: GridConfig, preprocess_config: PreprocessConfig, tmp_path: Path
 ) -> None:
     noise_picture(0).save(tmp_path / "a.png")
@@ -246,7 +248,7 @@ def test_word_that_hardly_looks_is_not_given_a_place(
 
 
 @needs_browser
-def test_keys_of_the_browser_stay_the_browser_s(opened: Opened) -> None:
+def test_shortcuts_of_the_browser_are_left_to_it(opened: Opened) -> None:
     opened.word(0, 0).focus()
     for key in ("Control+ArrowRight", "Alt+ArrowRight", "Shift+ArrowRight"):
         opened.page.keyboard.press(key)
@@ -254,7 +256,7 @@ def test_keys_of_the_browser_stay_the_browser_s(opened: Opened) -> None:
 
 
 @needs_browser
-def test_words_stand_in_the_caption_as_it_is(opened: Opened) -> None:
+def test_words_are_buttons_within_the_unchanged_caption(opened: Opened) -> None:
     texts = opened.page.locator(".text > .caption").all_text_contents()
     assert texts == list(SENTENCES)
     assert opened.page.locator(".text > .caption").nth(2).locator(".word").all_text_contents() == [
@@ -263,7 +265,7 @@ def test_words_stand_in_the_caption_as_it_is(opened: Opened) -> None:
 
 
 @needs_browser
-def test_arrow_keys_go_through_words_and_pictures(opened: Opened) -> None:
+def test_arrow_keys_move_through_words_and_pictures(opened: Opened) -> None:
     page = opened.page
     opened.word(0, 0).focus()
 
@@ -287,7 +289,7 @@ def test_tapped_word_lights_up_on_a_phone(browser: Any, page_file: Path) -> None
         browser, page_file, viewport={"width": 360, "height": 740}, has_touch=True, is_mobile=True
     )
     opened.word(0, 1).tap()
-    assert opened.heat(0).sum() > 0
+    assert opened.heatmap(0).sum() > 0
     where = opened.page.locator(".where").first
     assert where.text_content() == "“dog” looked most at the middle left"  # the fourth of nine cells
     assert opened.page.evaluate("document.documentElement.scrollWidth") <= 360
@@ -333,13 +335,13 @@ def test_order_puts_the_worst_first_and_back(opened: Opened) -> None:
 
 
 @needs_browser
-def test_other_captions_and_references_open_and_light_up(opened: Opened) -> None:
+def test_alternatives_and_references_open_and_light_up(opened: Opened) -> None:
     first = opened.page.locator(".picture").first
     first.locator("summary").first.click()
     other = first.locator(".more .caption")
     assert other.text_content() == "some other words"
     other.locator(".word").first.hover()
-    assert opened.heat(0).sum() > 0
+    assert opened.heatmap(0).sum() > 0
     first.locator("summary").nth(1).click()
     assert first.locator(".references li").all_text_contents() == list(REFERENCES["0.png"])
     opened.assert_quiet()
@@ -347,7 +349,7 @@ def test_other_captions_and_references_open_and_light_up(opened: Opened) -> None
 
 @needs_browser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_can_be_read_and_controls_have_names(browser: Any, page_file: Path, scheme: str) -> None:
+def test_text_is_legible_and_controls_have_names(browser: Any, page_file: Path, scheme: str) -> None:
     """All text has the contrast that WCAG 2 asks for, 4.5 to 1, and the controls have labels."""
     opened = Opened(browser, page_file, color_scheme=scheme)
     opened.word(0, 1).hover()
@@ -388,8 +390,10 @@ def test_names_and_captions_cannot_become_code(
     Image.new("RGB", (60, 40)).save(path)
     other = hot_caption(path, (script,), even_grid, preprocess_config, script)
     caption = hot_caption(path, ("a", evil), even_grid, preprocess_config, f"a {evil}", (other,))
+    references = {path.name: (script, evil)}
+    score = CiderScorer(references.values())
     with GalleryWriter(
-        tmp_path / "a.html", style=FigureStyle(), references={path.name: (script, evil)}
+        tmp_path / "a.html", style=FigureStyle(), references=references, score=score
     ) as gallery:
         gallery.write(caption)
     opened = Opened(browser, tmp_path / "a.html")

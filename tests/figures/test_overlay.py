@@ -11,7 +11,7 @@ from captioner.figures.style import FigureStyle
 from tests.conftest import make_caption, noise_picture
 
 
-def test_one_panel_a_word_with_the_word_as_title(
+def test_one_panel_per_word_with_the_word_as_title(
     even_grid: GridConfig, preprocess_config: PreprocessConfig
 ) -> None:
     caption = make_caption(("a", "$5", "dog"), even_grid, preprocess_config)
@@ -35,7 +35,7 @@ def test_panels_keep_the_picture_s_aspect_ratio(
         )
 
 
-def test_hot_cell_is_bright_in_its_own_panel_and_place_only(
+def test_hot_cell_is_bright_only_in_its_own_panel_and_position(
     even_grid: GridConfig, preprocess_config: PreprocessConfig
 ) -> None:
     alphas = np.zeros((2, 3, 3))

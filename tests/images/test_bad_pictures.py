@@ -1,4 +1,4 @@
-"""Hundreds of bad pictures among good ones: each is captioned or named, and the good ones lose nothing."""
+"""Hundreds of bad pictures among good ones: each is captioned or reported, and the good ones lose nothing."""
 
 import io
 import json
@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from PIL import Image, features
 
-from captioner.backends.export import export_model
 from captioner.inference import Captioner
+from tests.backends.exports import export_once
 from tests.conftest import ROOT, noise_picture
 
 FORMATS = {
@@ -35,7 +35,7 @@ FORMATS = {
     **({"JPEG2000": "jp2"} if features.check("jpg_2000") else {}),
     **({"AVIF": "avif"} if features.check("avif") else {}),
 }
-"""Formats that Pillow writes, so that the tests can spoil them, with the endings of their names."""
+"""Formats that Pillow writes, so that the tests can damage them, with the suffixes of their names."""
 
 TRUNCATIONS = (1, 2, 8, 30, 0.1, 0.3, 0.5, 0.7, 0.9, 0.99)
 NUM_FLIPPED = 8
@@ -47,8 +47,8 @@ def encoded(picture: Image.Image, picture_format: str, **options: object) -> byt
     return buffer.getvalue()
 
 
-def png_of(width: int, height: int, *, is_whole: bool) -> bytes:
-    """A grey PNG of any size; not whole, it ends after its header."""
+def png_of(width: int, height: int, *, is_complete: bool) -> bytes:
+    """A grey PNG of any size; an incomplete one ends after its header."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         checksum = zlib.crc32(kind + content).to_bytes(4, "big")
@@ -56,14 +56,14 @@ def png_of(width: int, height: int, *, is_whole: bool) -> bytes:
 
     sizes = width.to_bytes(4, "big") + height.to_bytes(4, "big")
     start = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", sizes + b"\x08\x00\x00\x00\x00")
-    if not is_whole:
+    if not is_complete:
         return start + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
     packer = zlib.compressobj(9)
     rows = b"".join([packer.compress(b"\0" * (width + 1)) for _ in range(height)]) + packer.flush()
     return start + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
 
 
-def spoiled() -> Iterator[tuple[str, bytes]]:
+def damaged() -> Iterator[tuple[str, bytes]]:
     """Truncated at many points, with flipped bytes, and under the name of another format."""
     draw = random.Random(0)
     names = list(FORMATS.values())
@@ -81,7 +81,7 @@ def spoiled() -> Iterator[tuple[str, bytes]]:
 
 
 def odd() -> Iterator[tuple[str, bytes]]:
-    """What is rare, and mostly sound."""
+    """What is rare, and mostly valid."""
     picture = noise_picture(3)
     yield "nothing.jpg", b""
     yield "zeros.jpg", b"\0" * 1000
@@ -90,10 +90,10 @@ def odd() -> Iterator[tuple[str, bytes]]:
     yield "1x1.png", encoded(Image.new("RGB", (1, 1)), "PNG")
     yield "1x20000.png", encoded(Image.new("RGB", (1, 20_000)), "PNG")
     yield "20000x1.jpg", encoded(Image.new("RGB", (20_000, 1)), "JPEG")
-    yield "header-of-30000.png", png_of(30_000, 30_000, is_whole=False)
-    yield "header-of-2-billion.png", png_of(2**31 - 1, 2**31 - 1, is_whole=False)
-    yield "bomb.png", png_of(30_000, 30_000, is_whole=True)
-    yield "largest-allowed.png", png_of(12_000, 12_000, is_whole=True)
+    yield "header-of-30000.png", png_of(30_000, 30_000, is_complete=False)
+    yield "header-of-2-billion.png", png_of(2**31 - 1, 2**31 - 1, is_complete=False)
+    yield "bomb.png", png_of(30_000, 30_000, is_complete=True)
+    yield "largest-allowed.png", png_of(12_000, 12_000, is_complete=True)
     yield "cmyk.jpg", encoded(picture.convert("CMYK"), "JPEG")
     yield "16-bit.png", encoded(Image.new("I;16", (20, 20), 40_000), "PNG")
     yield "float.tif", encoded(Image.new("F", (20, 20), float("nan")), "TIFF")
@@ -134,7 +134,7 @@ def corpus(tmp_path: Path) -> list[str]:
     folder = tmp_path / "in"
     folder.mkdir()
     paths = []
-    for name, content in [*spoiled(), *odd()]:
+    for name, content in [*damaged(), *odd()]:
         (folder / name).write_bytes(content)
         paths.append(str(folder / name))
     undecodable = os.fsencode(folder) + b"/\xff\xfe.png"
@@ -143,9 +143,9 @@ def corpus(tmp_path: Path) -> list[str]:
     (folder / "dangling.png").symlink_to("nowhere.png")
     (folder / "loop.png").symlink_to("loop.png")
     (folder / "empty-folder.png").mkdir()
-    (folder / "run_lock.png").write_bytes(encoded(noise_picture(5), "PNG"))
-    (folder / "run_lock.png").chmod(0)
-    names = ["fifo.png", "dangling.png", "loop.png", "empty-folder.png", "run_lock.png", "not-there.png"]
+    (folder / "locked.png").write_bytes(encoded(noise_picture(5), "PNG"))
+    (folder / "locked.png").chmod(0)
+    names = ["fifo.png", "dangling.png", "loop.png", "empty-folder.png", "locked.png", "not-there.png"]
     return [
         *paths,
         os.fsdecode(undecodable),
@@ -155,11 +155,11 @@ def corpus(tmp_path: Path) -> list[str]:
 
 
 @pytest.mark.slow
-def test_each_is_captioned_or_named_and_the_good_ones_get_what_they_get_alone(
-    corpus: list[str], model_folder: Path, tmp_path: Path
+def test_each_is_captioned_or_reported_and_good_ones_get_the_same_caption_as_alone(
+    corpus: list[str], model_folder: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     assert len(corpus) >= 300
-    export_model(model_folder, tmp_path / "model")
+    exported = export_once(model_folder, tmp_path_factory)
     good = [tmp_path / f"good-{number}.png" for number in range(40)]
     for number, path in enumerate(good):
         noise_picture(number).save(path)
@@ -167,7 +167,7 @@ def test_each_is_captioned_or_named_and_the_good_ones_get_what_they_get_alone(
     paths = list(corpus)
     for number, path in enumerate(good):
         paths.insert(number * (between + 1), str(path))
-    # As root, permissions hold nobody off: the promise is then that the picture is captioned.
+    # Root may read any file: the law is then that the picture is captioned.
     result = subprocess.run(
         [
             sys.executable,
@@ -175,7 +175,7 @@ def test_each_is_captioned_or_named_and_the_good_ones_get_what_they_get_alone(
             "--format",
             "jsonl",
             "--model",
-            tmp_path / "model",
+            exported,
             "--",
             *paths,
         ],
@@ -187,20 +187,22 @@ def test_each_is_captioned_or_named_and_the_good_ones_get_what_they_get_alone(
     most_mb = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**10
     assert result.returncode == 1
     rows = [json.loads(line) for line in result.stdout.splitlines()]
-    told = result.stderr.decode(errors="surrogateescape").splitlines()
+    reports = result.stderr.decode(errors="surrogateescape").splitlines()
     assert b"Traceback" not in result.stderr
 
     caption_of = {row["file"]: row["caption"] for row in rows}
     assert len(caption_of) == len(rows)
     shown = [path.replace("\n", "\\n").replace("\t", "\\t") for path in paths]
-    named = {path: [line for line in told if line.startswith(f"captioner: {path}: ")] for path in shown}
+    reports_of = {
+        path: [line for line in reports if line.startswith(f"captioner: {path}: ")] for path in shown
+    }
     for path, line_start in zip(paths, shown, strict=True):
-        assert (path in caption_of) + len(named[line_start]) == 1, path
-    assert [line for line in told if not line.startswith("captioner: ")] == []
-    assert len(told) + len(rows) == len(paths)
+        assert (path in caption_of) + len(reports_of[line_start]) == 1, path
+    assert [line for line in reports if not line.startswith("captioner: ")] == []
+    assert len(reports) + len(rows) == len(paths)
     assert [row["file"] for row in rows] == [path for path in paths if path in caption_of]
 
-    captioner = Captioner.load(tmp_path / "model", device="cpu")
+    captioner = Captioner.load(exported, device="cpu")
     for path in good:
         assert caption_of[str(path)] == captioner.caption(path).text
     folder = tmp_path / "in"

@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from captioner import images
 from captioner.config import GridConfig, PreprocessConfig
 from captioner.errors import ImageError
 from captioner.images.geometry import Preprocess, cell_box, heatmap
-from captioner.images.reading import load_image
+from captioner.images.reading import ZipMember, load_image
 from tests.conftest import noise_picture
 
 RED, GREEN = (250, 10, 10), (10, 250, 10)
@@ -22,7 +21,7 @@ def save(image: Image.Image, path: Path, **options: object) -> Path:
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "I", "F"])
-def test_every_mode_comes_out_as_rgb(mode: str, tmp_path: Path) -> None:
+def test_every_mode_becomes_rgb(mode: str, tmp_path: Path) -> None:
     picture = noise_picture(0).convert("L").convert(mode) if mode != "I;16" else sixteen_bit(1000)
     # Pillow 12.3 does not read the uncompressed YCbCr TIFF that it writes.
     suffix = "jpg" if mode == "YCbCr" else "tiff"
@@ -36,7 +35,9 @@ def sixteen_bit(level: int) -> Image.Image:
 
 
 @pytest.mark.parametrize(("level", "expected"), [(7, 7), (257 * 100, 100), (65_535, 255)])
-def test_thirty_two_bits_count_as_8_or_16_where_they_fit(level: int, expected: int, tmp_path: Path) -> None:
+def test_32_bit_levels_are_taken_as_8_or_16_bit_if_they_fit(
+    level: int, expected: int, tmp_path: Path
+) -> None:
     picture = Image.fromarray(np.full((8, 8), level, dtype=np.int32))
     assert picture.mode == "I"
     image = load_image(save(picture, tmp_path / "wide.tiff"))
@@ -44,17 +45,17 @@ def test_thirty_two_bits_count_as_8_or_16_where_they_fit(level: int, expected: i
 
 
 @pytest.mark.parametrize(("level", "expected"), [(0, 0), (257 * 100, 100), (65_535, 255)])
-def test_sixteen_bits_are_scaled_not_clipped(level: int, expected: int, tmp_path: Path) -> None:
+def test_16_bit_levels_are_scaled_not_clipped(level: int, expected: int, tmp_path: Path) -> None:
     image = load_image(save(sixteen_bit(level), tmp_path / "deep.png"))
     assert np.asarray(image).min() == np.asarray(image).max() == expected
 
 
-def test_transparent_parts_come_out_white(tmp_path: Path) -> None:
+def test_transparent_parts_become_white(tmp_path: Path) -> None:
     picture = Image.new("RGBA", (4, 4), (0, 0, 0, 0))
     assert load_image(save(picture, tmp_path / "clear.png")).getpixel((0, 0)) == (255, 255, 255)
 
 
-def test_palette_transparency_comes_out_white(tmp_path: Path) -> None:
+def test_palette_transparency_becomes_white(tmp_path: Path) -> None:
     picture = Image.new("P", (4, 4), 0)
     picture.putpalette([0, 0, 0, 255, 0, 0])
     path = save(picture, tmp_path / "palette.png", transparency=0)
@@ -70,7 +71,7 @@ def test_animation_gives_its_first_frame(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_obeyed(orientation: int, tmp_path: Path) -> None:
-    """Each orientation is what undoes a known turn of the upright picture."""
+    """Each orientation undoes a known rotation of the upright picture."""
     upright = Image.new("RGB", (40, 20), GREEN)
     upright.paste(RED, (0, 0, 10, 10))  # a red corner, top left
     turn = Image.Transpose
@@ -97,7 +98,7 @@ def test_picture_in_a_zip_is_read_without_unpacking(tmp_path: Path) -> None:
     plain = save(noise_picture(1), tmp_path / "a.png")
     with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
         archive.write(plain, "folder/a.png")
-    inside = images.ZipMember(tmp_path / "all.zip", "folder/a.png")
+    inside = ZipMember(tmp_path / "all.zip", "folder/a.png")
     np.testing.assert_array_equal(np.asarray(load_image(inside)), np.asarray(load_image(plain)))
 
 
@@ -108,11 +109,11 @@ def test_damaged_member_of_a_zip_is_an_image_error(tmp_path: Path) -> None:
     damaged = bytearray((tmp_path / "all.zip").read_bytes())
     damaged[1000] ^= 0xFF
     (tmp_path / "all.zip").write_bytes(damaged)
-    with pytest.raises(ImageError, match="cannot be decoded"):
-        load_image(images.ZipMember(tmp_path / "all.zip", "a.bmp"))
+    with pytest.raises(ImageError, match=r"damaged or truncated \(Bad CRC-32 "):
+        load_image(ZipMember(tmp_path / "all.zip", "a.bmp"))
 
 
-def test_large_jpeg_is_decoded_smaller_and_comes_out_nearly_the_same(tmp_path: Path) -> None:
+def test_large_jpeg_is_decoded_at_reduced_size_and_looks_nearly_the_same(tmp_path: Path) -> None:
     path = tmp_path / "large.jpg"
     noise_picture(1, width=1600, height=1200).save(path, quality=95)
     fast = load_image(path, enough_px=96)
@@ -123,11 +124,11 @@ def test_large_jpeg_is_decoded_smaller_and_comes_out_nearly_the_same(tmp_path: P
     assert np.abs(whole - shrunk).mean() < 3  # of 255
 
 
-def test_what_is_no_jpeg_keeps_its_size_however_little_is_enough(tmp_path: Path) -> None:
+def test_other_formats_keep_their_size_however_little_is_enough(tmp_path: Path) -> None:
     assert load_image(save(noise_picture(1, 400, 300), tmp_path / "a.png"), enough_px=10).size == (400, 300)
 
 
-def test_missing_empty_and_wrong_files_are_named_with_a_reason(tmp_path: Path) -> None:
+def test_missing_empty_and_wrong_files_are_reported_with_a_reason(tmp_path: Path) -> None:
     (tmp_path / "empty.jpg").touch()
     (tmp_path / "text.jpg").write_text("this is no picture")
     for path, reason in [
@@ -157,8 +158,8 @@ def test_truncated_pictures_are_refused_wherever_they_end(picture_format: str, t
 def test_picture_with_too_many_pixels_is_refused_before_it_is_decoded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(images, "MAX_PIXELS", 1999)
-    with pytest.raises(ImageError, match="50 x 40 pixels are over the 1,999 allowed"):
+    monkeypatch.setattr("captioner.images.reading.MAX_PIXELS", 1999)
+    with pytest.raises(ImageError, match="50 x 40 pixels exceed the 1,999 allowed"):
         load_image(save(noise_picture(3), tmp_path / "large.png"))
 
 
@@ -205,7 +206,7 @@ def test_hot_cell_lands_on_its_own_pixels(
 
 
 @pytest.mark.parametrize("offset_px", [3.0, 15.5, 31.0])
-def test_cells_are_centred_where_the_encoder_looks(
+def test_cells_are_centred_on_their_receptive_fields(
     offset_px: float, preprocess_config: PreprocessConfig
 ) -> None:
     """With uneven padding the outer cells reach to the border, and inner ones keep their stride."""
@@ -229,7 +230,9 @@ def test_uniform_attention_is_uniform_heat(
     offset_px: float, receptive_field_std_px: float, preprocess_config: PreprocessConfig
 ) -> None:
     """However far a cell sees, and wherever the cells lie, up to the border."""
-    grid = GridConfig(rows=3, cols=3, stride_px=32, offset_px=offset_px, receptive_field_std_px=receptive_field_std_px)
+    grid = GridConfig(
+        rows=3, cols=3, stride_px=32, offset_px=offset_px, receptive_field_std_px=receptive_field_std_px
+    )
     np.testing.assert_allclose(heat_of(np.full((3, 3), 1 / 9), grid, preprocess_config), 1 / 9)
     raw = heatmap(
         np.full((3, 3), 1 / 9), grid=grid, preprocess=preprocess_config, image_size=(50, 70), is_smooth=False

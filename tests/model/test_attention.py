@@ -8,8 +8,8 @@ from itertools import product
 import pytest
 import torch
 
-from captioner import lstm
 from captioner.config import DecoderConfig
+from captioner.model import lstm
 from captioner.model.attention import (
     AttentionOutput,
     HardAttentionSample,
@@ -18,10 +18,10 @@ from captioner.model.attention import (
     attend_hard,
     make_score,
 )
-from captioner.model.decoder import teacher_forced
 from captioner.model.lstm import LSTMDecoder
 from captioner.training.loss import CaptionLoss
 from captioner.vocabulary import END, START
+from tests.conftest import batch_of
 
 SCORES = ("additive", "dot", "general", "multihead")
 CONFIG = DecoderConfig(hidden_dim=6, attention_dim=4, num_heads=2)
@@ -69,7 +69,7 @@ def test_additive_score_is_the_paper_equation_written_out() -> None:
     torch.testing.assert_close(output.context[0, 0], by_hand)
 
 
-def test_dot_and_general_scores_are_luongs_but_for_the_factor() -> None:
+def test_dot_and_general_scores_are_luongs_except_for_the_factor() -> None:
     annotations, hidden = torch.randn(1, 4, 8), torch.randn(1, 1, 6)
     general = score_of("general")
     keys, _ = general.project(annotations)
@@ -138,7 +138,7 @@ def test_hard_attention_draws_cells_as_often_as_their_probability_says() -> None
 
 class Toy:
     """A caption of one word and its end over a grid of three cells, whose nine (or, with the expected
-    context as a fourth thing to look at, sixteen) ways of looking can all be gone through."""
+    context as a fourth choice, sixteen) ways of attending can all be enumerated."""
 
     def __init__(self) -> None:
         torch.manual_seed(0)
@@ -146,7 +146,7 @@ class Toy:
         self.decoder = LSTMDecoder(config=config, annotation_dim=5, vocab_size=6)
         self.annotations = torch.randn(1, 3, 5)
         with torch.no_grad():
-            self.decoder.output.weight.mul_(6)  # so that it matters where one looks
+            self.decoder.output.weight.mul_(6)  # so that attention matters
 
     def run(
         self,
@@ -157,10 +157,10 @@ class Toy:
         """Loss and log p(y) with the outputs that a function gives, b = -1."""
         monkeypatch.setattr(lstm, "attend_hard", attend_by)
         tokens = torch.tensor([START, 5, END]).expand(1, num_captions, 3)
-        output = teacher_forced(self.decoder, self.annotations, tokens, torch.full((1, num_captions), 2))
+        output = self.decoder(self.annotations, tokens, torch.full((1, num_captions), 2))
         loss = CaptionLoss(label_smoothing=0.0, attention_penalty=0.0, reinforce_weight=1.0)
         log_prob = output.logits.log_softmax(dim=-1).gather(1, tokens[..., 1:][output.word_mask][:, None])
-        return loss(output, tokens, baseline=-1.0).total, log_prob.sum()
+        return loss(output, batch_of(tokens), baseline=-1.0)["total"], log_prob.sum()
 
     def gradients(self, value: torch.Tensor) -> torch.Tensor:
         parameters = list(self.decoder.parameters())
@@ -178,7 +178,7 @@ def test_gradient_of_hard_attention_is_unbiased(
     for way in product(range(4 if expected_share else 3), repeat=2):
         places, chances = iter(way), []
 
-        def look(energies: torch.Tensor, values: torch.Tensor, **_: object) -> AttentionOutput:
+        def attend_to(energies: torch.Tensor, values: torch.Tensor, **_: object) -> AttentionOutput:
             place = next(places)  # noqa: B023
             soft = attend(energies, values)
             if place == 3:
@@ -190,7 +190,7 @@ def test_gradient_of_hard_attention_is_unbiased(
             nothing = torch.zeros(1, 1)
             return AttentionOutput(values[:, place][:, None], alphas, HardAttentionSample(nothing, nothing))
 
-        _, log_prob = toy.run(look, monkeypatch)
+        _, log_prob = toy.run(attend_to, monkeypatch)
         objective = objective - chances[0] * chances[1] * log_prob / 2
     exact = toy.gradients(objective)
     assert exact[: toy.decoder.annotation_norm.weight.numel()].abs().max() > 1e-3

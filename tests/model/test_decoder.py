@@ -6,15 +6,21 @@ import pytest
 import torch
 from torch import nn
 
-from captioner import lstm
 from captioner.config import DecoderConfig
-from captioner.model.attention import AttentionOutput, HardAttentionSample, attend, attend_hard
+from captioner.model import lstm
+from captioner.model.attention import (
+    AttentionOutput,
+    HardAttentionSample,
+    attend,
+    attend_hard,
+    mask_padding,
+)
 from captioner.model.captioning import make_decoder
-from captioner.model.decoder import Decoder, Memory, teacher_forced
+from captioner.model.decoder import Decoder, Memory
 from captioner.model.lstm import LSTMDecoder, LSTMState
 from captioner.training.loss import CaptionLoss, attention_penalty
 from captioner.vocabulary import END, START
-from tests.conftest import SMALL_DECODER
+from tests.conftest import SMALL_DECODER, batch_of
 
 
 def ragged_batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -53,7 +59,7 @@ def test_forward_equals_repeated_step_whatever_the_padding_and_the_batch_mates(
 ) -> None:
     decoder = any_decoder
     annotations, tokens, lengths = ragged_batch()
-    output = teacher_forced(decoder, annotations, tokens, lengths)
+    output = decoder(annotations, tokens, lengths)
     logits = torch.zeros(*output.word_mask.shape, output.logits.shape[-1])
     logits[output.word_mask] = output.logits
     for picture in range(3):
@@ -71,21 +77,21 @@ def test_forward_equals_repeated_step_whatever_the_padding_and_the_batch_mates(
 def test_gradients_do_not_come_from_padding(any_decoder: Decoder[Any]) -> None:
     decoder = any_decoder
     annotations, tokens, lengths = ragged_batch()
-    teacher_forced(decoder, annotations, tokens, lengths).logits.sum().backward()
+    decoder(annotations, tokens, lengths).logits.sum().backward()
     before = decoder.embedding.weight.grad.clone()
     decoder.zero_grad()
     longer = nn.functional.pad(tokens, (0, 4), value=5)
-    teacher_forced(decoder, annotations, longer, lengths).logits.sum().backward()
+    decoder(annotations, longer, lengths).logits.sum().backward()
     torch.testing.assert_close(decoder.embedding.weight.grad, before)
 
 
-def test_what_fills_a_batch_up_is_neither_looked_at_nor_learnt_from(any_decoder: Decoder[Any]) -> None:
+def test_padded_cells_are_neither_attended_to_nor_learned_from(any_decoder: Decoder[Any]) -> None:
     """Sentences are of different length: with a mask, one is read as it is alone, whatever the padding."""
     annotations, tokens, lengths = ragged_batch()
     num_cells = [9, 4, 1]
     cell_mask = torch.arange(9) < torch.tensor(num_cells)[:, None]
     filled = annotations.masked_fill(~cell_mask[..., None], 1e4).requires_grad_()
-    together = teacher_forced(any_decoder, filled, tokens, lengths, cell_mask=cell_mask)
+    together = any_decoder(filled, tokens, lengths, cell_mask=cell_mask)
     penalty = attention_penalty(together)
     (gradient,) = torch.autograd.grad(together.logits.square().sum() + penalty, filled)
     assert gradient.isfinite().all()
@@ -95,7 +101,7 @@ def test_what_fills_a_batch_up_is_neither_looked_at_nor_learnt_from(any_decoder:
     penalties = 0.0
     for sentence, cells in enumerate(num_cells):
         one = slice(sentence, sentence + 1)
-        alone = teacher_forced(any_decoder, annotations[one, :cells], tokens[one], lengths[one])
+        alone = any_decoder(annotations[one, :cells], tokens[one], lengths[one])
         torch.testing.assert_close(logits[one][alone.word_mask], alone.logits)
         torch.testing.assert_close(together.alphas[one, ..., :cells], alone.alphas)
         assert (together.alphas[one, ..., cells:] == 0).all()
@@ -155,25 +161,27 @@ def test_attention_moves_from_word_to_word(decoder: LSTMDecoder) -> None:
     assert (alphas[1:] - alphas[:-1]).abs().max(dim=1).values.min() > 1e-4
 
 
-@pytest.mark.parametrize("look", ["before", "after"])
+@pytest.mark.parametrize("when", ["before_lstm", "after_lstm"])
 @torch.no_grad()
-def test_only_who_looks_after_reading_looks_by_the_previous_word(look: Literal["before", "after"]) -> None:
+def test_attention_depends_on_the_previous_word_only_after_the_lstm(
+    when: Literal["before_lstm", "after_lstm"],
+) -> None:
     torch.manual_seed(4)
-    config = replace(SMALL_DECODER, look=look)
+    config = replace(SMALL_DECODER, attend=when)
     decoder = make_decoder(config, annotation_dim=10, vocab_size=11).eval()
     annotations = torch.randn(9, 10) * 3
     _, alphas = step_by_step(decoder, annotations, [START, 4, 5])
     _, others = step_by_step(decoder, annotations, [START, 4, 6])
     is_same = torch.isclose(alphas, others).all(dim=1).tolist()
-    assert is_same == [True, True, look == "before"]
+    assert is_same == [True, True, when == "before_lstm"]
 
 
 @torch.no_grad()
-def test_a_word_is_read_from_what_its_own_look_saw() -> None:
+def test_a_word_is_predicted_from_its_own_attention() -> None:
     """Change the annotations after the first step: the second word's logits change with them."""
     for decoder in (
-        make_decoder(replace(SMALL_DECODER, look=look), annotation_dim=10, vocab_size=11).eval()
-        for look in ("before", "after")
+        make_decoder(replace(SMALL_DECODER, attend=when), annotation_dim=10, vocab_size=11).eval()
+        for when in ("before_lstm", "after_lstm")
     ):
         memory, other = (decoder.prepare_memory(torch.randn(1, 9, 10)) for _ in range(2))
         state = decoder.step(torch.tensor([[START]]), decoder.initial_state(memory, 1), memory).state
@@ -188,9 +196,9 @@ def test_dropout_acts_in_training_only() -> None:
     config = DecoderConfig(embedding_dim=8, hidden_dim=8, attention_dim=4, dropout=0.5)
     decoder = LSTMDecoder(config=config, annotation_dim=10, vocab_size=11)
     annotations, tokens, lengths = ragged_batch()
-    noisy = [teacher_forced(decoder, annotations, tokens, lengths).logits for _ in range(2)]
+    noisy = [decoder(annotations, tokens, lengths).logits for _ in range(2)]
     decoder.eval()
-    still = [teacher_forced(decoder, annotations, tokens, lengths).logits for _ in range(2)]
+    still = [decoder(annotations, tokens, lengths).logits for _ in range(2)]
     assert not torch.equal(*noisy)
     assert torch.equal(*still)
 
@@ -241,16 +249,16 @@ def test_every_parameter_of_every_decoder_learns(any_decoder: Decoder[Any], dtyp
     any_decoder.train()
     annotations, tokens, lengths = ragged_batch()
     with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
-        output = teacher_forced(any_decoder, annotations, tokens, lengths)
+        output = any_decoder(annotations, tokens, lengths)
         loss = CaptionLoss(label_smoothing=0.1, attention_penalty=0.1, reinforce_weight=1.0)
-        loss(output, tokens).total.backward()
+        loss(output, batch_of(tokens, lengths))["total"].backward()
     for name, parameter in any_decoder.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
         assert parameter.grad.abs().max() > 0 or name.endswith("key.bias"), name
 
 
-def test_choices_of_hard_attention_do_not_depend_on_padding_and_batch_mates(
+def test_samples_of_hard_attention_do_not_depend_on_padding_and_batch_mates(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """With the likeliest cell in the place of the drawn one, for the sake of comparison."""
@@ -259,22 +267,23 @@ def test_choices_of_hard_attention_do_not_depend_on_padding_and_batch_mates(
         found = attend_hard(energies, values, is_training=False)
         log_probs = energies.log_softmax(dim=-1)
         entropy = -(log_probs.exp() * log_probs).sum(dim=-1)[..., 0]
-        return replace(found, hard_sample=HardAttentionSample((found.alphas * log_probs).sum(dim=-1)[..., 0], entropy))
+        return replace(
+            found, hard_sample=HardAttentionSample((found.alphas * log_probs).sum(dim=-1)[..., 0], entropy)
+        )
 
     monkeypatch.setattr(lstm, "attend_hard", likeliest)
     torch.manual_seed(0)
     config = replace(SMALL_DECODER, attention="hard")
     decoder = LSTMDecoder(config=config, annotation_dim=10, vocab_size=11)
     annotations, tokens, lengths = ragged_batch()
-    together = teacher_forced(decoder, annotations, tokens, lengths).hard_sample
+    together = decoder(annotations, tokens, lengths).hard_sample
     for picture, caption in product(range(3), range(3)):
         length = int(lengths[picture, caption])
         for name in ("log_prob", "entropy"):
             values = getattr(together, name)[picture, caption]
             assert values[length:].abs().sum() == 0
             if length:
-                alone = teacher_forced(
-                    decoder,
+                alone = decoder(
                     annotations[picture : picture + 1],
                     tokens[picture, caption, : length + 1][None, None],
                     lengths[picture, caption][None, None],
@@ -314,10 +323,16 @@ def test_transformer_layer_equals_that_of_torch() -> None:
     ("changes", "message"),
     [
         ({"kind": "transformer", "attention": "hard"}, "attention is a part of the lstm; .* not 'hard'"),
-        ({"score": "multihead", "attention": "hard"}, "hard attention has one head; score, not 'multihead'"),
+        (
+            {"score": "multihead", "attention": "hard"},
+            "choose another score, not 'multihead'",
+        ),
         ({"score": "multihead", "num_heads": 3}, "must be a multiple of num_heads"),
         ({"kind": "transformer", "score": "dot"}, "leave it out for a transformer, not 'dot'"),
-        ({"attention": "none", "score": "dot"}, "no attention needs no score; leave it out, not 'dot'"),
+        (
+            {"attention": "none", "score": "dot"},
+            "there is no score to choose; leave it out, not 'dot'",
+        ),
         ({"kind": "transformer", "hidden_dim": 12}, "hidden_dim must be a multiple of num_heads"),
         ({"num_layers": 0}, "num_layers must be in"),
     ],

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -5,7 +7,6 @@ from torch import nn
 from captioner.config import GridConfig
 from captioner.errors import CaptionerError
 from captioner.model.captioning import CaptioningModel
-from captioner.model.decoder import teacher_forced
 from captioner.model.encoder import Encoder
 
 
@@ -41,7 +42,7 @@ def test_frozen_encoder_does_not_move_and_neither_do_its_batch_norms(model: Capt
     tokens, lengths = torch.tensor([[[1, 5, 2]], [[1, 6, 2]]]), torch.tensor([[2], [2]])
     for _ in range(2):
         annotations = model.encoder(torch.randn(2, 3, 64, 64) * 5)
-        teacher_forced(model.decoder, annotations, tokens, lengths).logits.square().sum().backward()
+        model.decoder(annotations, tokens, lengths).logits.square().sum().backward()
         optimizer.step()
     for name, value in model.encoder.state_dict().items():
         assert torch.equal(value, before[name]), name
@@ -110,8 +111,8 @@ def test_known_backbones_have_their_known_geometry(
     assert (grid.stride_px, grid.offset_px) == (stride_px, offset_px)
 
 
-def test_unknown_backbone_is_refused_with_names_alike() -> None:
-    with pytest.raises(CaptionerError, match=r"no model named 'resnet1000'; alike are .*resnet"):
+def test_unknown_backbone_is_refused_with_similar_names() -> None:
+    with pytest.raises(CaptionerError, match=r"no model named 'resnet1000'; similar names: .*resnet"):
         Encoder(backbone="resnet1000")
 
 
@@ -120,9 +121,9 @@ def test_size_that_the_backbone_does_not_take_is_refused() -> None:
         Encoder(backbone="test_vit").grid_config(100)
 
 
-def test_file_that_holds_no_weights_is_refused() -> None:
+def test_file_without_weights_is_refused() -> None:
     with pytest.raises(CaptionerError, match=r"cannot load weights of test_resnet from missing\.safetensors"):
-        Encoder(backbone="test_resnet", weights="missing.safetensors")
+        Encoder(backbone="test_resnet", weights=Path("missing.safetensors"))
 
 
 @pytest.mark.parametrize("backbone", ["test_efficientnet", "test_resnet", "test_convnext", "test_vit"])
@@ -147,7 +148,7 @@ def test_more_stages_than_there_are_is_refused() -> None:
 
 
 class OneWindow(nn.Module):
-    """A CNN of one convolution that weighs the pixels of each 9 x 9 window alike."""
+    """A CNN of one convolution that weighs all pixels of each 9 x 9 window equally."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -158,7 +159,7 @@ class OneWindow(nn.Module):
         return self.window(images)
 
 
-def test_field_of_view_is_that_of_a_known_window() -> None:
+def test_receptive_field_is_that_of_a_known_window() -> None:
     """Each of nine pixels has a ninth of the energy; 68.27 % of nine pixels, halved."""
     encoder = Encoder(backbone="test_efficientnet")
     encoder.cnn, encoder.annotation_dim = OneWindow(), 4

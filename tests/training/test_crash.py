@@ -1,25 +1,32 @@
 """Training processes that are killed at random moments, and what a resumed run makes of what is left."""
 
 import multiprocessing
+import os
 import random
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from captioner.atomic import readable_folder
 from captioner.config import DecoderConfig, DecodingOptions, EncoderConfig
 from captioner.data.pictures import CachedRecords
+from captioner.model.batch import CaptionBatch
 from captioner.model.encoder import Encoder
 from captioner.records import CaptionedImage
 from captioner.training.captioning import CaptioningTask
+from captioner.training.options import RunOptions
 from captioner.training.recipe import Recipe, TrainingConfig
-from captioner.training.run import make_accelerator
-from captioner.training.trainer import Trainer
+from captioner.training.run import training_run
+from captioner.training.step import TrainStep
 from captioner.vocabulary import Vocabulary
 from tests.conftest import TINY_CNN, TINY_SIZE_PX, noise_picture
 
-NUM_KILLS = 20
+NUM_KILLS = int(os.environ.get("CAPTIONER_KILLS", "5"))
+"""How many processes are killed; the long run has 20."""
 NUM_PICTURES = 12
 RECIPE = Recipe(
     encoder=EncoderConfig(backbone=TINY_CNN, image_size=TINY_SIZE_PX),
@@ -31,13 +38,25 @@ RECIPE = Recipe(
 )
 
 
+class CountedSteps:
+    """The steps of a run, counted for the process that watches it."""
+
+    def __init__(self, train_step: TrainStep, count: "multiprocessing.sharedctypes.Synchronized") -> None:
+        self.train_step, self.count = train_step, count
+
+    def __call__(self, micro_batches: Sequence[CaptionBatch], number: int) -> dict[str, float]:
+        self.count.value += 1
+        return self.train_step(micro_batches, number)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.train_step, name)
+
+
 def train(folder: Path, pictures: Path, num_steps_seen: "multiprocessing.sharedctypes.Synchronized") -> None:
     """A whole run, or the rest of one: saved after every step, with dropout, augmentation and fine-tuning."""
     torch.set_num_threads(1)
+    torch.manual_seed(0)
     encoder = Encoder(backbone=TINY_CNN)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        encoder = Encoder(backbone=TINY_CNN)
     records = [
         CaptionedImage(
             image_id=str(number),
@@ -48,7 +67,8 @@ def train(folder: Path, pictures: Path, num_steps_seen: "multiprocessing.sharedc
         for number in range(NUM_PICTURES)
     ]
     grid = encoder.grid_config(TINY_SIZE_PX)
-    split = CachedRecords(records=records, grids=np.zeros((0, grid.num_cells, encoder.annotation_dim), np.float16))
+    features = np.zeros((0, grid.num_cells, encoder.annotation_dim), np.float16)
+    split = CachedRecords(records=records, features=features)
     task = CaptioningTask(
         recipe=RECIPE,
         encoder=encoder,
@@ -59,26 +79,19 @@ def train(folder: Path, pictures: Path, num_steps_seen: "multiprocessing.sharedc
         dev=split,
     )
     task.figures = lambda _: iter(())
-    trainer = Trainer(
-        accelerator=make_accelerator(RECIPE), recipe=RECIPE, task=task, out=folder, save_minutes=0.0
+    options = RunOptions(
+        out=folder, resume=readable_folder(folder / "last").is_dir(), workers=0, save_minutes=0.0
     )
-    learn = trainer.learner.step
-
-    def step(*arguments: object) -> dict[str, float]:
-        num_steps_seen.value += 1
-        return learn(*arguments)
-
-    trainer.learner.step = step
-    if (folder / "last").exists():
-        trainer.resume()
-    trainer.run()
+    with training_run(recipe=RECIPE, make_task=lambda _: task, options=options, command={}) as trainer:
+        trainer.train_step = CountedSteps(trainer.train_step, num_steps_seen)
+        trainer.run()
 
 
 @pytest.mark.slow
-def test_run_killed_at_any_moment_ends_as_if_it_had_not_been(
+def test_run_killed_at_any_moment_ends_like_one_that_was_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Real processes get SIGKILL, during steps, saves and validation alike; not one of twenty may matter."""
+    """Real processes get SIGKILL, during steps, saves, validation and tuning alike; not one may matter."""
     monkeypatch.setenv("PATH", "")  # no Java, no METEOR
     pictures = tmp_path / "pictures"
     pictures.mkdir()

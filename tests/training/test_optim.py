@@ -1,9 +1,14 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 from torch.optim import SGD
 from torch.optim.lr_scheduler import OneCycleLR
 
+from captioner.config import TextEncoderConfig
+from captioner.model.captioning import make_decoder
+from captioner.model.encoder import Encoder
 from captioner.training.optim import (
     ChainedSchedule,
     OneCycle,
@@ -11,6 +16,9 @@ from captioner.training.optim import (
     moving_average,
     set_learning_rates,
 )
+from captioner.translation.encoder import TextEncoder
+from captioner.vocabulary import Vocabulary
+from tests.conftest import DECODER_CHANGES, SMALL_DECODER
 
 
 def test_one_cycle_is_that_of_torch() -> None:
@@ -42,12 +50,65 @@ def test_second_cycle_takes_over_at_its_first_step() -> None:
     assert [cycles.at(step) for step in (50, 60, 79)] == [second.at(step) for step in (50, 60, 79)]
 
 
-def test_each_group_gets_its_rate() -> None:
-    one, other = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))
-    optimizer = make_optimizer([[one], [other]], weight_decay=0.1)
-    rates = [ChainedSchedule((OneCycle(1.0, 0, 100),)), ChainedSchedule((OneCycle(0.1, 50, 100),))]
-    set_learning_rates(optimizer, rates, 60)
-    assert [group["lr"] for group in optimizer.param_groups] == [rate.at(60) for rate in rates]
+def test_each_group_gets_the_rate_of_its_own_schedule() -> None:
+    one, other = nn.Linear(2, 3), nn.Linear(3, 2)
+    model = nn.Sequential(one, other)
+    optimizer = make_optimizer(model, [list(one.parameters()), list(other.parameters())], weight_decay=0.1)
+    schedules = [ChainedSchedule((OneCycle(1.0, 0, 100),)), ChainedSchedule((OneCycle(0.1, 50, 100),))]
+    set_learning_rates(optimizer, schedules, 60)
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    for module, schedule in zip((one, other), schedules, strict=True):
+        assert [rates[id(parameter)] for parameter in module.parameters()] == [schedule.at(60)] * 2
+    assert len(rates) == 4
+
+
+@pytest.fixture(params=[*DECODER_CHANGES, "picture encoder", "text encoder"])
+def any_module(request: pytest.FixtureRequest, vocabulary: Vocabulary, encoder: Encoder) -> nn.Module:
+    """Every part of a model that is trained."""
+    if request.param == "picture encoder":
+        return encoder
+    if request.param == "text encoder":
+        return TextEncoder(config=TextEncoderConfig(num_layers=2), vocab_size=len(vocabulary))
+    config = replace(SMALL_DECODER, **DECODER_CHANGES[request.param])
+    return make_decoder(config, annotation_dim=10, vocab_size=len(vocabulary))
+
+
+def test_weight_decay_shrinks_matrices_and_neither_biases_nor_norms_nor_embeddings(
+    any_module: nn.Module,
+) -> None:
+    """Without gradients only the decay moves a weight: by lr times decay of itself (Loshchilov and Hutter)."""
+    torch.manual_seed(0)
+    for parameter in any_module.parameters():
+        nn.init.normal_(parameter, mean=1.0)
+        parameter.grad = torch.zeros_like(parameter)
+    before = {name: value.detach().clone() for name, value in any_module.named_parameters()}
+    optimizer = make_optimizer(any_module, [list(any_module.parameters())], weight_decay=0.25)
+    set_learning_rates(optimizer, [ChainedSchedule((OneCycle(0.1, 0, 100),))], 10)
+    optimizer.step()
+    optimizer.zero_grad()
+    owners = {
+        name: any_module.get_submodule(name.rpartition(".")[0]) for name, _ in any_module.named_parameters()
+    }
+    kept = {
+        name
+        for name, owner in owners.items()
+        if isinstance(owner, nn.LayerNorm | nn.BatchNorm2d | nn.Embedding)
+        or name.rpartition(".")[2].startswith("bias")
+    }
+    assert kept
+    assert kept != owners.keys()
+    for name, value in any_module.named_parameters():
+        expected = before[name] if name in kept else before[name] * (1 - 0.1 * 0.25)
+        torch.testing.assert_close(
+            value.detach(), expected, rtol=0 if name in kept else 1e-6, atol=0, msg=name
+        )
+
+
+def test_every_parameter_is_optimised_once(any_module: nn.Module) -> None:
+    parameters = list(any_module.parameters())
+    groups = make_optimizer(any_module, [parameters[::2], parameters[1::2]], weight_decay=0.1).param_groups
+    optimised = [id(parameter) for group in groups for parameter in group["params"]]
+    assert sorted(optimised) == sorted(map(id, parameters))
 
 
 def test_moving_average_equals_a_hand_computation_and_soon_forgets_its_start() -> None:

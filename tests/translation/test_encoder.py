@@ -1,4 +1,4 @@
-"""What reads a sentence: annotations that know both sides of a word and nothing of the batch."""
+"""The text encoder: annotations depend on both sides of a word, and not on the batch."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ def text_encoder(request: pytest.FixtureRequest) -> TextEncoder:
     return TextEncoder(config=config, vocab_size=20).eval()
 
 
-def test_annotations_do_not_depend_on_what_else_is_in_the_batch(text_encoder: TextEncoder) -> None:
+def test_annotations_do_not_depend_on_the_rest_of_the_batch(text_encoder: TextEncoder) -> None:
     given = [torch.tensor(tokens) for tokens in ([5, 6, 7], [8], [9, 10, 11, 12, 13])]
     together, cell_mask = text_encoder.annotations_of(Sentences.from_tokens(given))
     assert together.shape == (3, 5, 7)
@@ -28,7 +28,7 @@ def test_annotations_do_not_depend_on_what_else_is_in_the_batch(text_encoder: Te
         torch.testing.assert_close(annotations[: len(tokens)], alone[0])
 
 
-def test_an_annotation_knows_the_words_on_both_sides(text_encoder: TextEncoder) -> None:
+def test_annotation_depends_on_the_words_on_both_sides(text_encoder: TextEncoder) -> None:
     sentence = torch.tensor([5, 6, 7])
     for changed in (0, 2):
         other = sentence.clone()
@@ -37,7 +37,7 @@ def test_an_annotation_knows_the_words_on_both_sides(text_encoder: TextEncoder) 
         assert ((before - after).abs().amax(dim=1) > 1e-4).all()
 
 
-def test_the_order_of_the_words_counts(text_encoder: TextEncoder) -> None:
+def test_annotations_depend_on_the_order_of_the_words(text_encoder: TextEncoder) -> None:
     sentences = Sentences.from_tokens([torch.tensor([5, 6, 7]), torch.tensor([7, 6, 5])])
     (forwards, backwards), _ = text_encoder.annotations_of(sentences)
     assert (forwards - backwards.flip(0)).abs().max() > 1e-3

@@ -1,4 +1,4 @@
-"""The same decoder on text: what is learnt, said and drawn of a sentence, and what is kept."""
+"""The same decoder on text: training, translations, their alignments, and model folders."""
 
 import json
 import math
@@ -26,12 +26,13 @@ from captioner.training.recipe import Recipe, TrainingConfig
 from captioner.training.run import make_accelerator
 from captioner.training.trainer import Trainer
 from captioner.training.validation import validate
-from captioner.translation.metrics import score_translations
+from captioner.translation.metrics import TranslationScores, score_translations
 from captioner.translation.model import load_translation_checkpoint
 from captioner.translation.task import TranslationTask
 from captioner.translation.translator import Translation, Translator, _join_subwords
 from captioner.vocabulary import Vocabulary
 from tests.conftest import SMALL_DECODER, noise_picture
+from tests.training.test_trainer import PowerCutError, cut_power_at
 
 CELLS = "cells, by the rows of the grid"
 
@@ -104,9 +105,16 @@ def test_model_learns_eight_sentences_and_translates_them(
 ) -> None:
     """The loop, the search and the folder are those of captioning."""
     trainer = make_trainer(tmp_path, epochs=40)
+    tune = trainer.task.tune_decoding
+    observed: list[TranslationScores] = []
+
+    def observe(folder: Path, **options: int) -> TranslationScores:
+        observed.append(tune(folder, **options))
+        return observed[-1]
+
+    trainer.task.tune_decoding = observe
     best = trainer.run()
-    scores = trainer.task.tune_decoding(best)
-    assert str(scores) == "BLEU 100.0, chrF 100.0"
+    assert [str(scores) for scores in observed] == ["BLEU 100.0, chrF 100.0"]
     translator = Translator.load(best)
     translations = translator.translate(list(PAIRS))
     assert [translation.text for translation in translations] == list(PAIRS.values())
@@ -128,23 +136,16 @@ def test_resumed_run_repeats_the_uninterrupted_one(
     whole = make_trainer(tmp_path / "whole", recipe)
     whole.run()
     first = make_trainer(tmp_path / "parts", recipe)
-    step = first.learner.step
-
-    def interrupted(parts: Any, number: int) -> dict[str, float]:
-        if number == 3:
-            raise KeyboardInterrupt
-        return step(parts, number)
-
-    first.learner.step = interrupted
     first.save_minutes = 0.0
-    with pytest.raises(KeyboardInterrupt):
+    cut_power_at(first, 3)
+    with pytest.raises(PowerCutError):
         first.run()
     second = make_trainer(tmp_path / "parts", recipe)
     second.resume()
     assert second.progress.step == 3
     second.run()
-    for name, value in whole.learner.averaged_model.state_dict().items():
-        assert torch.equal(value, second.learner.averaged_model.state_dict()[name]), name
+    for name, value in whole.train_step.averaged_model.state_dict().items():
+        assert torch.equal(value, second.train_step.averaged_model.state_dict()[name]), name
 
 
 def test_run_is_not_resumed_with_other_sentences(
@@ -158,19 +159,19 @@ def test_run_is_not_resumed_with_other_sentences(
         other.resume()
 
 
-def test_validation_reads_a_padded_batch_as_each_sentence_alone(
+def test_validation_translates_a_padded_batch_as_each_sentence_alone(
     translator: Translator, vocabulary: Vocabulary
 ) -> None:
     task = TranslationTask(recipe=RECIPE, vocabulary=vocabulary, train=RECORDS, dev=RECORDS)
     _, texts = validate(
-        translator.model, task.dev, vocabulary=vocabulary, config=RECIPE.decoding, score=lambda _: None
+        translator.model, task.dev, vocabulary=vocabulary, options=RECIPE.decoding, score=lambda _: None
     )
     for record in RECORDS:
         (alone,) = translator.translate([record.sentence])
         assert texts[record.sentence_id] == alone.text
 
 
-def test_what_only_pictures_have_is_refused() -> None:
+def test_phases_that_only_captioning_has_are_refused() -> None:
     for phase in ("finetune_from_epoch", "self_critical_from_epoch"):
         with pytest.raises(ValueError, match=f"leave {phase} out"):
             replace(RECIPE, training=replace(RECIPE.training, **{phase: 2}))
@@ -186,7 +187,7 @@ def test_translations_do_not_depend_on_the_batch_and_keep_their_order(translator
         np.testing.assert_allclose(alone.alphas, translation.alphas, atol=1e-5)
 
 
-def test_each_word_shares_its_attention_among_the_words_of_the_sentence(translator: Translator) -> None:
+def test_attention_of_each_word_is_a_distribution_over_the_words_of_the_sentence(translator: Translator) -> None:
     for sentence, translation in zip(PAIRS, translator.translate(list(PAIRS)), strict=True):
         assert translation.alphas.shape == (len(translation.words), len(translation.sentence_words))
         np.testing.assert_allclose(translation.alphas.sum(axis=1), 1, atol=1e-5)
@@ -194,22 +195,22 @@ def test_each_word_shares_its_attention_among_the_words_of_the_sentence(translat
         assert "".join(translation.words) == translation.text.replace(" ", "")
 
 
-def test_attention_on_a_word_is_the_sum_of_its_parts_and_the_mean_over_those_written(
+def test_attention_is_summed_over_the_subwords_of_a_source_word_and_averaged_over_those_of_a_target_word(
     translator: Translator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By hand: two parts read, one mark; one part written, then two parts of one word."""
-    parts = {"read": ["▁Hun", "de", "."], "written": ["▁a", "▁d", "og"]}
-    monkeypatch.setattr(Vocabulary, "split", lambda *_: parts["read"])
-    monkeypatch.setattr(Vocabulary, "decode", lambda *_: parts["written"])
+    """By hand: the source is a word of two subwords and a full stop, the target a word of one and one of two."""
+    subwords = {"source": ["▁Hun", "de", "."], "target": ["▁a", "▁d", "og"]}
+    monkeypatch.setattr(Vocabulary, "split", lambda *_: subwords["source"])
+    monkeypatch.setattr(Vocabulary, "decode", lambda *_: subwords["target"])
     alphas = np.array([[[0.5, 0.3, 0.2]], [[0.1, 0.1, 0.8]], [[0.3, 0.5, 0.2]]])
-    (found,) = translator._search(["Hunde."], None)
+    (found,) = translator._generate(["Hunde."], None)
     translation = translator._translation("Hunde.", replace(found, alphas=alphas))
     assert (translation.sentence_words, translation.words) == (("Hunde", "."), ("a", "dog"))
     np.testing.assert_allclose(translation.alphas, [[0.8, 0.2], [0.5, 0.5]])
 
 
 @pytest.mark.parametrize(
-    ("parts", "words"),
+    ("subwords", "words"),
     [
         ([], []),
         (["▁Zwei", "▁jun", "ge", "▁Hunde", "."], ["Zwei", "junge", "Hunde", "."]),
@@ -221,13 +222,15 @@ def test_attention_on_a_word_is_the_sum_of_its_parts_and_the_mean_over_those_wri
         (["▁5", ".", "30"], ["5.30"]),
     ],
 )
-def test_parts_make_words_and_a_mark_after_a_word_is_its_own(parts: list[str], words: list[str]) -> None:
-    found = _join_subwords(parts)
+def test_subwords_are_joined_into_words_and_punctuation_after_a_word_is_a_word_of_its_own(
+    subwords: list[str], words: list[str]
+) -> None:
+    found = _join_subwords(subwords)
     assert [word for word, _ in found] == words
-    assert [place for _, of_word in found for place in range(len(parts))[of_word]] == list(range(len(parts)))
+    assert [place for _, span in found for place in range(len(subwords))[span]] == list(range(len(subwords)))
 
 
-def test_a_blank_sentence_stays_blank_and_disturbs_no_other(translator: Translator) -> None:
+def test_blank_sentence_stays_blank_and_changes_no_other(translator: Translator) -> None:
     blank, other, last = translator.translate(["", "A dog runs.", " \n"])
     assert (blank.text, blank.words, blank.alphas.shape) == ("", (), (0, 0))
     assert last.text == ""
@@ -237,25 +240,25 @@ def test_a_blank_sentence_stays_blank_and_disturbs_no_other(translator: Translat
         translator.translate("A dog runs.")
 
 
-def test_translator_without_sentencepiece_says_what_to_install(
+def test_error_without_sentencepiece_names_what_to_install(
     translator: Translator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     task = TranslationTask(recipe=RECIPE, vocabulary=translator.vocabulary, train=RECORDS, dev=RECORDS)
-    save_checkpoint(tmp_path / "model", task.stored(translator.model, {}))
+    save_checkpoint(tmp_path / "model", task.to_checkpoint(translator.model, {}))
     monkeypatch.setitem(sys.modules, "sentencepiece", None)
-    with pytest.raises(CaptionerError, match=r"^the model reads subwords, which needs sentencepiece"):
+    with pytest.raises(CaptionerError, match=r"^this model uses subwords and needs sentencepiece; install it with: pip install"):
         Translator.load(tmp_path / "model")
 
 
-def test_letters_that_were_never_seen_are_read_as_unknown(translator: Translator) -> None:
+def test_characters_never_seen_in_training_are_encoded_as_unknown(translator: Translator) -> None:
     (translation,) = translator.translate(["日本 A dog 🐕"])
     np.testing.assert_allclose(translation.alphas.sum(axis=1), 1, atol=1e-5)
     assert translation.sentence_words[0] == "日本"
 
 
 @pytest.mark.parametrize("num_words", [1, 2, 8, 40])
-def test_alignment_is_drawn_by_the_code_that_draws_words_by_cells(num_words: int) -> None:
-    """Words read stand below their own columns, and none runs into another or into what stands below."""
+def test_alignment_is_drawn_like_the_matrix_of_words_by_cells(num_words: int) -> None:
+    """Source words are below their own columns, and none overlaps another or the labels below."""
     words = tuple(f"word{number}" for number in range(num_words))
     alphas = np.random.default_rng(0).dirichlet(np.ones(num_words), size=2)
     translation = Translation(
@@ -280,9 +283,9 @@ def test_alignment_is_drawn_by_the_code_that_draws_words_by_cells(num_words: int
     assert heat.xaxis.label.get_window_extent().y0 > scale.get_window_extent().y1
 
 
-def test_a_sentence_beside_a_picture_has_a_scale_of_its_own(captioner: Captioner) -> None:
-    """A picture's attention is shared by so many cells that on one scale it would be black; titles end before
-    the figure does."""
+def test_alignment_beside_a_picture_has_a_colour_scale_of_its_own(captioner: Captioner) -> None:
+    """A picture has so many cells that on a common scale its attention would be black. Titles end inside the
+    figure."""
     caption = captioner.caption(noise_picture(1))
     long = "Rindfleischetikettierungsüberwachung " * 3
     translation = Translation(
@@ -297,7 +300,7 @@ def test_a_sentence_beside_a_picture_has_a_scale_of_its_own(captioner: Captioner
 
 
 @pytest.mark.parametrize("kind", ["png", "svg", "pdf"])
-def test_alignment_is_kept_as_a_figure_whose_text_is_text(
+def test_alignment_is_saved_as_a_figure_whose_text_is_text(
     translator: Translator, tmp_path: Path, kind: FigureFormat
 ) -> None:
     translations = translator.translate(["A red dog sits in the garden.", ""])
@@ -311,9 +314,9 @@ def test_alignment_is_kept_as_a_figure_whose_text_is_text(
     assert 'alt="' in translations[0]._repr_html_()
 
 
-def test_folder_is_loaded_as_what_it_is(translator: Translator, model_folder: Path, tmp_path: Path) -> None:
+def test_folder_of_the_other_kind_of_model_is_refused(translator: Translator, model_folder: Path, tmp_path: Path) -> None:
     task = TranslationTask(recipe=RECIPE, vocabulary=translator.vocabulary, train=RECORDS, dev=RECORDS)
-    save_checkpoint(tmp_path / "translator", task.stored(translator.model, {}))
+    save_checkpoint(tmp_path / "translator", task.to_checkpoint(translator.model, {}))
     with pytest.raises(ModelFolderError, match="translates sentences; give one that captions pictures"):
         load_checkpoint(tmp_path / "translator")
     with pytest.raises(ModelFolderError, match="captions pictures; give one that translates sentences"):
@@ -322,24 +325,24 @@ def test_folder_is_loaded_as_what_it_is(translator: Translator, model_folder: Pa
     assert (loaded.config, loaded.vocabulary) == (task.config, translator.vocabulary)
 
 
-def test_hostile_folders_are_refused_before_they_take_memory(translator: Translator, tmp_path: Path) -> None:
+def test_hostile_folders_are_refused_before_memory_is_allocated(translator: Translator, tmp_path: Path) -> None:
     task = TranslationTask(recipe=RECIPE, vocabulary=translator.vocabulary, train=RECORDS, dev=RECORDS)
     folder = tmp_path / "model"
-    save_checkpoint(folder, task.stored(translator.model, {}))
+    save_checkpoint(folder, task.to_checkpoint(translator.model, {}))
     config, words = folder / "config.json", folder / "vocabulary.json"
     content = json.loads(config.read_text())
     content["text_encoder"]["hidden_dim"] = 65_000  # 100 GB
     sound = config.read_text()
     config.write_text(json.dumps(content))
-    with pytest.raises(ModelFolderError, match=r"do not fit one another: config\.json states"):
+    with pytest.raises(ModelFolderError, match=r"do not match one another: config\.json states"):
         Translator.load(folder)
     config.write_text(sound)
     words.write_text(json.dumps(json.loads(words.read_text()) | {"subwords": "bm9uc2Vuc2U="}))
-    with pytest.raises(ModelFolderError, match="is damaged: the vocabulary's sentencepiece model"):
+    with pytest.raises(ModelFolderError, match="is damaged or truncated: cannot read the vocabulary's sentencepiece model"):
         Translator.load(folder)
 
 
-def test_training_goes_on_from_a_translator(
+def test_training_starts_from_a_translator(
     make_trainer: Callable[..., Trainer], vocabulary: Vocabulary, tmp_path: Path
 ) -> None:
     best = make_trainer(tmp_path / "first", epochs=2).run()
@@ -352,8 +355,8 @@ def test_training_goes_on_from_a_translator(
 
 
 def test_bleu_is_that_of_the_formula() -> None:
-    """One sentence by hand (Papineni et al. 2002): its n-grams that are right, and how short it is. The full
-    stop is a word of its own; cases count."""
+    """One sentence by hand (Papineni et al. 2002): n-gram precisions and brevity penalty. The full stop is
+    a word of its own, and case matters."""
     references = {"1": ("The cat sat on the mat.", "the cat sat")}
     scores = score_translations({"1": "The cat sat on mat."}, references)
     precisions = (6 / 6, 4 / 5, 2 / 4, 1 / 3)  # of: the The cat sat on mat .
