@@ -1,4 +1,4 @@
-"""Image captions with visual attention (Xu et al. 2015, "Show, Attend and Tell").
+"""Image captions with visual attention (Xu et al. 2015).
 
 Importing this package is cheap; the public names are loaded on first use:
 

@@ -38,9 +38,13 @@ Seed = Annotated[int, Meta(ge=0, lt=2**32)]
 
 
 def require(is_met: bool, rule: str, given: object) -> None:
-    """Raises: ValueError, with the rule and what was given, if the rule is not met."""
+    """Raises: ValueError, with the rule and what was given, if the rule is not met.
+
+    What to do may follow the rule after a semicolon.
+    """
     if not is_met:
-        raise ValueError(f"{rule}, not {given!r}")
+        rule, semicolon, advice = rule.partition("; ")
+        raise ValueError(f"{rule}, not {given!r}{semicolon}{advice}")
 
 
 def check_bounds(kind: type, values: dict[str, Any]) -> None:
@@ -229,13 +233,15 @@ class DecoderConfig(Bounded):
         for name, default in LSTM_PARTS.items():
             value = getattr(self, name)
             is_allowed = value == default or not is_transformer
-            require(is_allowed, f"{name} is a part of the lstm; leave it out for a transformer", value)
+            require(is_allowed, f"with a transformer, {name} must be {default}; leave it out", value)
         is_allowed = self.attention != "none" or self.score == "additive"
-        require(is_allowed, "without attention there is no score to choose; leave it out", self.score)
+        require(is_allowed, "without attention, score must be additive; leave it out", self.score)
         is_allowed = self.attention != "hard" or not is_multihead
-        require(is_allowed, "hard attention has one head; choose another score", self.score)
+        require(is_allowed, "with hard attention, score must be additive, dot or general", self.score)
         is_allowed = self.attend == "before_lstm" or self.output == "deep"
-        require(is_allowed, "attend after_lstm needs output deep, which reads the context", self.output)
+        require(
+            is_allowed, "with attend after_lstm, output must be deep, which reads the context", self.output
+        )
         if is_transformer or is_multihead:
             for name in ("hidden_dim", "attention_dim") if is_multihead else ("hidden_dim",):
                 value = getattr(self, name)
@@ -298,14 +304,16 @@ class DecodingOptions(Bounded):
         )
         for name, default in (("temperature", 1.0), ("top_k", None), ("top_p", 1.0), ("seed", 0)):
             is_allowed = self.sample or getattr(self, name) == default
-            require(is_allowed, f"{name} has no effect without sample; leave it out", getattr(self, name))
+            require(
+                is_allowed, f"without sample, {name} must be {default}; leave it out", getattr(self, name)
+            )
         is_allowed = not (self.sample and self.must_include)
         require(is_allowed, "sampled captions cannot be made to include words", self.must_include)
         is_allowed = self.diverse_groups == 1 or not (self.sample or self.must_include)
         rule = "diverse_groups must be 1 with sample or must_include"
         require(is_allowed, rule, self.diverse_groups)
         is_allowed = self.diverse_groups > 1 or self.diversity == 0.5
-        require(is_allowed, "diversity has no effect without diverse_groups; leave it out", self.diversity)
+        require(is_allowed, "without diverse_groups, diversity must be 0.5; leave it out", self.diversity)
 
     @property
     def search_width(self) -> int:
@@ -346,5 +354,5 @@ class TranslationConfig(Bounded):
 
 
 def _require_known_format(version: int) -> None:
-    rule = f"this captioner reads model folders of format {FORMAT_VERSION}; update captioner"
+    rule = f"format_version must be {FORMAT_VERSION}; a newer captioner may read it"
     require(version == FORMAT_VERSION, rule, version)

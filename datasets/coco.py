@@ -38,8 +38,8 @@ class Coco:
         """The records of the given splits, in the order of the annotation file's images.
 
         Raises:
-            CaptionerError: a picture's name leads out of its folder, or the split has no captions.
-            captioner.evaluation.coco.CaptionerError: an annotation file is missing or not in COCO's format.
+            CaptionerError: an annotation file is missing or not in COCO's format, or a picture's name leads
+                out of its folder.
         """
         reject_string(splits, "splits")
         return [record for split in splits for record in self._read_split(split)]

@@ -11,9 +11,15 @@ import pytest
 
 from captioner.backends.export import export_model
 from tests.cli.test_interrupted_output import files_in
-from tests.cli.test_train import recipe, root  # noqa: F401 (fixtures)
 from tests.conftest import ROOT, noise_picture
-from tests.training.test_interrupts import Start, saved_step, start, wait_for_epochs  # noqa: F401 (a fixture)
+from tests.training.test_interrupts import (  # noqa: F401 (fixtures)
+    Start,
+    flags,
+    num_epochs,
+    start,
+    wait_for_epochs,
+)
+from tests.training.tiny_runs import run_here, saved_step, send_signal_after
 
 
 @pytest.fixture
@@ -30,26 +36,27 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-def fill(folder: Path, *, but: int) -> Path:
-    """Fill the disk but for so many bytes."""
+def fill(folder: Path, *, free: int) -> Path:
+    """Fill the disk up to `free` bytes."""
     ballast = folder / "ballast"
     with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
         while True:
             file.write(b"x" * 4096)
-    os.truncate(ballast, ballast.stat().st_size - but)
+    os.truncate(ballast, ballast.stat().st_size - free)
     return ballast
 
 
 @pytest.mark.slow
-def test_training_on_a_disk_that_fills_says_so_and_goes_on_once_there_is_room(
+def test_training_on_a_disk_that_fills_up_reports_it_and_resumes_once_there_is_room(
     start: Start,  # noqa: F811
     small_disk: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     run = small_disk / "run"
     places = ("--out", str(run))
     process = start(*places)
     wait_for_epochs(process, run / "log.jsonl", 2)
-    ballast = fill(small_disk, but=0)
+    ballast = fill(small_disk, free=0)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 1
     last = errors.strip().splitlines()[-1]
@@ -58,16 +65,15 @@ def test_training_on_a_disk_that_fills_says_so_and_goes_on_once_there_is_room(
     assert "Traceback" not in errors
     before = saved_step(run)
     ballast.unlink()
-    process = start(*places, "--resume")
-    wait_for_epochs(process, run / "log.jsonl", 2)
-    process.terminate()
-    process.communicate(timeout=60)
-    assert process.returncode == 130
+    epochs = num_epochs(run / "log.jsonl")
+    send_signal_after(monkeypatch, 6)  # two steps an epoch
+    assert run_here("--resume", str(run), "--workers", "0").status == 130
+    assert num_epochs(run / "log.jsonl") >= epochs + 2
     assert saved_step(run) > before
 
 
 @pytest.mark.slow
-def test_captions_on_a_disk_that_fills_stop_in_one_line_and_go_on_once_there_is_room(
+def test_captioning_on_a_disk_that_fills_up_stops_in_one_line_and_resumes_once_there_is_room(
     small_disk: Path, model_folder: Path, tmp_path: Path
 ) -> None:
     export_model(model_folder, tmp_path / "model")
@@ -76,7 +82,7 @@ def test_captions_on_a_disk_that_fills_stop_in_one_line_and_go_on_once_there_is_
     for number, path in enumerate(pictures):
         noise_picture(number % 9).save(path)
     output = small_disk / "captions.txt"
-    ballast = fill(small_disk, but=2 * 4096)
+    ballast = fill(small_disk, free=3 * 4096)  # one for the settings
     command = [sys.executable, "caption.py", str(tmp_path / "in"), "--model", str(tmp_path / "model")]
     command += ["--output", str(output), "--resume"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""The notebooks run from top to bottom, each within two minutes, and are committed with what they show."""
+"""Notebooks: each cell runs within two minutes, and outputs are committed."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from nbclient import NotebookClient
 from tests.conftest import ROOT
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-STANDARD = {"json", "pathlib", "shutil", "sys"}
+STANDARD_LIBRARY = {"dataclasses", "json", "pathlib", "shutil", "sys"}
 
 
 def code_cells(notebook: Any) -> list[Any]:
@@ -17,7 +17,7 @@ def code_cells(notebook: Any) -> list[Any]:
 
 
 def figures(cells: list[Any]) -> list[int]:
-    """How many figures each cell shows."""
+    """The number of figures that each cell shows."""
     return [
         sum("data:image/png" in str(output) or "image/png" in str(output) for output in cell.outputs)
         for cell in cells
@@ -25,9 +25,9 @@ def figures(cells: list[Any]) -> list[int]:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # the kernel's own machinery
+@pytest.mark.filterwarnings("ignore")  # of the kernel
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_notebook_runs_and_shows_the_figures_that_are_committed(path: Any) -> None:
+def test_notebook_runs_and_shows_as_many_figures_as_are_committed(path: Any) -> None:
     notebook = nbformat.read(path, as_version=4)
     committed = figures(code_cells(notebook))
     resources = {"metadata": {"path": str(path.parent)}}
@@ -36,8 +36,8 @@ def test_notebook_runs_and_shows_the_figures_that_are_committed(path: Any) -> No
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_notebook_reads_on_the_web(path: Any) -> None:
-    """Every cell was run, in order and without an error, and there is something to see."""
+def test_notebook_is_committed_with_its_outputs(path: Any) -> None:
+    """All cells were run in order and without errors, and there are figures."""
     cells = code_cells(nbformat.read(path, as_version=4))
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
     assert not [output for cell in cells for output in cell.outputs if output.output_type == "error"]
@@ -45,9 +45,9 @@ def test_notebook_reads_on_the_web(path: Any) -> None:
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_notebook_imports_captioner_alone(path: Any) -> None:
+def test_notebook_imports_only_captioner_and_the_standard_library(path: Any) -> None:
     for cell in code_cells(nbformat.read(path, as_version=4)):
         for line in cell.source.splitlines():
             if line.startswith(("import ", "from ")):
                 module = line.split()[1].split(".")[0]
-                assert module in {"captioner", *STANDARD}
+                assert module in {"captioner", *STANDARD_LIBRARY}

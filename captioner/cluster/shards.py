@@ -1,7 +1,7 @@
 """Output of a cluster job: one file per input shard.
 
-A file is complete or absent. An input shard that was interrupted is captioned again, by any actor, under the same name, so that each
-picture has one row.
+A file is complete or absent. An input shard that was interrupted is captioned again, by any actor, under the
+same name, so that each picture has one row.
 """
 
 import io
@@ -91,6 +91,8 @@ class ShardFolder:
                 before = json.loads(stream.read())
         except (OSError, pa.ArrowException, ValueError) as error:
             raise CaptionerError(f"cannot read or write {path}: {in_one_line(error)}") from error
+        if not isinstance(before, dict):
+            raise CaptionerError(f"{path} is damaged; choose another --output")
         changed = [name for name, value in json.loads(content).items() if before.get(name) != value]
         if changed:
             raise CaptionerError(

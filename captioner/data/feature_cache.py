@@ -127,9 +127,13 @@ def cached_features(
             with FileLock(cache_dir / f".{folder.name}.lock"):
                 if not folder.is_dir():  # another process may have computed it meanwhile
                     partial = _prepare_partial(folder, shape, key)
-                    _compute(partial, records, encoder, Preprocess(preprocess), batch_size)
-                    (partial / _NUM_DONE).unlink()
+                    try:
+                        _compute(partial, records, encoder, Preprocess(preprocess), batch_size)
+                    except CaptionerError:  # the data or the weights have to change, and so will the key
+                        shutil.rmtree(partial)
+                        raise
                     publish_folder(partial, folder)
+                    (folder / _NUM_DONE).unlink()
         except OSError as error:
             raise CaptionerError(
                 f"cannot write {cache_dir}: {error.strerror or error}; make room or choose another folder "
@@ -179,6 +183,9 @@ def _prepare_partial(folder: Path, shape: tuple[int, int, int], key: dict[str, A
     partial.mkdir()
     (partial / _KEY).write_bytes(msgspec.json.format(msgspec.json.encode(key), indent=1))
     np.lib.format.open_memmap(partial / _FEATURES, mode="w+", dtype=np.float16, shape=shape).flush()
+    if hasattr(os, "posix_fallocate"):  # a disk that fills up later would kill the process
+        with (partial / _FEATURES).open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
     (partial / _NUM_DONE).write_text("0")
     return partial
 

@@ -21,8 +21,8 @@ class CaptionStatistics:
     """Statistics that need no references. Shares are in 0..1, of the captions.
 
     `vocabulary_size` counts the different words in all captions, and `mean_length` is in words.
-    `truncated_share` are the share that ends in a function word, as in "a dog runs through the";
-    `repetitive_share` are the share that says a word twice in a row, or any three words twice. Training for
+    `truncated_share` is the share that ends in a function word, as in "a dog runs through the";
+    `repetitive_share` is the share that says a word twice in a row, or any three words twice. Training for
     a metric can increase the last two while the scores improve.
     """
 

@@ -130,8 +130,9 @@ class GalleryWriter:
         name = os.fsencode(caption.file).decode("utf-8", errors="replace")
         numbers = {"log-prob": caption.log_prob}
         references = self.references.get(Path(caption.file).name, ())
-        if self.score and references:
+        if references:
             self._is_any_known = True
+        if self.score and references:
             numbers["cider"] = self.score(caption.text, references)
         data = " ".join(f'data-{key}="{value:.4f}"' for key, value in numbers.items())
         shown = " · ".join(

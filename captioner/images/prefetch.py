@@ -52,7 +52,7 @@ def map_in_threads(
     """Like map, but in threads: results in order, computed up to `ahead` items in advance.
 
     Items whose turn has not come when the results are no longer wanted are not computed. With one thread
-    nothing is computed in advance: each item is mapped when its result is asked for.
+    and `ahead` at most 1, each item is mapped when its result is asked for.
     """
     if num_threads == 1 and ahead <= 1:
         yield from map(function, items)

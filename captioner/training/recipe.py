@@ -108,13 +108,13 @@ class Recipe:
         training = self.training
         if isinstance(self.encoder, TextEncoderConfig):
             first = training.finetune_from_epoch
-            rule = "a text encoder is trained from the start; leave finetune_from_epoch out"
+            rule = "with a text encoder, finetune_from_epoch must be None; leave it out"
             require(first is None, rule, first)
             first = training.self_critical_from_epoch
-            rule = "translators have no self-critical training; leave self_critical_from_epoch out"
+            rule = "with a text encoder, self_critical_from_epoch must be None; leave it out"
             require(first is None, rule, first)
         is_hard, first = self.decoder.attention == "hard", training.self_critical_from_epoch
-        rule = "hard attention has no self-critical training; leave self_critical_from_epoch out"
+        rule = "with hard attention, self_critical_from_epoch must be None; leave it out"
         require(not is_hard or first is None, rule, first)
 
     def described(self) -> dict[str, dict[str, Any]]:

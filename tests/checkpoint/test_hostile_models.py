@@ -131,7 +131,7 @@ HOSTILE: dict[str, tuple[Damage, str]] = {
     ),
     "a version of the future": (
         lambda f: change_json(f / "config.json", lambda config: config.update(format_version=99)),
-        "this captioner reads model folders of format 1; update captioner",
+        "format_version must be 1, not 99; a newer captioner may read it",
     ),
     "a backbone that is a path": (
         lambda f: change_json(f / "config.json", lambda config: config.update(backbone="../../evil")),

@@ -142,9 +142,7 @@ def test_invalid_model_folders_are_refused_with_a_reason(
         load_checkpoint(folder)
 
     change_config(folder, format_version=999)
-    with pytest.raises(
-        ModelFolderError, match=f"reads model folders of format {FORMAT_VERSION}; update captioner, not 999"
-    ):
+    with pytest.raises(ModelFolderError, match=f"format_version must be {FORMAT_VERSION}, not 999; a newer"):
         load_checkpoint(folder)
 
 

@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib import metadata
 from importlib.metadata import EntryPoint
@@ -424,11 +424,11 @@ def test_drawn_captions_depend_on_seed_and_picture_and_not_on_the_batch(run: Run
     ("arguments", "message"),
     [
         (["--num-captions", "0"], "--num-captions must be in 1..1000, not 0"),
-        (["--top-k", "3"], "--top-k has no effect without --sample; leave it out, not 3"),
+        (["--top-k", "3"], "without --sample, --top-k must be None, not 3; leave it out"),
         (["--sample", "--temperature", "0"], "--temperature must be above 0, not 0.0"),
         (["--sample", "--must-include", "dog"], "sampled captions cannot be made to include words"),
         (["--sample", "--diverse-groups", "2"], "--diverse-groups must be 1 with --sample or --must-include"),
-        (["--diversity", "2"], "--diversity has no effect without --diverse-groups"),
+        (["--diversity", "2"], "without --diverse-groups, --diversity must be 0.5, not 2.0; leave it out"),
         (["--min-words", "7"], "--min-words must be in 1..6, the value of --max-words, not 7"),
         (["--must-include", "dog", "b.png"], "--must-include took b.png for a word"),
     ],
@@ -624,6 +624,18 @@ def test_cluster_without_its_packages_says_what_to_install(
     assert len(error.splitlines()) == 1
 
 
+@pytest.fixture
+def broken_plugin(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """An installed package whose entry point does not load, while commands are imported anew."""
+    names = ("captioner.cli.evaluate", "captioner.cli.ground")
+    before = {name: sys.modules.pop(name, None) for name in names}
+    monkeypatch.setattr(options, "entry_points", broken_entry_points)
+    yield
+    for name in names:
+        sys.modules.pop(name, None)
+    sys.modules.update({name: module for name, module in before.items() if module is not None})
+
+
 def broken_entry_points(**_: str) -> list[EntryPoint]:
     found = list(metadata.entry_points(group="captioner.datasets"))
     return [EntryPoint("theirs", "no_such_module:DATASETS", "captioner.datasets"), *found]
@@ -631,11 +643,10 @@ def broken_entry_points(**_: str) -> list[EntryPoint]:
 
 @pytest.mark.parametrize("arguments", [["version"], ["--help"], ["caption", "--help"]])
 def test_broken_plugin_does_not_concern_commands_without_data_sets(
-    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    arguments: list[str],
+    broken_plugin: None,  # noqa: ARG001
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(options, "entry_points", broken_entry_points)
-    for name in [name for name in sys.modules if name in {"captioner.cli.evaluate", "captioner.cli.ground"}]:
-        monkeypatch.delitem(sys.modules, name)
     with pytest.raises(SystemExit) as exited:
         main(arguments)
     assert exited.value.code == 0
@@ -643,11 +654,10 @@ def test_broken_plugin_does_not_concern_commands_without_data_sets(
 
 
 def test_broken_plugin_is_skipped_with_one_line(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    broken_plugin: None,  # noqa: ARG001
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr(options, "entry_points", broken_entry_points)
-    for name in [name for name in sys.modules if name in {"captioner.cli.evaluate", "captioner.cli.ground"}]:
-        monkeypatch.delitem(sys.modules, name)
     with pytest.raises(SystemExit) as exited:
         main(["evaluate", "flickr8k", "--root", str(tmp_path)])
     first, second = capsys.readouterr().err.splitlines()

@@ -243,7 +243,7 @@ def test_word_with_little_attention_is_not_given_a_position(
         gallery.write(sharp)
     opened = Opened(browser, tmp_path / "a.html")
     opened.word(0, 0).hover()
-    assert opened.page.locator(".where").text_content() == "“a” hardly looked anywhere"
+    assert opened.page.locator(".where").text_content() == "“a” attends nowhere in particular"
     opened.page.close()
 
 
@@ -291,7 +291,7 @@ def test_tapped_word_lights_up_on_a_phone(browser: Any, page_file: Path) -> None
     opened.word(0, 1).tap()
     assert opened.heatmap(0).sum() > 0
     where = opened.page.locator(".where").first
-    assert where.text_content() == "“dog” looked most at the middle left"  # the fourth of nine cells
+    assert where.text_content() == "“dog” attends most to the middle left"  # the fourth of nine cells
     assert opened.page.evaluate("document.documentElement.scrollWidth") <= 360
     opened.assert_quiet()
     opened.page.close()

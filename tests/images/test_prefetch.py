@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from captioner.errors import ImageError
-from captioner.images.prefetch import map_in_threads, prefetch_batches
+from captioner.images import prefetch
+from captioner.images.prefetch import available_cores, map_in_threads, prefetch_batches
 
 
 @pytest.mark.parametrize("num_threads", [1, 3])
@@ -71,3 +72,42 @@ def test_batches_contain_loaded_pictures_and_errors_at_their_positions() -> None
     loaded = [pair for batch in batches for pair in batch]
     assert [source for source, _ in loaded] == paths
     assert [str(content) for _, content in loaded] == ["0", "1", "2: is odd", "3", "4"]
+
+
+@pytest.mark.parametrize(
+    ("own_cgroup", "limits", "expected"),
+    [
+        ("0::/pod/job", {}, 8),
+        ("0::/pod/job", {"pod/job/cpu.max": "max 100000"}, 8),
+        ("0::/pod/job", {"pod/job/cpu.max": "250000 100000"}, 3),
+        ("0::/pod/job", {"pod/job/cpu.max": "max 100000", "pod/cpu.max": "150000 100000"}, 2),
+        ("0::/of/the/host", {"cpu.max": "20000 100000"}, 1),
+        ("0::/pod", {"pod/cpu.max": "9900000 100000"}, 8),
+        ("3:cpu,cpuacct:/job", {"cpu,cpuacct/job/cpu.cfs_quota_us": "-1"}, 8),
+        (
+            "7:memory:/job\n3:cpu,cpuacct:/job",
+            {
+                "memory/job/cpu.max": "100000 100000",
+                "cpu,cpuacct/job/cpu.cfs_quota_us": "400000",
+                "cpu,cpuacct/job/cpu.cfs_period_us": "100000",
+            },
+            4,
+        ),
+    ],
+)
+def test_cores_are_those_that_the_process_and_its_container_allow(
+    own_cgroup: str,
+    limits: dict[str, str],
+    expected: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, content in limits.items():
+        path = tmp_path / "cgroups" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{content}\n")
+    (tmp_path / "own").write_text(f"{own_cgroup}\n")
+    monkeypatch.setattr(prefetch, "CGROUPS", tmp_path / "cgroups")
+    monkeypatch.setattr(prefetch, "OWN_CGROUP", tmp_path / "own")
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)), raising=False)
+    assert available_cores() == expected

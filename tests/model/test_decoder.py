@@ -322,16 +322,19 @@ def test_transformer_layer_equals_that_of_torch() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"kind": "transformer", "attention": "hard"}, "attention is a part of the lstm; .* not 'hard'"),
+        (
+            {"kind": "transformer", "attention": "hard"},
+            "with a transformer, attention must be soft, not 'hard'; leave it out",
+        ),
         (
             {"score": "multihead", "attention": "hard"},
-            "choose another score, not 'multihead'",
+            "score must be additive, dot or general, not 'multihead'",
         ),
         ({"score": "multihead", "num_heads": 3}, "must be a multiple of num_heads"),
-        ({"kind": "transformer", "score": "dot"}, "leave it out for a transformer, not 'dot'"),
+        ({"kind": "transformer", "score": "dot"}, "with a transformer, score must be additive, not 'dot'"),
         (
             {"attention": "none", "score": "dot"},
-            "there is no score to choose; leave it out, not 'dot'",
+            "without attention, score must be additive, not 'dot'; leave it out",
         ),
         ({"kind": "transformer", "hidden_dim": 12}, "hidden_dim must be a multiple of num_heads"),
         ({"num_layers": 0}, "num_layers must be in"),

@@ -1,40 +1,38 @@
 """Training that is asked to stop, and two runs that want the same folder; with real processes and signals."""
 
-import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 
-from tests.cli.test_train import recipe, root  # noqa: F401 (fixtures)
-from tests.conftest import ROOT
+from tests.training.tiny_runs import (
+    flickr8k_flags,
+    run_here,
+    saved_step,
+    send_signal_after,
+    start_process,
+    write_flickr8k,
+)
 
 Start = Callable[..., "subprocess.Popen[str]"]
 
 
 @pytest.fixture
-def start(root: Path, recipe: list[str], tmp_path: Path) -> Start:  # noqa: F811
-    """Start a run of very many epochs, or what else is given."""
+def flags(tmp_path: Path) -> list[str]:
+    """A run of very many epochs in the folder "run"."""
+    write_flickr8k(tmp_path)
+    endless = ("--epochs", "10000", "--patience", "10000")
+    return ["flickr8k", "--out", str(tmp_path / "run"), *flickr8k_flags(tmp_path), *endless]
 
-    def start(*arguments: str) -> "subprocess.Popen[str]":
-        places = ["flickr8k", "--root", str(root), "--out", str(tmp_path / "run")]
-        given = [*places, *recipe, "--epochs", "10000", "--patience", "10000", "--workers", "1", *arguments]
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PATH": ""}
-        return subprocess.Popen(
-            [sys.executable, str(ROOT / "train.py"), *given],
-            env=environment,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
 
-    return start
+@pytest.fixture
+def start(flags: list[str]) -> Start:
+    """Start this run in a process of its own, with one to load pictures."""
+    return lambda *arguments: start_process(*flags, "--workers", "1", *arguments)
 
 
 def num_epochs(log: Path) -> int:
@@ -42,7 +40,7 @@ def num_epochs(log: Path) -> int:
 
 
 def wait_for_epochs(process: "subprocess.Popen[str]", log: Path, count: int) -> None:
-    """Wait until the run has got so many epochs on."""
+    """Wait until the run has completed so many more epochs."""
     deadline, goal = time.monotonic() + 120, num_epochs(log) + count
     while num_epochs(log) < goal:
         assert process.poll() is None, process.communicate()
@@ -50,15 +48,10 @@ def wait_for_epochs(process: "subprocess.Popen[str]", log: Path, count: int) -> 
         time.sleep(0.05)
 
 
-def saved_step(run: Path) -> int:
-    state = torch.load(run / "last" / "training_state.pt", weights_only=True)
-    return int(json.loads(state["progress"])["step"])
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signal_ends_a_run_after_its_step_with_a_save_and_a_message(
-    number: signal.Signals, start: Start, tmp_path: Path
+    number: signal.Signals, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = tmp_path / "run"
     process = start()
@@ -66,37 +59,32 @@ def test_signal_ends_a_run_after_its_step_with_a_save_and_a_message(
     os.killpg(process.pid, number)  # as a terminal does it: to the loading workers too
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
-    last = errors.strip().splitlines()[-1]
-    assert last == (
-        f"train.py: stopped after step {saved_step(run):,}, which is saved; to go on: train.py --resume {run}"
-    )
-    assert "Traceback" not in errors
     before = saved_step(run)
-    process = start("--resume")
-    wait_for_epochs(process, run / "log.jsonl", 2)
-    process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130, errors
-    assert saved_step(run) > before
+    last = errors.strip().splitlines()[-1]
+    stopped = "stopped after step {:,}, which is saved; to resume: train.py --resume {}"
+    assert last == f"train.py: {stopped.format(before, run)}"
+    assert "Traceback" not in errors
+    epochs = num_epochs(run / "log.jsonl")
+    send_signal_after(monkeypatch, 6, number)  # two steps an epoch
+    assert run_here("--resume", str(run), "--workers", "0") == (130, stopped.format(before + 6, run))
+    assert saved_step(run) == before + 6
+    assert num_epochs(run / "log.jsonl") >= epochs + 2
 
 
 @pytest.mark.slow
-def test_second_run_in_a_folder_is_refused_and_harms_nothing(start: Start, tmp_path: Path) -> None:
+def test_second_run_in_a_folder_is_refused_and_harms_nothing(
+    start: Start, flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = tmp_path / "run"
     first = start()
     wait_for_epochs(first, run / "log.jsonl", 1)
-    for arguments in ([], ["--resume"]):
-        second = start(*arguments)
-        _, errors = second.communicate(timeout=60)
-        assert second.returncode == 1
-        assert errors.strip().splitlines()[-1] == (
-            f"train.py: another run is at work in {run}; wait for it, or give another --out"
-        )
+    refused = (1, f"another run is using {run}; wait for it, or choose another --out")
+    for arguments in (flags, [*flags, "--resume"], ["--resume", str(run)]):
+        assert run_here(*arguments) == refused
     assert first.poll() is None
-    first.kill()  # which gives no time to leave the folder in order
+    first.kill()  # which leaves it no time to clean up
     first.communicate()
-    third = start("--resume")
-    wait_for_epochs(third, run / "log.jsonl", 2)
-    third.terminate()
-    third.communicate(timeout=60)
-    assert third.returncode == 130
+    epochs = num_epochs(run / "log.jsonl")
+    send_signal_after(monkeypatch, 6)
+    assert run_here(*flags, "--resume", "--workers", "0").status == 130
+    assert num_epochs(run / "log.jsonl") >= epochs + 2

@@ -199,9 +199,7 @@ def test_samples_are_of_the_pictures_whose_gradient_is_taken(
     assert rewards.shape == sampled.lengths.shape == (3, 5)
 
 
-def test_run_starts_from_a_model_as_it_was_saved(
-    make_trainer: MakeTrainer, tmp_path: Path
-) -> None:
+def test_run_starts_from_a_model_as_it_was_saved(make_trainer: MakeTrainer, tmp_path: Path) -> None:
     first = make_trainer(tmp_path / "first", shorter(1))
     saved = load_checkpoint(first.run())
     second = make_trainer(tmp_path / "second", shorter(1), start=saved)
@@ -248,7 +246,9 @@ def test_state_is_loaded_for_the_recipe_it_was_saved_with_and_no_other(tmp_path:
     assert load_matching_state(tmp_path, RECIPE)["step"] == 3
     accumulated = RECIPE.overridden({"training": {"gradient_accumulation_steps": 2}})
     assert load_matching_state(tmp_path, accumulated)["step"] == 3
-    with pytest.raises(CaptionerError, match="different recipe: no_repeat_ngram was 0 and is 2; resume it with"):
+    with pytest.raises(
+        CaptionerError, match="different recipe: no_repeat_ngram was 0 and is 2; resume it with"
+    ):
         load_matching_state(tmp_path, RECIPE.overridden({"decoding": {"no_repeat_ngram": 2}}))
 
 
@@ -306,7 +306,9 @@ def test_resuming_with_another_recipe_or_other_data_is_refused_with_the_differen
     trainer = make_trainer(tmp_path, shorter(1))
     with torch.no_grad():
         next(trainer.train_step.raw_model.encoder.parameters()).add_(1.0)
-    other = data_digest(trainer.task.train.split, trainer.task.vocabulary, trainer.train_step.raw_model.encoder)
+    other = data_digest(
+        trainer.task.train.split, trainer.task.vocabulary, trainer.train_step.raw_model.encoder
+    )
     assert other != trainer.digest
     trainer.digest = other
     with pytest.raises(CaptionerError, match="other training data"):
@@ -340,9 +342,7 @@ def test_full_disk_keeps_the_last_good_save(
     assert_same_weights(finished(recipe), resumed)
 
 
-def test_gradient_accumulation_changes_nothing(
-    make_trainer: MakeTrainer, tmp_path: Path
-) -> None:
+def test_gradient_accumulation_changes_nothing(make_trainer: MakeTrainer, tmp_path: Path) -> None:
     recipe = shorter(3)
     recipe = replace(recipe, decoder=replace(recipe.decoder, dropout=0.0))
     whole = make_trainer(tmp_path / "whole", recipe)
@@ -537,9 +537,7 @@ def test_finished_run_that_is_resumed_tunes_its_decoding_without_stale_features(
     assert len(resumed.task.dev.split.features) == 0
 
 
-def test_gradient_accumulation_may_change_on_resume(
-    make_trainer: MakeTrainer, tmp_path: Path
-) -> None:
+def test_gradient_accumulation_may_change_on_resume(make_trainer: MakeTrainer, tmp_path: Path) -> None:
     recipe = shorter(2)
     trainer = make_trainer(tmp_path, recipe)
     cut_power_at(trainer, 2)

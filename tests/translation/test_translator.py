@@ -187,7 +187,9 @@ def test_translations_do_not_depend_on_the_batch_and_keep_their_order(translator
         np.testing.assert_allclose(alone.alphas, translation.alphas, atol=1e-5)
 
 
-def test_attention_of_each_word_is_a_distribution_over_the_words_of_the_sentence(translator: Translator) -> None:
+def test_attention_of_each_word_is_a_distribution_over_the_words_of_the_sentence(
+    translator: Translator,
+) -> None:
     for sentence, translation in zip(PAIRS, translator.translate(list(PAIRS)), strict=True):
         assert translation.alphas.shape == (len(translation.words), len(translation.sentence_words))
         np.testing.assert_allclose(translation.alphas.sum(axis=1), 1, atol=1e-5)
@@ -246,7 +248,10 @@ def test_error_without_sentencepiece_names_what_to_install(
     task = TranslationTask(recipe=RECIPE, vocabulary=translator.vocabulary, train=RECORDS, dev=RECORDS)
     save_checkpoint(tmp_path / "model", task.to_checkpoint(translator.model, {}))
     monkeypatch.setitem(sys.modules, "sentencepiece", None)
-    with pytest.raises(CaptionerError, match=r"^this model uses subwords and needs sentencepiece; install it with: pip install"):
+    with pytest.raises(
+        CaptionerError,
+        match=r"^this model uses subwords and needs sentencepiece; install it with: pip install",
+    ):
         Translator.load(tmp_path / "model")
 
 
@@ -314,7 +319,9 @@ def test_alignment_is_saved_as_a_figure_whose_text_is_text(
     assert 'alt="' in translations[0]._repr_html_()
 
 
-def test_folder_of_the_other_kind_of_model_is_refused(translator: Translator, model_folder: Path, tmp_path: Path) -> None:
+def test_folder_of_the_other_kind_of_model_is_refused(
+    translator: Translator, model_folder: Path, tmp_path: Path
+) -> None:
     task = TranslationTask(recipe=RECIPE, vocabulary=translator.vocabulary, train=RECORDS, dev=RECORDS)
     save_checkpoint(tmp_path / "translator", task.to_checkpoint(translator.model, {}))
     with pytest.raises(ModelFolderError, match="translates sentences; give one that captions pictures"):
@@ -325,7 +332,9 @@ def test_folder_of_the_other_kind_of_model_is_refused(translator: Translator, mo
     assert (loaded.config, loaded.vocabulary) == (task.config, translator.vocabulary)
 
 
-def test_hostile_folders_are_refused_before_memory_is_allocated(translator: Translator, tmp_path: Path) -> None:
+def test_hostile_folders_are_refused_before_memory_is_allocated(
+    translator: Translator, tmp_path: Path
+) -> None:
     task = TranslationTask(recipe=RECIPE, vocabulary=translator.vocabulary, train=RECORDS, dev=RECORDS)
     folder = tmp_path / "model"
     save_checkpoint(folder, task.to_checkpoint(translator.model, {}))
@@ -338,7 +347,9 @@ def test_hostile_folders_are_refused_before_memory_is_allocated(translator: Tran
         Translator.load(folder)
     config.write_text(sound)
     words.write_text(json.dumps(json.loads(words.read_text()) | {"subwords": "bm9uc2Vuc2U="}))
-    with pytest.raises(ModelFolderError, match="is damaged or truncated: cannot read the vocabulary's sentencepiece model"):
+    with pytest.raises(
+        ModelFolderError, match="is damaged or truncated: cannot read the vocabulary's sentencepiece model"
+    ):
         Translator.load(folder)
 
 

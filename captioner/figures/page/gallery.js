@@ -1,6 +1,6 @@
 "use strict";
 
-// Words light up where they looked. What is drawn is what captioner.images.heatmap draws in Python: the
+// Words show their attention. What is drawn is what captioner.images.geometry.heatmap draws in Python: the
 // same two matrices, made there, take the grid's cells to the picture.
 
 document.addEventListener("DOMContentLoaded", () => {
@@ -76,13 +76,13 @@ document.addEventListener("DOMContentLoaded", () => {
   // Where the peak of a word's heat lies on the picture, in thirds.
   function whereOf(heat, most) {
     const peak = Math.max(...heat);
-    if (peak < most / 2) return "hardly looked anywhere";
+    if (peak < most / 2) return "attends nowhere in particular";
     const side = setting.vertical.length;
     const third = (index) => Math.floor((3 * index) / side);
     const hottest = heat.indexOf(peak);
     const row = ["upper", "middle", "lower"][third(Math.floor(hottest / side))];
     const col = ["left", "centre", "right"][third(hottest % side)];
-    return `looked most at the ${row === "middle" && col === "centre" ? "centre" : `${row} ${col}`}`;
+    return `attends most to the ${row === "middle" && col === "centre" ? "centre" : `${row} ${col}`}`;
   }
 
   function show(word) {
@@ -153,7 +153,7 @@ document.addEventListener("DOMContentLoaded", () => {
     const next = neighbour(word, event.key);
     if (next) focus(next);
   });
-  // The other captions of a picture get their buttons when they are first looked at.
+  // The other captions of a picture get their buttons when they are first opened.
   main.addEventListener("toggle", (event) => {
     for (const caption of event.target.querySelectorAll(".caption:not([data-is-ready])")) makeButtons(caption);
   }, true);
