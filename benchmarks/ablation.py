@@ -82,7 +82,7 @@ ROWS = (
     Row(group="attention", name="soft", seed=1),
     Row(group="attention", name="none", overrides=_decoder(attention="none"), seed=1),
     Row(group="attention", name="hard", overrides=_decoder(attention="hard")),
-    Row(group="attend", name="after the previous word is read", overrides=_decoder(attend="after_lstm")),
+    Row(group="attend", name="after the LSTM", overrides=_decoder(attend="after_lstm")),
     Row(group="decoding", name="greedy", beam_size=1),
     Row(group="decoding", name="beam 5", beam_size=5),
     Row(group="decoding", name="beam 10", beam_size=10),

@@ -1,4 +1,4 @@
-"""Training speed of the decoder on cached features, compared with a plain loop.
+"""Training speed of the decoder on cached features, against a plain loop.
 
     python benchmarks/training.py --captions captions_val2017.json
 

@@ -93,9 +93,7 @@ def test_ablation_study_trains_each_run_once(
         ablation.Row(group="decoding", name="greedy", beam_size=1),
     )
     monkeypatch.setitem(PRESETS, "flickr8k", PRESETS["flickr8k"].overridden(overrides))
-    monkeypatch.setattr(
-        "captioner.evaluation.metrics.has_java", lambda: False
-    )  # METEOR takes most of the time
+    monkeypatch.setattr("captioner.evaluation.metrics.has_java", lambda: False)  # METEOR is slow
     monkeypatch.setattr(ablation, "EPOCHS", 2)
     monkeypatch.setattr(ablation, "ROWS", rows)
     monkeypatch.setattr(ablation, "RESULTS", tmp_path / "results.json")

@@ -189,7 +189,7 @@ def _draw_perplexity(axes: Axes, matrix: AttentionMatrix) -> None:
     axes.set_yticks([])
     axes.set_xticks([0, matrix.weights.shape[1]])
     axes.tick_params(labelsize=_SMALL_PT, length=2, pad=1)
-    axes.set_title("perplexity", fontsize=_SMALL_PT, pad=3)
+    axes.set_title("perplexity", fontsize=_SMALL_PT, pad=3, loc="left")
     axes.spines[["top", "right", "left"]].set_visible(False)
 
 

@@ -1,5 +1,6 @@
 """Recipe: settings that decide the result of a run, and presets."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -144,8 +145,8 @@ class Recipe:
 
 
 def to_plain(value: Any) -> Any:
-    """A dataclass as plain values for JSON; paths become text."""
-    return msgspec.to_builtins(value, enc_hook=str)
+    """A dataclass as it comes back from JSON: paths become text, tuples lists."""
+    return json.loads(json.dumps(msgspec.to_builtins(value, enc_hook=str)))
 
 
 def from_plain(kind: type, values: Mapping[str, Any], name: str) -> Any:

@@ -1,4 +1,4 @@
-"""train.py from end to end, on a few made pictures in Flickr8k's layout, with a tiny CNN."""
+"""train.py from end to end, on a few synthetic pictures in Flickr8k's layout, with a tiny CNN."""
 
 import json
 import re

@@ -106,7 +106,7 @@ def test_self_critical_loss_equals_a_hand_computation() -> None:
 
 @pytest.mark.parametrize("kind", ["hard", "self-critical"])
 def test_terms_of_micro_batches_add_up_to_those_of_the_whole_step(kind: str) -> None:
-    """Of cross-entropy a part may be any of a picture's captions; samples stay together, for their baseline."""
+    """Micro-batches may split even a picture's captions, unless they are samples, which share a baseline."""
     one, batch = hard_output()
     assert one.hard_sample is not None
     # Two pictures, the second one with the captions of the first in another order.

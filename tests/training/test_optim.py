@@ -76,7 +76,7 @@ def any_module(request: pytest.FixtureRequest, vocabulary: Vocabulary, encoder: 
 def test_weight_decay_shrinks_matrices_and_neither_biases_nor_norms_nor_embeddings(
     any_module: nn.Module,
 ) -> None:
-    """Without gradients only the decay moves a weight: by lr times decay of itself (Loshchilov and Hutter)."""
+    """Without gradients a weight changes only by the decay: by the share rate x decay of itself."""
     torch.manual_seed(0)
     for parameter in any_module.parameters():
         nn.init.normal_(parameter, mean=1.0)

@@ -1,5 +1,5 @@
-"""Training runs of seconds: made pictures in Flickr8k's layout, sentence pairs in Multi30k's, and how to start
-train.py on them, in this process or in one of its own."""
+"""Training runs of seconds: synthetic pictures in Flickr8k's layout, sentence pairs in Multi30k's, and how to
+start train.py on them, in this process or in one of its own."""
 
 import io
 import json
@@ -46,7 +46,7 @@ class Result(NamedTuple):
 
 
 def write_flickr8k(folder: Path) -> None:
-    """Six pictures in `folder`/flickr8k, and a recipe with a tiny CNN with random weights and a small decoder."""
+    """Six pictures in `folder`/flickr8k, and a recipe: a tiny CNN with random weights, and a small decoder."""
     root = folder / "flickr8k"
     root.mkdir(parents=True)
     lines: list[str] = []
@@ -97,7 +97,7 @@ def write_multi30k(folder: Path) -> None:
 
 
 def run_here(*arguments: str) -> Result:
-    """Run train.py in this process, without Java and figures. What goes wrong must be reported in one line."""
+    """Run train.py in this process, without Java and figures. An error must be reported in one line."""
     errors = io.StringIO()
     with (
         patch.object(sys, "argv", ["train.py", *arguments]),

@@ -200,7 +200,7 @@ def test_attention_of_each_word_is_a_distribution_over_the_words_of_the_sentence
 def test_attention_is_summed_over_the_subwords_of_a_source_word_and_averaged_over_those_of_a_target_word(
     translator: Translator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By hand: the source is a word of two subwords and a full stop, the target a word of one and one of two."""
+    """By hand: the source has a word of two subwords and a full stop, the target words of one and two."""
     subwords = {"source": ["▁Hun", "de", "."], "target": ["▁a", "▁d", "og"]}
     monkeypatch.setattr(Vocabulary, "split", lambda *_: subwords["source"])
     monkeypatch.setattr(Vocabulary, "decode", lambda *_: subwords["target"])
