@@ -16,7 +16,7 @@ setup: .venv/.complete
 
 # uv installs: the one on the PATH, else one fetched by pip into .venv itself.
 INSTALL = PATH="$$PATH:$(CURDIR)/.venv/bin" uv pip install --python .venv/bin/python \
-	--constraint constraints.txt --editable
+	--compile-bytecode --constraint constraints.txt --editable
 # A worker per core, and a thread per worker: with more threads than cores they would wait for one another.
 PYTEST = OMP_NUM_THREADS=1 .venv/bin/python -m pytest --numprocesses auto
 

@@ -70,5 +70,12 @@ def readable_folder(folder: Path) -> Path:
     return old if old.is_dir() and not folder.exists() else folder
 
 
+def replace_text(path: Path, text: str) -> None:
+    """Write a small file, whole or not at all. Raises: OSError."""
+    new = path.with_name(f"{path.name}.new")
+    new.write_text(text, encoding="utf-8")
+    new.replace(path)
+
+
 def _aside(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.old")

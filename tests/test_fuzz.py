@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from datasets.custom import CustomCaptions
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -19,6 +18,7 @@ from captioner.errors import CaptionerError, ImageError
 from captioner.images.reading import PictureBytes, load_image
 from captioner.records import CaptionedImage, RecordReader
 from datasets.coco import Coco
+from datasets.custom import CustomCaptions
 from datasets.karpathy import CocoKarpathy
 from tests.conftest import noise_picture
 from tests.images.test_bad_pictures import FORMATS, encoded

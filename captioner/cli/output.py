@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from tqdm import tqdm
 
+from captioner.atomic import replace_text
 from captioner.caption import Caption
 from captioner.errors import CaptionerError
 
@@ -96,7 +97,7 @@ class CaptionWriter:
                 mode, self._done = "a", _cut_to_whole_lines(output, output_format)
             self.stream = output.open(mode, encoding="utf-8", errors="surrogateescape", newline="")
             if output.is_file():  # not a device, such as /dev/null
-                record.write_text(json.dumps(plain, indent=1) + "\n", encoding="utf-8")
+                replace_text(record, json.dumps(plain, indent=1) + "\n")
         except OSError as error:
             raise self._error(error) from error
 
@@ -136,11 +137,11 @@ class CaptionWriter:
 
 def _check_settings(output: Path, record: Path, settings: Mapping[str, Any]) -> None:
     """Refuse to continue a file whose captions were made otherwise. Raises: OSError, CaptionerError."""
+    if output.stat().st_size == 0:
+        return
     try:
         before = json.loads(record.read_bytes())
     except FileNotFoundError:
-        if output.stat().st_size == 0:
-            return
         raise _not_ours(output, f"its settings {record.name} are missing") from None
     except ValueError as error:
         raise _not_ours(output, f"{record.name} is damaged: {error}") from error

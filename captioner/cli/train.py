@@ -168,15 +168,20 @@ class StoredCommand:
         if flags.gradient_accumulation_steps is not None:
             steps = flags.gradient_accumulation_steps
             sections["training"] = replace(sections["training"], gradient_accumulation_steps=steps)
-        recipe, options = Recipe(**sections), replace(options, **given(flags.machine))
-        return cls(dataset, reader, recipe, options, folder, out)
+        command = cls(dataset, reader, Recipe(**sections), options, folder, out)
+        if not options.cache_dir.parent.exists():  # it was moved too; else a cache is made again where it was
+            options = replace(options, cache_dir=command._beside(options.cache_dir))
+        return replace(command, options=replace(options, **given(flags.machine)))
+
+    def _beside(self, path: Path) -> Path:
+        """Where a path is if it was moved together with the run."""
+        return Path(os.path.normpath(self.folder.absolute() / os.path.relpath(path, self.out)))
 
     def relocated(self, value: Value) -> Value:
         """Settings whose paths are adapted if they were moved together with the run."""
-        moved = self.folder.absolute()
 
         def relocate(path: Path) -> Path:
-            beside = Path(os.path.normpath(moved / os.path.relpath(path, self.out)))
+            beside = self._beside(path)
             return beside if not path.exists() and beside.exists() else path
 
         return with_paths(value, relocate)

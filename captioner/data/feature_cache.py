@@ -22,7 +22,7 @@ from filelock import FileLock
 from jaxtyping import Float16
 from tqdm import tqdm
 
-from captioner.atomic import publish_folder
+from captioner.atomic import publish_folder, replace_text
 from captioner.config import GridConfig, PreprocessConfig
 from captioner.data.pictures import CachedRecords
 from captioner.errors import CaptionerError, ImageError
@@ -233,12 +233,6 @@ def _compute(
             done, unsaved = done + len(batch), unsaved + len(batch)
             if unsaved >= _SAVED_EVERY or done == len(records):
                 features.flush()
-                _replace_text(partial / _NUM_DONE, str(done))
+                replace_text(partial / _NUM_DONE, str(done))
                 unsaved = 0
             progress.update(len(batch))
-
-
-def _replace_text(path: Path, text: str) -> None:
-    new = path.with_name(f"{path.name}.new")
-    new.write_text(text)
-    new.replace(path)

@@ -92,7 +92,9 @@ class TrainingConfig(Bounded):
         for name in ("finetune_from_epoch", "self_critical_from_epoch"):
             first = getattr(self, name)
             require(
-                first is None or first <= self.epochs, f"{name} must be at most {self.epochs}, epochs", first
+                first is None or first <= self.epochs,
+                f"{name} must be at most {self.epochs}, the value of epochs",
+                first,
             )
 
 
@@ -152,9 +154,15 @@ def to_plain(value: Any) -> Any:
 def from_plain(kind: type, values: Mapping[str, Any], name: str) -> Any:
     """The reverse of `to_plain`. Raises: ValueError, starting with `name`."""
     try:
-        return msgspec.convert(values, kind, dec_hook=lambda kind, value: kind(value))
+        return msgspec.convert(values, kind, dec_hook=_to_path)
     except msgspec.ValidationError as error:
         raise ValueError(f"{name}: {error}") from None
+
+
+def _to_path(kind: type, value: Any) -> Path:
+    if kind is not Path or not isinstance(value, str):
+        raise ValueError(f"expected a path in quotes, not {value!r}")
+    return Path(value)
 
 
 _FLICKR = Recipe()

@@ -56,9 +56,6 @@ def training_run(
             raise CaptionerError(
                 f"{out} contains a run; resume it with: train.py --resume {out}, or choose another --out"
             )
-        if is_main:
-            _write_json(out / COMMAND_FILE, command)
-            _write_json(out / "recipe.json", recipe.described())
         _logger.info("%s", accelerator.state)
         task = make_task(accelerator)
         trainer = Trainer(
@@ -71,6 +68,9 @@ def training_run(
         )
         if options.resume:
             trainer.resume()
+        if is_main:
+            _write_json(out / COMMAND_FILE, command)
+            _write_json(out / "recipe.json", recipe.described())
         with stop_on_signals(accelerator):
             yield trainer
     accelerator.end_training()

@@ -15,7 +15,7 @@ from captioner.backends.torch_backend import TorchDecoder, choose_device
 from captioner.config import DecodingOptions, Device, TranslationConfig
 from captioner.decoding.generate import generate_captions
 from captioner.decoding.search import Hypothesis
-from captioner.errors import reject_string
+from captioner.errors import CaptionerError, reject_string
 from captioner.figures.style import DEFAULT_STYLE, FigureStyle
 from captioner.model.batch import to_device
 from captioner.translation.model import TranslationModel, load_translation_checkpoint
@@ -92,8 +92,15 @@ class Translator:
         self, sentences: Sequence[str], *, options: DecodingOptions | None = None, batch_size: int = 32
     ) -> list[Translation]:
         """Translate sentences, by default with the options that scored best on the model's dev split; a blank
-        sentence stays blank."""
+        sentence stays blank. Samples depend on a sentence's index.
+
+        Raises:
+            captioner.errors.CaptionerError: the options name words to include.
+        """
         reject_string(sentences, "sentences")
+        options = options or self.config.decoding
+        if options.must_include:
+            raise CaptionerError("translations cannot be made to include words; leave must_include out")
         lengths = [len(self.vocabulary.split(text)) for text in sentences]
         order = [index for index, length in enumerate(lengths) if length]
         order.sort(key=lambda index: lengths[index])  # for little padding
@@ -101,18 +108,20 @@ class Translator:
         starts = range(0, len(order), batch_size)
         for start in tqdm(starts, desc="translating", unit=" batches", delay=2):
             indices = order[start : start + batch_size]
-            hypotheses = self._generate([sentences[index] for index in indices], options)
+            hypotheses = self._generate([sentences[index] for index in indices], indices, options)
             found |= zip(indices, hypotheses, strict=True)
         return [self._translation(text, found.get(index)) for index, text in enumerate(sentences)]
 
     @torch.inference_mode()
-    def _generate(self, sentences: Sequence[str], options: DecodingOptions | None) -> list[Hypothesis]:
+    def _generate(
+        self, sentences: Sequence[str], numbers: Sequence[int], options: DecodingOptions
+    ) -> list[Hypothesis]:
         """The best hypothesis of each."""
         batch = Sentences.from_tokens([sentence_tokens(self.vocabulary, text) for text in sentences])
         device = next(self.model.parameters()).device
         annotations, cell_mask = self.model.encoder.annotations_of(to_device(batch, device))
         decoder = TorchDecoder(self.model.decoder, cell_mask)
-        found = generate_captions(decoder, annotations, options or self.config.decoding)
+        found = generate_captions(decoder, annotations, options, numbers=numbers)
         return [hypotheses[0] for hypotheses in found]
 
     def _translation(self, sentence: str, found: Hypothesis | None) -> Translation:

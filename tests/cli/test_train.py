@@ -137,7 +137,7 @@ def test_command_trains_a_translator_and_starts_from_it(tmp_path: Path, flags: t
     backbone = run_here(*first, "--out", str(tmp_path / "third"), "--backbone", "resnet18")
     assert "not '--backbone'" in backbone.message
     finetuned = run_here(*first, "--out", str(tmp_path / "third"), "--finetune-from-epoch", "1")
-    assert "leave --finetune-from-epoch out" in finetuned.message
+    assert "with a text encoder, --finetune-from-epoch must be None" in finetuned.message
     captioner = run_here(*first, "--out", str(tmp_path / "third"), "--start-from", str(SHIPPED_MODEL))
     assert "give one that translates sentences" in captioner.message
     path.write_text(json.dumps(small | {"encoder": {"num_subwords": 5}}))
@@ -180,7 +180,7 @@ def test_vocabulary_is_of_the_training_captions_alone(finished: Path) -> None:
         ("{", "recipe.json: "),
         (
             '{"decoder": {"attention": "hard"}, "training": {"self_critical_from_epoch": 1}}',
-            "leave self_critical",
+            "with hard attention, self_critical_from_epoch must be None, not 1; leave it out",
         ),
     ],
 )

@@ -27,7 +27,7 @@ from tests.conftest import TINY_CNN, TINY_SIZE_PX, noise_picture
 
 NUM_KILLS = int(os.environ.get("CAPTIONER_KILLS", "5"))
 """How many processes are killed; the long run has 20."""
-NUM_PICTURES = 12
+NUM_PICTURES = 8
 RECIPE = Recipe(
     encoder=EncoderConfig(backbone=TINY_CNN, image_size=TINY_SIZE_PX),
     decoder=DecoderConfig(embedding_dim=16, hidden_dim=24, attention_dim=8, dropout=0.3),
@@ -98,7 +98,7 @@ def test_run_killed_at_any_moment_ends_like_one_that_was_not(
     for number in range(NUM_PICTURES):
         noise_picture(number).save(pictures / f"{number}.png")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.training.test_crash"])
+    context.set_forkserver_preload(["tests.training.test_crash", "torchvision.transforms.v2"])
     num_steps = context.Value("i", 0, lock=False)  # a killed process would never give a lock back
 
     def start(folder: Path) -> "multiprocessing.context.ForkServerProcess":

@@ -46,7 +46,7 @@ class Result(NamedTuple):
 
 
 def write_flickr8k(folder: Path) -> None:
-    """Six pictures in `folder`/flickr8k, and a recipe: a tiny CNN with random weights, and a small decoder."""
+    """Six pictures in `folder`/flickr8k, and a recipe: a tiny CNN with random weights and a small decoder."""
     root = folder / "flickr8k"
     root.mkdir(parents=True)
     lines: list[str] = []

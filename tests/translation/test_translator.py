@@ -173,7 +173,9 @@ def test_validation_translates_a_padded_batch_as_each_sentence_alone(
 
 def test_phases_that_only_captioning_has_are_refused() -> None:
     for phase in ("finetune_from_epoch", "self_critical_from_epoch"):
-        with pytest.raises(ValueError, match=f"leave {phase} out"):
+        with pytest.raises(
+            ValueError, match=f"with a text encoder, {phase} must be None, not 2; leave it out"
+        ):
             replace(RECIPE, training=replace(RECIPE.training, **{phase: 2}))
 
 
