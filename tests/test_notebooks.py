@@ -24,7 +24,7 @@ def figures(cells: list[Any]) -> list[int]:
     ]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore")  # of the kernel
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_runs_and_shows_as_many_figures_as_are_committed(path: Any) -> None:

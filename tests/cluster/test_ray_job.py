@@ -17,7 +17,7 @@ from tests.backends.exports import export_once
 from tests.cluster.test_shards import png, write_tar
 from tests.conftest import ROOT, noise_picture
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 MAIN = "from captioner.cli.main import main; main()"
 

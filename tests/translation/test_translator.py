@@ -207,7 +207,7 @@ def test_attention_is_summed_over_the_subwords_of_a_source_word_and_averaged_ove
     monkeypatch.setattr(Vocabulary, "split", lambda *_: subwords["source"])
     monkeypatch.setattr(Vocabulary, "decode", lambda *_: subwords["target"])
     alphas = np.array([[[0.5, 0.3, 0.2]], [[0.1, 0.1, 0.8]], [[0.3, 0.5, 0.2]]])
-    (found,) = translator._generate(["Hunde."], None)
+    (found,) = translator._generate(["Hunde."], [0], translator.config.decoding)
     translation = translator._translation("Hunde.", replace(found, alphas=alphas))
     assert (translation.sentence_words, translation.words) == (("Hunde", "."), ("a", "dog"))
     np.testing.assert_allclose(translation.alphas, [[0.8, 0.2], [0.5, 0.5]])
