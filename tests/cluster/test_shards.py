@@ -2,6 +2,9 @@
 
 import io
 import json
+import signal
+import subprocess
+import sys
 import tarfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,7 +17,7 @@ from captioner.cluster.inputs import InputShard, find_shards
 from captioner.cluster.shards import ShardFolder
 from captioner.errors import CaptionerError, ImageError
 from captioner.images.reading import PictureBytes
-from tests.conftest import noise_picture
+from tests.conftest import ROOT, noise_picture
 
 
 def png(number: int) -> bytes:
@@ -190,3 +193,53 @@ def test_shards_contain_the_rows_and_tell_what_is_done(tmp_path: Path, shard_for
     other = ShardFolder(str(tmp_path / "out"), "jsonl" if shard_format == "parquet" else "parquet")
     with pytest.raises(CaptionerError, match=r"is not .*; choose another --output"):
         other.create()
+
+
+def test_second_job_in_an_output_folder_is_refused_until_the_first_ends(tmp_path: Path) -> None:
+    first, second = (ShardFolder(str(tmp_path / "out"), "jsonl") for _ in range(2))
+    first.create()
+    refused = pytest.raises(CaptionerError, match=r"another job is writing to .*; wait for it, or choose")
+    with first.lock(), refused, second.lock():
+        pass
+    with second.lock():
+        pass
+
+
+def test_lock_of_a_killed_job_does_not_stop_the_next(tmp_path: Path) -> None:
+    folder = ShardFolder(str(tmp_path / "out"), "jsonl")
+    folder.create()
+    code = (
+        "import os, signal\n"
+        "from captioner.cluster.shards import ShardFolder\n"
+        f"with ShardFolder({str(tmp_path / 'out')!r}, 'jsonl').lock():\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False)
+    assert result.returncode == -signal.SIGKILL
+    with folder.lock():
+        pass
+
+
+def test_damaged_settings_are_reported(tmp_path: Path) -> None:
+    folder = ShardFolder(str(tmp_path / "out"), "jsonl")
+    folder.create()
+    (tmp_path / "out" / ".settings.json").write_text("[]")
+    with pytest.raises(CaptionerError, match="is damaged; choose another --output"):
+        folder.check_settings({"beam": 3})
+
+
+@pytest.mark.parametrize("name", ["clip.gif", "clip.GIF"])
+def test_own_figures_and_animations_in_a_folder_are_not_inputs(tmp_path: Path, name: str) -> None:
+    comment = b"GIF89a" + bytes(20) + b"\x21\xfe\x09captioner\x00"
+    (tmp_path / name).write_bytes(comment)
+    (tmp_path / "theirs.gif").write_bytes(b"GIF89a" + bytes(40))
+    (tmp_path / "a.attention.png").write_bytes(b"")
+    (shard,) = shards_of(tmp_path)
+    assert [Path(file).name for file in shard.files] == ["theirs.gif"]
+
+
+def test_archives_are_recognised_whatever_the_case_of_their_suffix(tmp_path: Path) -> None:
+    write_tar(tmp_path / "0.TAR", [("a.png", png(0))])
+    (shard,) = shards_of(tmp_path)
+    assert shard.location == str(tmp_path / "0.TAR")
+    assert len(list(shard.pictures())) == 1

@@ -110,3 +110,15 @@ def test_many_names_are_counted_rather_than_all_listed(records: list[CaptionedIm
     assert "and 15 more" in page
     with pytest.raises(CaptionerError, match=r"25 pictures are missing: .* and 22 more"):
         require_valid([*records, *many])
+
+
+def test_picture_id_in_two_splits_under_two_paths_is_found(
+    records: list[CaptionedImage], tmp_path: Path
+) -> None:
+    noise_picture(9).save(tmp_path / "other.png")
+    leaked = replace(records[3], image_id=records[0].image_id, source=tmp_path / "other.png")
+    with pytest.raises(CaptionerError, match=r"1 picture ids are in two splits: 0\.png \(train and dev\)"):
+        require_valid([*records, leaked])
+    page, is_valid = check([*records, leaked], {}, min_count=1)
+    assert not is_valid
+    assert "  1 picture ids are in two splits:\n    0.png (train and dev)" in page

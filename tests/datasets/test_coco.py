@@ -145,3 +145,13 @@ def test_file_that_is_not_karpathys_is_reported_with_the_position(karpathy: Path
     karpathy.write_text(json.dumps(data))
     with pytest.raises(CaptionerError, match=r"not a file of Karpathy's splits: .*\$\.images\[2\]\.split"):
         CocoKarpathy(captions=karpathy, images=karpathy.parent).read(["train"])
+
+
+@pytest.mark.parametrize(
+    "template", ["{split.x}", "{split[0]}", "{0}", "{}", "{split!x}", "{year:>{split}}", "{"]
+)
+def test_braces_other_than_those_of_split_and_year_are_part_of_the_name(root: Path, template: str) -> None:
+    name = template.replace("{split}", "train")
+    with pytest.raises(CaptionerError) as error:
+        Coco(root=root, captions=template).read(["train"])
+    assert f"{root / name} is missing" in str(error.value)

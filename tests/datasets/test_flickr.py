@@ -146,3 +146,25 @@ def test_karpathys_splits_find_the_pictures_of_the_official_layout(root: Path) -
     assert (train.image_id, train.split, dev.image_id, dev.split) == ("d1.jpg", "train", "t1.jpg", "dev")
     assert train.captions == ("A dog runs.",)
     assert pixels(train.source).shape == (40, 50, 3)
+
+
+@pytest.mark.parametrize("suffix", [".JPG", ".Jpg", ".jpeg", ".JPEG"])
+@pytest.mark.parametrize("is_zipped", [False, True])
+def test_pictures_are_found_whatever_the_case_of_their_suffix(
+    root: Path, suffix: str, is_zipped: bool
+) -> None:
+    """The token file and the split lists name pictures by their files' own names."""
+    for path in root.rglob("*.jpg"):
+        path.rename(path.with_suffix(suffix))
+    for path in root.glob("*.txt"):
+        path.write_text(path.read_text().replace(".jpg", suffix))
+    if is_zipped:
+        with zipfile.ZipFile(root / "pictures.ZIP", "w") as archive:
+            for path in sorted(root.rglob(f"*{suffix}")):
+                archive.write(path, f"images/{path.name}")
+                path.unlink()
+    records = Flickr8k(root=root).read(["train", "dev"])
+    assert records
+    for record in records:
+        assert record.image_id.endswith(suffix)
+        load_image(record.source)
