@@ -6,17 +6,19 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from captioner.cli.main import command_line, parse
-from captioner.cli.options import arg, checked, dataset_subcommands
+from captioner.cli.options import checked, dataset_subcommands, flags
+from captioner.cli.output import escape_controls
 from captioner.cli.train import RecipeOverrides, ResumeFlags, RunFlags, StoredCommand, to_stored
 from captioner.errors import CaptionerError
 from captioner.records import CaptionedImage, RecordReader, SentenceReader, SplitName
 from captioner.training.options import RunOptions
-from captioner.training.recipe import PRESETS, Recipe
+from captioner.training.recipe import PRESETS, Recipe, TrainingConfig
 from datasets.registry import DATASETS, TRANSLATION_DATASETS
 
+VocabularyFlags: Any = flags(TrainingConfig, ("min_count",))
 TRAINABLE = DATASETS | TRANSLATION_DATASETS
 
 if TYPE_CHECKING:
@@ -30,9 +32,9 @@ else:
 class TrainFlags:
     """Train on a data set, scoring decoded captions of its dev split every epoch.
 
-    Writes OUT/best, a model folder for caption.py (of multi30k, a translator). `train.py DATASET --help` says
-    where a data set's files go, `train.py check DATASET` checks it, and `train.py --resume OUT` continues an
-    interrupted run.
+    Writes OUT/best, a model folder for caption.py (for multi30k, a translator). `train.py DATASET --help`
+    says where a data set's files go, `train.py check DATASET` checks it, and `train.py --resume OUT`
+    continues an interrupted run.
     """
 
     dataset: TrainingDataset
@@ -83,13 +85,13 @@ class Check:
     two splits, empty captions. The exit status is 1 if the data set is not valid for training."""
 
     dataset: Dataset
-    min_count: Annotated[int, arg("INT", "5")] = 5
-    """Times a word must occur in the training captions to enter the vocabulary."""
+    vocabulary: VocabularyFlags = field(default_factory=VocabularyFlags)
 
     def run(self) -> int:
         """Print the page and return the exit status."""
         from datasets.checks import check
 
+        min_count = checked(TrainingConfig, vars(self.vocabulary)).min_count
         records: list[CaptionedImage] = []
         unreadable: dict[SplitName, str] = {}
         for split in get_args(SplitName):
@@ -97,8 +99,8 @@ class Check:
                 records += self.dataset.read([split])
             except CaptionerError as error:  # noqa: PERF203 (three times)
                 unreadable[split] = str(error)
-        page, is_valid = check(records, unreadable, min_count=self.min_count)
-        sys.stdout.write(f"{page}\n")
+        page, is_valid = check(records, unreadable, min_count=min_count)
+        sys.stdout.writelines(f"{escape_controls(line)}\n" for line in page.split("\n"))
         return 0 if is_valid else 1
 
 
@@ -111,10 +113,10 @@ def _command(arguments: Sequence[str]) -> Training | Check:
         reader = stored.relocated(stored.reader)
         sections = {name: stored.relocated(section) for name, section in vars(stored.recipe).items()}
         return Training(stored.dataset, reader, Recipe(**sections), stored.options)
-    flags: TrainFlags = parse(TrainFlags, arguments, prog="train.py")
-    (name,) = (name for name, reader in TRAINABLE.items() if isinstance(flags.dataset, reader))
-    options: RunOptions = checked(RunOptions, vars(flags.run))
-    return Training(name, flags.dataset, flags.recipe.applied_to(PRESETS[name]), options)
+    chosen: TrainFlags = parse(TrainFlags, arguments, prog="train.py")
+    (name,) = (name for name, reader in TRAINABLE.items() if isinstance(chosen.dataset, reader))
+    options: RunOptions = checked(RunOptions, vars(chosen.run))
+    return Training(name, chosen.dataset, chosen.recipe.applied_to(PRESETS[name]), options)
 
 
 def main() -> None:

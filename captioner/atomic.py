@@ -77,5 +77,34 @@ def replace_text(path: Path, text: str) -> None:
     new.replace(path)
 
 
+@contextmanager
+def folder_lock(folder: Path, *, used_by: str, option: str) -> Iterator[None]:
+    """Keep other processes out of a folder until this one ends, in whatever way; creates the folder.
+
+    `used_by` is who else may hold the lock, and `option` the flag that names the folder.
+
+    Raises:
+        CaptionerError: another process holds it, or the folder cannot be written to.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(folder / ".lock")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise CaptionerError(
+            f"{used_by} is using {folder}; wait for it, or choose another {option}"
+        ) from None
+    except OSError as error:
+        raise CaptionerError(
+            f"cannot write to {folder}: {error.strerror}; choose another {option}"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def _aside(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.old")

@@ -201,8 +201,8 @@ class DecoderConfig(Bounded):
     """The parts of the decoder and their sizes (Xu et al. 2015, section 3.1.2)."""
 
     kind: DecoderKind = "lstm"
-    """Kind of decoder. The transformer has soft multi-head attention, set by num_heads and
-    num_layers; attention, score, attend, gate, output, embedding_dim and attention_dim are the LSTM's."""
+    """LSTM, or transformer. A transformer's attention is soft and multi-head, set by num_heads and
+    num_layers; only the LSTM has the settings from attention to output, embedding_dim and attention_dim."""
     attention: Attention = "soft"
     """Attend to a weighted mean of the cells, to one sampled cell, or always to the plain mean."""
     score: ScoreName = "additive"
@@ -233,14 +233,14 @@ class DecoderConfig(Bounded):
         for name, default in LSTM_PARTS.items():
             value = getattr(self, name)
             is_allowed = value == default or not is_transformer
-            require(is_allowed, f"with a transformer, {name} must be {default}; leave it out", value)
+            require(is_allowed, f"{name} must be {default} for a transformer; leave it out", value)
         is_allowed = self.attention != "none" or self.score == "additive"
-        require(is_allowed, "without attention, score must be additive; leave it out", self.score)
+        require(is_allowed, "score must be additive if attention is none; leave it out", self.score)
         is_allowed = self.attention != "hard" or not is_multihead
-        require(is_allowed, "with hard attention, score must be additive, dot or general", self.score)
+        require(is_allowed, "score must be additive, dot or general if attention is hard", self.score)
         is_allowed = self.attend == "before_lstm" or self.output == "deep"
         require(
-            is_allowed, "with attend after_lstm, output must be deep, which reads the context", self.output
+            is_allowed, "output must be deep, which reads the context, if attend is after_lstm", self.output
         )
         if is_transformer or is_multihead:
             for name in ("hidden_dim", "attention_dim") if is_multihead else ("hidden_dim",):
@@ -271,7 +271,7 @@ class DecodingOptions(Bounded):
     length_penalty: Annotated[float, Meta(ge=0, le=10)] = 1.0
     """Exponent p of the ranking log p(y) / length**p; 0 favours short captions."""
     max_words: NumWords = 20
-    """Cut captions after this many words (of a translator, subwords)."""
+    """Longest caption, in words (for a translator, in subwords)."""
     num_captions: Annotated[int, Meta(ge=1, le=1_000)] = 1
     """Captions per picture, the best first."""
     min_words: NumWords = 1
@@ -283,17 +283,17 @@ class DecodingOptions(Bounded):
     diverse_groups: Count = 1
     """Split the beam into this many groups, each of which avoids the words of the earlier ones."""
     diversity: NonNegative = 0.5
-    """With diverse_groups: what a word loses, in nats, for each earlier group that has just chosen it."""
+    """With several groups: what a word loses, in nats, for each earlier group that has just chosen it."""
     sample: bool = False
     """Sample captions at random, by their probability, instead of searching for the likeliest."""
     temperature: Positive = 1.0
-    """With sample: divides log-probabilities; below 1, likely words become likelier."""
+    """When sampling: divisor of log-probabilities; below 1, likely words become likelier."""
     top_k: Count | None = None
-    """With sample: draw from the k likeliest words only; by default from all."""
+    """When sampling: draw from the k likeliest words only; by default from all."""
     top_p: Annotated[float, Meta(gt=0, le=1)] = 1.0
-    """With sample: draw from the likeliest words that together have this probability."""
+    """When sampling: draw from the likeliest words that together have this probability."""
     seed: Seed = 0
-    """With sample: seed of the random draws."""
+    """When sampling: seed of the random draws."""
 
     def __post_init__(self) -> None:
         reject_string(self.must_include, "must_include")
@@ -304,16 +304,14 @@ class DecodingOptions(Bounded):
         )
         for name, default in (("temperature", 1.0), ("top_k", None), ("top_p", 1.0), ("seed", 0)):
             is_allowed = self.sample or getattr(self, name) == default
-            require(
-                is_allowed, f"without sample, {name} must be {default}; leave it out", getattr(self, name)
-            )
+            require(is_allowed, f"{name} must be {default} without sample; leave it out", getattr(self, name))
         is_allowed = not (self.sample and self.must_include)
-        require(is_allowed, "sampled captions cannot be made to include words", self.must_include)
+        require(is_allowed, "must_include must be empty with sample", self.must_include)
         is_allowed = self.diverse_groups == 1 or not (self.sample or self.must_include)
         rule = "diverse_groups must be 1 with sample or must_include"
         require(is_allowed, rule, self.diverse_groups)
         is_allowed = self.diverse_groups > 1 or self.diversity == 0.5
-        require(is_allowed, "without diverse_groups, diversity must be 0.5; leave it out", self.diversity)
+        require(is_allowed, "diversity must be 0.5 without diverse_groups; leave it out", self.diversity)
 
     @property
     def search_width(self) -> int:

@@ -14,7 +14,7 @@ class CaptionerError(Exception):
 
 
 class UsageError(CaptionerError):
-    """Command-line arguments that contradict each other."""
+    """Arguments or settings that cannot be used, or not together."""
 
 
 class ModelFolderError(CaptionerError):

@@ -183,6 +183,11 @@ class Captioner:
                 numbers=[first + index for index in readable],
             )
             for index, hypotheses in zip(readable, found, strict=True):
+                if not hypotheses:
+                    raise CaptionerError(
+                        f"no caption of at most {options.max_words} words contains "
+                        f"{', '.join(options.must_include)}; allow more words"
+                    )
                 results[index] = self._best_of(batch[index][0], hypotheses[: options.num_captions])
         return [result for result in results if result is not None]
 

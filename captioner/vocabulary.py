@@ -53,6 +53,7 @@ def tokenize(caption: str) -> list[str]:
 
 def detokenize(words: Sequence[str]) -> str:
     """Join words into a caption, for example "the dog 's tail" into "the dog's tail", as nltk does."""
+    reject_string(words, "words")
     if all(_PLAIN.fullmatch(word) and word not in _SECOND_HALVES for word in words):
         return " ".join(words)
     _, detokenizer = _nltk()
@@ -109,6 +110,7 @@ class Vocabulary:
         """
         import sentencepiece
 
+        reject_string(texts, "texts")
         texts, written = list(texts), io.BytesIO()
         special: dict[str, Any] = {}
         for number, (name, token) in enumerate(
@@ -169,6 +171,7 @@ class Vocabulary:
 
     def ids(self, words: Iterable[str]) -> list[int]:
         """Ids of words between <start> and <end>; an unknown word becomes <unk>."""
+        reject_string(words, "words")
         return [START, *(self._id_of.get(word, UNK) for word in words), END]
 
     def decode(self, tokens: Iterable[int]) -> list[str]:

@@ -109,7 +109,7 @@ def _records(
             records.append(
                 CaptionedImage(
                     image_id=name,
-                    source=sources.get(name, root / name),
+                    source=_find(sources, name, root),
                     captions=tuple(captions[name]),
                     split=split,
                 )
@@ -122,7 +122,7 @@ def _karpathy_records(root: Path, path: Path, splits: Sequence[SplitName]) -> li
     return [
         CaptionedImage(
             image_id=image.filename,
-            source=sources.get(image.filename, root / image.filename),
+            source=_find(sources, image.filename, root),
             captions=image.captions,
             split=split,
         )
@@ -170,11 +170,17 @@ def _find_pictures(root: Path) -> dict[str, StoredPicture]:
             raise CaptionerError(f"{archive} is a damaged or truncated zip archive: {error}") from None
         for name in names:
             if is_jpeg(name):
-                sources[name.rpartition("/")[2]] = ZipMember(archive, name)
+                base = name.rpartition("/")[2]
+                sources[base] = sources[base.lower()] = ZipMember(archive, name)
     for path in sorted(root.rglob("*")):
         if is_jpeg(path.name):
-            sources[path.name] = path
+            sources[path.name] = sources[path.name.lower()] = path
     return sources
+
+
+def _find(sources: Mapping[str, StoredPicture], name: str, root: Path) -> StoredPicture:
+    """The picture of that name, also if its file is spelled in another case."""
+    return sources.get(name) or sources.get(name.lower()) or root / name
 
 
 def is_jpeg(name: str) -> bool:

@@ -1,4 +1,4 @@
-"""What every message and every argument has in common."""
+"""Arguments that are lists of texts."""
 
 import subprocess
 import sys
@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from captioner.cluster.inputs import find_shards
+from captioner.evaluation.evaluate import evaluate_captions
 from captioner.evaluation.metrics import score_captions
+from captioner.evaluation.statistics import CaptionStatistics
 from captioner.images.discovery import find_pictures
 from captioner.inference import Captioner
-from captioner.vocabulary import Vocabulary
+from captioner.vocabulary import Vocabulary, detokenize
 from datasets.registry import DATASETS, TRANSLATION_DATASETS
 from tests.conftest import ROOT
 
@@ -19,6 +22,14 @@ CALLS: dict[str, Callable[[Captioner], object]] = {
     "attend": lambda captioner: captioner.attend("a.jpg", "a dog"),
     "vocabulary": lambda _: Vocabulary.build("a dog", min_count=1),
     "paths": lambda _: list(find_pictures("a.jpg", is_recursive=False, report=print)),
+    "subwords": lambda _: Vocabulary.build_subwords("a dog", size=10),
+    "words": lambda captioner: captioner.vocabulary.ids("dog"),
+    "detokenize": lambda _: detokenize("dog"),
+    "inputs": lambda _: list(
+        find_shards("/tmp", is_recursive=False, column=None, files_per_shard=1, done=())
+    ),
+    "statistics": lambda _: CaptionStatistics.from_captions("a dog"),
+    "train captions": lambda _: evaluate_captions({"1": "a"}, {"1": ("a",)}, train_captions="a dog"),
     "references": lambda _: score_captions({"1": "a dog"}, {"1": "a dog"}),
 }
 

@@ -1,6 +1,6 @@
 """Readers of pictures, captions and models, given files that chance has changed.
 
-FUZZ_EXAMPLES=100000 looks longer than the tests do by default.
+FUZZ_EXAMPLES=100000 searches longer than the tests do by default.
 """
 
 import json
@@ -23,7 +23,7 @@ from datasets.karpathy import CocoKarpathy
 from tests.conftest import noise_picture
 from tests.images.test_bad_pictures import FORMATS, encoded
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # Pillow's, of which the command tells nothing either
+pytestmark = pytest.mark.filterwarnings("ignore")  # Pillow's, which the command does not show either
 
 many = settings(
     max_examples=int(os.environ.get("FUZZ_EXAMPLES", "150")),
@@ -31,7 +31,7 @@ many = settings(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 
-SOUND = [encoded(noise_picture(number), name) for number, name in enumerate(FORMATS)]
+VALID = [encoded(noise_picture(number), name) for number, name in enumerate(FORMATS)]
 EDITS = st.lists(st.tuples(st.integers(0, 10**6), st.binary(max_size=6)), max_size=8)
 
 
@@ -44,7 +44,7 @@ def edited(content: bytes, edits: list[tuple[int, bytes]], length: float) -> byt
 
 
 @many
-@given(st.sampled_from(SOUND), EDITS, st.floats(0.0, 1.0))
+@given(st.sampled_from(VALID), EDITS, st.floats(0.0, 1.0))
 def test_any_bytes_are_a_picture_or_an_error_of_one_line(
     content: bytes, edits: list[tuple[int, bytes]], length: float
 ) -> None:

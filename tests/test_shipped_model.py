@@ -1,4 +1,4 @@
-"""The model that ships: that it is whole, small, and what its card and the README say."""
+"""The models that ship: complete, small, and with the scores that their cards state."""
 
 import json
 
@@ -38,7 +38,9 @@ def test_model_scores_above_the_best_published_of_its_kind() -> None:
     assert json.loads((SHIPPED_MODEL / "metrics.json").read_text())["dev"]["cider"] > 58.9
 
 
-def test_translator_of_the_notebook_is_whole_small_and_scores_what_its_card_and_the_readme_say() -> None:
+def test_translator_of_the_notebook_is_complete_and_small_and_its_card_and_the_readme_state_its_scores() -> (
+    None
+):
     assert sorted(path.name for path in TRANSLATOR.iterdir()) == sorted([*FILES, "MODEL_CARD.md"])
     assert sum(path.stat().st_size for path in TRANSLATOR.iterdir()) <= 15e6
     dev = json.loads((TRANSLATOR / "metrics.json").read_text())["dev"]
@@ -48,11 +50,11 @@ def test_translator_of_the_notebook_is_whole_small_and_scores_what_its_card_and_
     assert f"BLEU {dev['bleu']:.1f} on Multi30k's val split" in (ROOT / "README.md").read_text()
 
 
-def test_translator_of_the_notebook_translates_and_looks_at_the_word_that_it_says() -> None:
+def test_translator_of_the_notebook_attends_to_the_word_it_translates() -> None:
     (translation,) = Translator.load(TRANSLATOR, device="cpu").translate(["A dog is running in the snow."])
     assert translation.text == "Ein Hund rennt im Schnee."
-    looked_at = {
+    attended = {
         word: translation.sentence_words[row.argmax()]
         for word, row in zip(translation.words, translation.alphas, strict=True)
     }
-    assert (looked_at["Hund"], looked_at["Schnee"]) == ("dog", "snow")
+    assert (attended["Hund"], attended["Schnee"]) == ("dog", "snow")

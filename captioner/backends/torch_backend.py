@@ -12,6 +12,7 @@ from torch import Tensor
 from captioner.checkpoint.weights import load_checkpoint
 from captioner.config import Device
 from captioner.errors import CaptionerError
+from captioner.images.prefetch import available_cores
 from captioner.model.captioning import CaptioningModel
 from captioner.model.decoder import Decoder, DecoderState, Memory
 
@@ -79,8 +80,8 @@ class TorchBackend(TorchDecoder):
             captioner.errors.ModelFolderError: the folder is not a complete and valid model.
             CaptionerError: there is no such device.
         """
-        if threads is not None:
-            torch.set_num_threads(threads)
+        # torch itself does not know of a container's CPU limit.
+        torch.set_num_threads(threads or min(torch.get_num_threads(), available_cores()))
         return cls(load_checkpoint(folder).model, choose_device(device))
 
     @torch.inference_mode()

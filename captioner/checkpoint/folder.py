@@ -124,13 +124,16 @@ def weights_layout(folder: Path) -> str:
 
 
 def model_digest(folder: Path) -> str:
-    """A digest of all files that decide a model's captions, other than its decoding options.
+    """A digest of what decides a model's captions, other than its decoding options.
 
     Raises:
         ModelFolderError: the folder is not a complete model.
     """
     readable, digest = locate_model(folder), hashlib.sha256()
     with translate_errors(folder):
+        config = msgspec.json.decode((readable / CONFIG).read_bytes(), type=dict[str, Any])
+        config |= {"decoding": None, "grid": None}
+        digest.update(msgspec.json.encode(config, order="sorted"))
         for name in (WEIGHTS, VOCABULARY, *GRAPHS.values()):
             if (readable / name).is_file():
                 digest.update((readable / name).read_bytes())

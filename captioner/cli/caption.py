@@ -56,7 +56,7 @@ class FigureFlags:
     matrix: Annotated[Path | None, arg("DIR")] = None
     """Write a figure per picture into this folder: words by cells of the grid."""
     animate: Annotated[Path | None, arg("FILE.gif")] = None
-    """Write an animation of the caption being written; for more pictures FILE-2.gif and so on."""
+    """Write an animation of the caption being written; further pictures go to FILE-2.gif, FILE-3.gif, ..."""
     references: Annotated[Path | None, arg("FILE")] = None
     """With --gallery: COCO annotation file with captions by people, matched by the pictures' names."""
     figure_format: Annotated[FigureFormat, arg("png|svg|pdf", "png")] = "png"
@@ -73,14 +73,14 @@ class CaptionCommand:
     failed, and 2 for wrong usage.
     """
 
-    ADVANCED: ClassVar = ("machine", "batch_size", "with_attention", "search", "sampling", "figures")
+    ADVANCED: ClassVar = ("hardware", "batch_size", "with_attention", "search", "sampling", "figures")
 
     paths: Annotated[
         tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PATH...", help_behavior_hint="")
     ]
     """Pictures, folders of pictures, or - to read paths from standard input, one per line."""
     recursive: Annotated[bool, arg("")] = False
-    """Search folders to the bottom."""
+    """Search subfolders too."""
     format: Annotated[OutputFormat | None, arg("text|jsonl|csv", "by the suffix of --output, else text")] = (
         None
     )
@@ -96,7 +96,7 @@ class CaptionCommand:
     model: Annotated[Path | None, arg("FOLDER", "the model that ships with captioner")] = None
     """Model folder."""
     decoding: DecodingFlags = field(default_factory=DecodingFlags)
-    machine: MachineFlags = field(default_factory=MachineFlags)
+    hardware: MachineFlags = field(default_factory=MachineFlags)
     batch_size: Annotated[int, arg("INT", "8")] = 8
     """Pictures per batch; on a CPU each thread has its own batch."""
     with_attention: Annotated[bool, arg("")] = False
@@ -112,6 +112,8 @@ class CaptionCommand:
         machine, style = self._machine(), checked(FigureStyle, vars(self.figures.style))
         folder = machine.model or SHIPPED_MODEL
         options = changed(read_config(folder).decoding, changes)
+        if self.resume and (options.num_captions > 1 or options.sample):
+            raise UsageError("--resume continues neither several captions per picture nor sampled ones")
         _quieten_pillow()
         captioner = Captioner.from_options(machine)
         searched = options
@@ -149,7 +151,7 @@ class CaptionCommand:
         return 1 if failures.count else 0
 
     def _machine(self) -> ModelOptions:
-        return checked(ModelOptions, {"model": self.model, **vars(self.machine)})
+        return checked(ModelOptions, {"model": self.model, **vars(self.hardware)})
 
     def _check(self, changes: Mapping[str, Any]) -> None:
         """Refuse arguments that contradict each other, before the model is loaded. Raises: UsageError."""
@@ -164,8 +166,8 @@ class CaptionCommand:
         draws = self.overlay or self.gallery or self.figures.matrix or self.figures.animate
         if self.resume and self.output is None:
             raise UsageError("--resume needs --output FILE")
-        if self.resume and (draws or changes.get("num_captions", 1) > 1):
-            raise UsageError("--resume continues neither figures nor several captions per picture")
+        if self.resume and draws:
+            raise UsageError("--resume cannot continue figures; draw them without it")
         for flag, path in (("--animate", self.figures.animate), ("--gallery", self.gallery)):
             suffixes = _PAGE_SUFFIXES[flag]
             if path is not None and path.suffix.lower() not in suffixes:

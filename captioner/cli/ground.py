@@ -36,14 +36,14 @@ class GroundCommand:
     """
 
     dataset: Dataset
-    instances: Annotated[Path | None, arg("FILE", "needed, except for --faithfulness")] = None
+    instances: Annotated[Path | None, arg("FILE", "required without --faithfulness")] = None
     """COCO annotation file with the instances of the pictures, matched by their names."""
     words_of: Annotated[Literal["generated", "references"], arg("generated|references", "generated")] = (
         "generated"
     )
     """Measure on the model's own captions, or on its attention while it reads those of DATASET."""
     faithfulness: Annotated[bool, arg("")] = False
-    """Measure instead how far a word's probability drops without the cells that it attended to most."""
+    """Instead, measure how much less likely a word becomes without the cells that it attended to most."""
     json: Annotated[Path | None, arg("FILE")] = None
     """Write the values to this file too."""
     split: Annotated[Literal["train", "dev", "val", "test"], arg("SPLIT", "dev")] = "dev"

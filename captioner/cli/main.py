@@ -1,6 +1,7 @@
 """The commands `captioner` and caption.py."""
 
 import contextlib
+import errno
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -94,7 +95,7 @@ def parse(kind: Any, arguments: Sequence[str], *, prog: str, **settings: Any) ->
     shown, arguments = kind, list(arguments)
     advanced: Sequence[str] = getattr(kind, "ADVANCED", ())
     if "--help-all" in arguments:
-        arguments = ["--help"]
+        arguments = ["--help" if one == "--help-all" else one for one in arguments]
     elif advanced and {"-h", "--help"} & set(arguments):
         shown, arguments = hide(kind, advanced), ["--help"]
     return tyro.cli(shown, args=arguments, prog=prog, config=DATASET_PARSING, **settings)
@@ -125,13 +126,19 @@ def command_line(name: str) -> Iterator[None]:
         message, status = f"this needs {package}; install it with: pip install 'captioner[{extra}]'", USAGE
     except BrokenPipeError:  # the reader has enough (`| head`)
         status = FAILED
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        message, status = f"cannot write standard output: {error.strerror}", FAILED
     except KeyboardInterrupt:
         status = INTERRUPTED
-    if message is not None:
-        sys.stderr.write(f"{name}: {escape_controls(message)}\n")
     try:
         sys.stdout.flush()
-    except OSError:
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError) and message is None:
+            message, status = f"cannot write standard output: {error.strerror}", FAILED
         # The rest cannot be written; without this Python would complain again when it ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if message is not None:
+        sys.stderr.write(f"{name}: {escape_controls(message)}\n")
     sys.exit(status)

@@ -185,7 +185,7 @@ def check_batch_size(batch_size: int) -> None:
 def check_words(flag: str, words: Sequence[str]) -> None:
     """A flag that takes several words may swallow pictures named after it. Raises: UsageError."""
     for word in words:
-        if has_picture_suffix(word) or os.sep in word:
+        if (has_picture_suffix(word) or os.sep in word) and os.path.exists(word):
             raise UsageError(f"{flag} took {word} for a word; give the pictures before {flag}")
 
 
@@ -204,8 +204,14 @@ def installed_datasets() -> tuple[dict[str, type[RecordReader]], list[BrokenPlug
     broken = []
     for entry_point in entry_points(group="captioner.datasets"):
         try:
-            readers |= dict(entry_point.load())
-        except Exception as error:  # noqa: PERF203 (a plugin may raise anything)
+            loaded: dict[str, Any] = dict(entry_point.load())
+            for name, reader in loaded.items():
+                if not hasattr(reader, "__dataclass_fields__") or not hasattr(reader, "read"):
+                    raise TypeError(f"{name} is not a dataclass with a method read")
+                if name in readers:
+                    raise ValueError(f"the data set {name} is already registered")
+                readers[name] = reader
+        except (Exception, SystemExit) as error:  # noqa: PERF203 (a plugin may raise anything)
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             broken.append(BrokenPlugin(entry_point.name, reason))
     return readers, broken

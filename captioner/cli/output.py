@@ -1,8 +1,11 @@
 """Captions as lines of text, JSON or CSV, and reports of failures."""
 
 import csv
+import errno
+import hashlib
 import io
 import json
+import os
 import sys
 import unicodedata
 from collections.abc import Mapping
@@ -22,6 +25,7 @@ FORMAT_OF: dict[str, OutputFormat] = {".jsonl": "jsonl", ".ndjson": "jsonl", ".j
 """The format of an output file by its suffix; other files are text."""
 
 _MAX_PATH_BYTES = 4096  # in Linux
+_MAX_NAME_BYTES = 200  # of an output, to leave room for what its settings file adds
 CSV_HEADER = ("file", "caption", "log_prob")
 
 _NAMED_ESCAPES = {"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"}
@@ -88,16 +92,16 @@ class CaptionWriter:
                 sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape", newline="\n")
             self.stream = sys.stdout
             return
-        record = output.with_name(f".{output.name}.settings.json")
+        record = settings_file(output)
         plain = json.loads(json.dumps({"format": output_format, **settings}, default=str))
         try:
             mode = "w"
             if is_resumed and output.exists():
                 _check_settings(output, record, plain)
                 mode, self._done = "a", _cut_to_whole_lines(output, output_format)
+            if output.is_file() or not output.exists():  # not a device, such as /dev/null
+                _write_settings(record, plain)
             self.stream = output.open(mode, encoding="utf-8", errors="surrogateescape", newline="")
-            if output.is_file():  # not a device, such as /dev/null
-                replace_text(record, json.dumps(plain, indent=1) + "\n")
         except OSError as error:
             raise self._error(error) from error
 
@@ -133,6 +137,24 @@ class CaptionWriter:
 
     def _error(self, error: OSError) -> CaptionerError:
         return CaptionerError(f"cannot write {self.output or 'standard output'}: {error.strerror or error}")
+
+
+def settings_file(output: Path) -> Path:
+    """The hidden file beside an output that records how its captions are made."""
+    output = output.resolve()
+    name = output.name
+    if len(os.fsencode(name)) > _MAX_NAME_BYTES:
+        name = hashlib.sha256(os.fsencode(name)).hexdigest()
+    return output.with_name(f".{name}.settings.json")
+
+
+def _write_settings(record: Path, settings: Mapping[str, Any]) -> None:
+    """Without the file the output cannot be resumed, which is no reason not to write it. Raises: OSError."""
+    try:
+        replace_text(record, json.dumps(settings, indent=1) + "\n")
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR):
+            raise
 
 
 def _check_settings(output: Path, record: Path, settings: Mapping[str, Any]) -> None:
@@ -184,8 +206,9 @@ def format_name(file: str, output_format: OutputFormat) -> str:
 
 
 def _defuse_formula(cell: str) -> str:
-    """Prefix with an apostrophe, as is usual, text that a spreadsheet would take for a formula."""
-    return f"'{cell}" if cell.startswith(("=", "+", "-", "@")) else cell
+    """Prefix with an apostrophe, as is usual, text that a spreadsheet would take for a formula, and text that
+    starts with an apostrophe, so that different names stay different."""
+    return f"'{cell}" if cell.startswith(("=", "+", "-", "@", "'")) else cell
 
 
 def _cut_to_whole_lines(output: Path, output_format: OutputFormat) -> frozenset[str]:

@@ -37,7 +37,9 @@ EncoderFlags: Any = flags(EncoderConfig, override=_RECIPES)
 DecoderFlags: Any = flags(
     DecoderConfig, ("kind", "attention", "score"), override=_RECIPES, rename={"kind": "decoder"}
 )
-ResumedFlags: Any = flags(RunOptions, _KEPT_BY_A_RUN, override="as before")
+_BEFORE = "as when the run was started"
+MemoryFlags: Any = flags(TrainingConfig, ("gradient_accumulation_steps",), override=_BEFORE)
+ResumedFlags: Any = flags(RunOptions, _KEPT_BY_A_RUN, override=_BEFORE)
 
 if TYPE_CHECKING:
     RunFlags = RunOptions
@@ -74,7 +76,7 @@ class RecipeOverrides:
         try:
             return recipe.overridden({name: to_plain(values) for name, values in changes.items() if values})
         except ValueError as error:
-            names = {name for values in changes.values() for name in values}
+            names = [one.name for kind in (TrainingFlags, EncoderFlags, DecoderFlags) for one in fields(kind)]
             raise UsageError(as_flags(error, dict.fromkeys(names))) from error
 
     def _read_overrides(self) -> dict[str, Any]:
@@ -110,8 +112,7 @@ class ResumeFlags:
 
     folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="")]
     """Folder of the run."""
-    gradient_accumulation_steps: Annotated[int | None, arg("INT", "as before")] = None
-    """Micro-batches per step: more take less memory, for the same result."""
+    memory: MemoryFlags = field(default_factory=MemoryFlags)
     machine: ResumedFlags = field(default_factory=ResumedFlags)
 
 
@@ -163,11 +164,9 @@ class StoredCommand:
             reader = from_plain(readers[dataset], stored["reader"], "reader")
         except (OSError, ValueError, LookupError, TypeError) as error:
             raise CaptionerError(f"{folder} does not contain a run that can be resumed ({error})") from None
-        check_flags(TrainingConfig, {"gradient_accumulation_steps": flags.gradient_accumulation_steps})
+        check_flags(TrainingConfig, given(flags.memory))
         check_flags(RunOptions, given(flags.machine))
-        if flags.gradient_accumulation_steps is not None:
-            steps = flags.gradient_accumulation_steps
-            sections["training"] = replace(sections["training"], gradient_accumulation_steps=steps)
+        sections["training"] = replace(sections["training"], **given(flags.memory))
         command = cls(dataset, reader, Recipe(**sections), options, folder, out)
         if not options.cache_dir.parent.exists():  # it was moved too; else a cache is made again where it was
             options = replace(options, cache_dir=command._beside(options.cache_dir))
@@ -184,7 +183,12 @@ class StoredCommand:
             beside = self._beside(path)
             return beside if not path.exists() and beside.exists() else path
 
-        return with_paths(value, relocate)
+        texts = {  # absolute paths in templates such as those of Coco
+            one.name: str(relocate(Path(text)))
+            for one in fields(value)
+            if isinstance(text := getattr(value, one.name), str) and os.path.isabs(text)
+        }
+        return with_paths(replace(value, **texts), relocate)
 
 
 def with_paths(value: Value, change: Any) -> Value:

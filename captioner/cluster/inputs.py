@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from captioner.errors import CaptionerError, ImageError
+from captioner.errors import CaptionerError, ImageError, reject_string
 from captioner.images.discovery import HEAD_BYTES, has_picture_suffix, is_own_figure
 from captioner.images.prefetch import batches
 from captioner.images.reading import ImageSource, PictureBytes
@@ -169,6 +169,7 @@ def find_shards(
     Raises:
         CaptionerError: an input is missing or contains no pictures, or a Parquet file lacks the column.
     """
+    reject_string(inputs, "inputs")
     files = []
     for given in dict.fromkeys(map(absolute, inputs)):
         is_empty = True

@@ -30,7 +30,7 @@ class Inputs(Bounded):
     """Reading of inputs, and their division into shards."""
 
     recursive: bool = False
-    """Search folders to the bottom."""
+    """Search subfolders too."""
     column: str | None = None
     """Column of Parquet files with pictures or their paths; by default image, path or the like."""
     files_per_shard: Count = 1000

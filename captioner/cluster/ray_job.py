@@ -48,7 +48,8 @@ def connect(cluster: Cluster) -> None:
             include_dashboard=False if is_local else None,
         )
     except ValueError as error:
-        raise UsageError(f"--ray-address {cluster.ray_address}: {error}") from error
+        given = cluster.ray_address or f"RAY_ADDRESS={os.environ.get('RAY_ADDRESS')}"
+        raise UsageError(f"cannot connect to the cluster {given}: {error}") from error
 
 
 def resolved(cluster: Cluster) -> Cluster:

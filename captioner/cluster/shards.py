@@ -8,15 +8,15 @@ import io
 import json
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from filelock import FileLock, Timeout
 from pyarrow import fs
 
+from captioner.atomic import folder_lock
 from captioner.cluster.inputs import InputShard, as_stored, in_one_line, resolve_filesystem
 from captioner.cluster.options import ShardFormat
 from captioner.errors import CaptionerError
@@ -55,29 +55,17 @@ class ShardFolder:
                 f"{self.path} contains {others[0]}, which is not {self.format}; choose another --output"
             )
 
-    @contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self) -> AbstractContextManager[None]:
         """Keep other jobs out: two at once would caption the same pictures into different shards.
 
         Only local and shared file systems have locks; on an object store it is up to the user.
 
         Raises:
-            CaptionerError: another job is writing to the folder.
+            CaptionerError: another job is using the folder, or it cannot be written to.
         """
         if not isinstance(self.system, fs.LocalFileSystem):
-            yield
-            return
-        lock = FileLock(Path(self.path) / ".lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise CaptionerError(
-                f"another job is writing to {self.path}; wait for it, or choose another --output"
-            ) from None
-        try:
-            yield
-        finally:
-            lock.release()
+            return nullcontext()
+        return folder_lock(Path(self.path), used_by="another job", option="--output")
 
     def check_settings(self, settings: Mapping[str, Any]) -> None:
         """Record how its captions are generated. Raises: CaptionerError, if existing ones differ in this."""

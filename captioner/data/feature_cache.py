@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import msgspec
@@ -42,20 +43,25 @@ _logger = logging.getLogger(__name__)
 
 
 def read_ahead(features: np.ndarray) -> None:
-    """Ask the system to load a cache into memory, if there is room for it.
+    """Load a cache into the system's page cache, in the background, if there is room for it.
 
     Training reads features in random order, which on a cold file is many times slower than one
     sequential read.
     """
-    if not isinstance(features, np.memmap) or features.filename is None or not hasattr(os, "posix_fadvise"):
+    if not isinstance(features, np.memmap) or features.filename is None or not hasattr(os, "sysconf"):
         return
     path = Path(features.filename)
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if path.stat().st_size > 0.5 * memory:
         _logger.info("%s is larger than half the memory; random reads may slow training", path)
         return
-    with path.open("rb") as file:
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
+
+    def read() -> None:
+        with path.open("rb", buffering=0) as file:
+            while file.read(2**24):
+                pass
+
+    Thread(target=read, daemon=True).start()
 
 
 def cached_splits(
@@ -127,11 +133,7 @@ def cached_features(
             with FileLock(cache_dir / f".{folder.name}.lock"):
                 if not folder.is_dir():  # another process may have computed it meanwhile
                     partial = _prepare_partial(folder, shape, key)
-                    try:
-                        _compute(partial, records, encoder, Preprocess(preprocess), batch_size)
-                    except CaptionerError:  # the data or the weights have to change, and so will the key
-                        shutil.rmtree(partial)
-                        raise
+                    _compute(partial, records, encoder, Preprocess(preprocess), batch_size)
                     publish_folder(partial, folder)
                     (folder / _NUM_DONE).unlink()
         except OSError as error:
@@ -226,6 +228,7 @@ def _compute(
             with torch.inference_mode():
                 half = encoder.annotate(images.to(device)).cpu().numpy().astype(np.float16)
             if not np.isfinite(half).all():
+                shutil.rmtree(partial)
                 raise CaptionerError(
                     "the encoder gives values that half precision cannot hold; check its weights"
                 )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from tqdm import tqdm
 
 from captioner.config import DecodingOptions
-from captioner.errors import ImageError
+from captioner.errors import ImageError, reject_string
 from captioner.evaluation.cider import CiderD
 from captioner.evaluation.metrics import Scores, ptb_tokenize, score_captions
 from captioner.evaluation.statistics import CaptionStatistics
@@ -76,6 +76,7 @@ def evaluate_captions(
     scores = score_captions(captions, references)
     copied_share = None
     if train_captions is not None:
+        reject_string(train_captions, "train_captions")
         seen = {tuple(tokenize(text)) for text in train_captions}
         copied_share = sum(tuple(tokenize(text)) in seen for text in captions.values()) / len(captions)
     return Evaluation(

@@ -4,6 +4,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from captioner.errors import reject_string
 from captioner.vocabulary import tokenize
 
 _FUNCTION_WORDS = frozenset(
@@ -35,6 +36,7 @@ class CaptionStatistics:
     @classmethod
     def from_captions(cls, captions: Collection[str]) -> "CaptionStatistics":
         """Raises: ValueError, if there are no captions."""
+        reject_string(captions, "captions")
         if not captions:
             raise ValueError("there are no captions")
         words_of = [tokenize(text) for text in captions]

@@ -85,6 +85,8 @@ def is_own_figure(name: str, read_head: Callable[[], bytes]) -> bool:
 
 def _head(path: Path) -> bytes:
     try:
+        if not path.is_file():  # reading a pipe would wait
+            return b""
         with path.open("rb") as file:
             return file.read(HEAD_BYTES)
     except OSError:

@@ -3,14 +3,13 @@
 import logging
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import FrameType
 
 from accelerate import Accelerator
-from filelock import FileLock, Timeout
 
-from captioner.errors import CaptionerError
+from captioner.atomic import folder_lock
 
 _logger = logging.getLogger(__name__)
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -41,22 +40,6 @@ def stop_on_signals(accelerator: Accelerator) -> Iterator[None]:
         restore()
 
 
-@contextmanager
-def run_lock(out: Path) -> Iterator[None]:
-    """Keep other runs out of a run's folder until this one ends, in whatever way.
-
-    Raises:
-        CaptionerError: another run is using the folder, or it cannot be created.
-    """
-    lock = FileLock(out / ".lock")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise CaptionerError(f"another run is using {out}; wait for it, or choose another --out") from None
-    except OSError as error:
-        raise CaptionerError(f"cannot write to {out}: {error.strerror}; choose another --out") from error
-    try:
-        yield
-    finally:
-        lock.release()
+def run_lock(out: Path) -> AbstractContextManager[None]:
+    """Keep other runs out of a run's folder until this one ends. Raises: CaptionerError."""
+    return folder_lock(out, used_by="another run", option="--out")

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
@@ -82,6 +83,10 @@ def _undecayed_parameters(model: nn.Module) -> Iterable[nn.Parameter]:
     for module in model.modules():
         if isinstance(module, nn.Embedding):
             yield from module.parameters()
+        if hasattr(module, "no_weight_decay"):  # timm's models name their position embeddings and the like
+            own = dict(module.named_parameters())
+            names: Iterable[str] = cast(Any, module).no_weight_decay()
+            yield from (own[name] for name in names if name in own)
 
 
 def set_learning_rates(optimizer: Optimizer, schedules: Sequence[ChainedSchedule], step: int) -> None:

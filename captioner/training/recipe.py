@@ -81,7 +81,7 @@ class TrainingConfig(Bounded):
     min_count: Count = 5
     """Times a word must occur in the training captions to enter the vocabulary; not for subwords."""
     mixed_precision: MixedPrecision = "no"
-    """bf16 is several times faster if the processor or GPU supports it."""
+    """Number format of training; bf16 is several times faster if the processor or GPU supports it."""
     max_caption_words: Count = 20
     """Words, or subwords, after which a training caption is cut."""
     seed: Seed = 0

@@ -12,12 +12,12 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 
-from captioner.atomic import recover_folder
+from captioner.atomic import recover_folder, replace_text
 from captioner.errors import CaptionerError
 from captioner.images.prefetch import available_cores
 from captioner.training.interrupts import run_lock, stop_on_signals
 from captioner.training.options import COMMAND_FILE, RunOptions
-from captioner.training.recipe import Recipe
+from captioner.training.recipe import Recipe, to_plain
 from captioner.training.state import load_matching_state
 from captioner.training.task import Task
 from captioner.training.trainer import Trainer
@@ -70,7 +70,9 @@ def training_run(
             trainer.resume()
         if is_main:
             _write_json(out / COMMAND_FILE, command)
-            _write_json(out / "recipe.json", recipe.described())
+            _write_json(
+                out / "recipe.json", {name: to_plain(section) for name, section in vars(recipe).items()}
+            )
         with stop_on_signals(accelerator):
             yield trainer
     accelerator.end_training()
@@ -82,6 +84,7 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
     Raises:
         CaptionerError: the device does not support the precision of the recipe.
     """
+    torch.set_num_threads(min(torch.get_num_threads(), available_cores()))  # torch ignores a CPU limit
     precision = recipe.training.mixed_precision
     try:
         accelerator = Accelerator(
@@ -110,7 +113,7 @@ def _write_json(path: Path, values: Mapping[str, Any]) -> None:
     described = json.dumps(values, indent=1)
     _logger.info("%s: %s", path, described)
     try:
-        path.write_text(described + "\n")
+        replace_text(path, described + "\n")
     except OSError as error:
         raise CaptionerError(
             f"cannot write to {path.parent}: {error.strerror}; choose another --out"

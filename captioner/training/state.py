@@ -17,6 +17,7 @@ from captioner.training.recipe import Recipe
 from captioner.vocabulary import Vocabulary
 
 _STATE_FILE = "training_state.pt"
+_MAY_DIFFER = ("gradient_accumulation_steps", "start_from", "weights")
 
 
 @dataclass
@@ -73,7 +74,8 @@ def save_state(folder: Path, *, recipe: Recipe, state: dict[str, Any]) -> None:
 def load_matching_state(folder: Path, recipe: Recipe) -> dict[str, Any]:
     """Load onto the CPU what `save_state` saved, if it belongs to this recipe.
 
-    `gradient_accumulation_steps` may differ: it changes the memory that is needed and nothing else.
+    `gradient_accumulation_steps` may differ: it changes the memory that is needed and nothing else. So may
+    the paths of initial weights, which may have been moved.
 
     Raises:
         CaptionerError: nothing was saved, or it was made by another recipe.
@@ -87,7 +89,7 @@ def load_matching_state(folder: Path, recipe: Recipe) -> dict[str, Any]:
         f"{name} was {saved[section].get(name)!r} and is {value!r}"
         for section in current
         for name, value in current[section].items()
-        if saved[section].get(name) != value and name != "gradient_accumulation_steps"
+        if saved[section].get(name) != value and name not in _MAY_DIFFER
     ]
     if changed:
         raise CaptionerError(

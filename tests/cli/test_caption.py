@@ -12,6 +12,7 @@ from importlib import metadata
 from importlib.metadata import EntryPoint
 from itertools import combinations
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,12 +22,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from captioner.checkpoint.folder import model_digest
 from captioner.checkpoint.weights import CaptioningCheckpoint, save_checkpoint
 from captioner.cli import options
 from captioner.cli.main import caption_main, main
-from captioner.cli.output import escape_name, format_caption
+from captioner.cli.output import escape_name, format_caption, format_name
 from captioner.config import DecodingOptions
 from captioner.inference import Captioner
+from datasets.coco import Coco
+from datasets.registry import DATASETS
 from tests.conftest import ROOT, noise_picture, torch_model
 
 
@@ -365,11 +369,13 @@ def test_figures_that_cannot_be_are_refused_before_any_work(
     run: Run, arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "b.png").touch()
+    (tmp_path / "photos").mkdir()
     result = run("a.png", *arguments)
     assert result.status == 2
     assert message in " ".join(result.err.replace("│", " ").split())
     assert result.out == ""
-    assert [path.name for path in tmp_path.iterdir() if path.name != "model"] == []
+    assert [path.name for path in tmp_path.iterdir() if path.name not in ("model", "b.png", "photos")] == []
 
 
 def test_more_captions_come_with_their_log_probabilities_best_first(
@@ -392,7 +398,7 @@ def test_more_captions_come_with_their_log_probabilities_best_first(
     assert with_page.out == best
 
 
-def test_captions_hold_the_words_that_they_must(run: Run, pictures: Path) -> None:
+def test_captions_contain_the_words_that_they_must(run: Run, pictures: Path) -> None:
     for words in (["cat"], ["blue", "dog"]):
         for line in run(pictures, "--num-captions", "2", "--must-include", *words).out.splitlines():
             assert set(words) <= set(line.split("\t")[1].split())
@@ -424,18 +430,19 @@ def test_drawn_captions_depend_on_seed_and_picture_and_not_on_the_batch(run: Run
     ("arguments", "message"),
     [
         (["--num-captions", "0"], "--num-captions must be in 1..1000, not 0"),
-        (["--top-k", "3"], "without --sample, --top-k must be None, not 3; leave it out"),
+        (["--top-k", "3"], "--top-k must be None without --sample, not 3; leave it out"),
         (["--sample", "--temperature", "0"], "--temperature must be above 0, not 0.0"),
-        (["--sample", "--must-include", "dog"], "sampled captions cannot be made to include words"),
+        (["--sample", "--must-include", "dog"], "--must-include must be empty with --sample, not ('dog',)"),
         (["--sample", "--diverse-groups", "2"], "--diverse-groups must be 1 with --sample or --must-include"),
-        (["--diversity", "2"], "without --diverse-groups, --diversity must be 0.5, not 2.0; leave it out"),
+        (["--diversity", "2"], "--diversity must be 0.5 without --diverse-groups, not 2.0; leave it out"),
         (["--min-words", "7"], "--min-words must be in 1..6, the value of --max-words, not 7"),
         (["--must-include", "dog", "b.png"], "--must-include took b.png for a word"),
     ],
 )
 def test_decoding_that_makes_no_sense_is_refused(
-    run: Run, pictures: Path, arguments: list[str], message: str
+    run: Run, pictures: Path, arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(pictures)
     result = run(pictures, *arguments)
     assert result.status == 2
     assert message in " ".join(result.err.replace("│", " ").split())
@@ -534,6 +541,72 @@ def test_own_animations_are_skipped_in_folders_whatever_they_are_called(run: Run
     assert files_of(run(pictures / "clip.GIF").out) == ["clip.GIF"]  # one given by name is captioned
 
 
+def test_pipe_with_the_name_of_an_animation_is_reported_and_does_not_block(run: Run, pictures: Path) -> None:
+    os.mkfifo(pictures / "d.gif")
+    result = run(pictures)
+    assert result.status == 1
+    assert files_of(result.out) == ["a.JPG", "b.png", "c.webp"]
+    assert result.err.endswith("d.gif: is not a file\n")
+
+
+def test_output_of_any_valid_name_can_be_written_and_resumed(
+    run: Run, pictures: Path, tmp_path: Path
+) -> None:
+    for name in ("n" * 244, "n" * 250 + ".csv"):
+        assert run(pictures / "b.png", "--output", tmp_path / name).status == 0
+        assert run(pictures, "--output", tmp_path / name, "--resume").status == 0
+        assert len((tmp_path / name).read_text().splitlines()) == (4 if name.endswith("csv") else 3)
+
+
+def test_sampled_and_several_captions_are_not_resumed(run: Run, pictures: Path, tmp_path: Path) -> None:
+    for flags in (("--sample",), ("--num-captions", "2")):
+        result = run(pictures, "--output", tmp_path / "x.txt", "--resume", *flags)
+        assert result.status == 2
+        assert "--resume continues neither" in result.err
+
+
+def test_words_that_do_not_fit_into_a_caption_are_reported(run: Run, pictures: Path) -> None:
+    result = run(pictures / "b.png", "--must-include", "dog", "cat", "--max-words", "1")
+    assert result.status == 1
+    assert "no caption of at most 1 words contains dog, cat; allow more words" in result.err
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_full_standard_output_is_one_line(unbuffered: str) -> None:
+    start = "from captioner.cli.main import main; main()"
+    command = [sys.executable, "-c", start, "version"]
+    environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    with open("/dev/full", "w") as full:
+        result = subprocess.run(
+            command, cwd=ROOT, env=environment, stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert result.returncode == 1
+    assert result.stderr == "captioner: cannot write standard output: No space left on device\n"
+
+
+def test_model_of_other_preprocessing_is_another_model(model_folder: Path) -> None:
+    def digest_with(change: Callable[[dict[str, Any]], None]) -> str:
+        config = json.loads((model_folder / "config.json").read_text())
+        before = json.dumps(config)
+        change(config)
+        (model_folder / "config.json").write_text(json.dumps(config))
+        digest = model_digest(model_folder)
+        (model_folder / "config.json").write_text(before)
+        return digest
+
+    same = digest_with(dict.copy)
+    assert digest_with(lambda config: config["preprocess"].update(interpolation="nearest")) != same
+    assert digest_with(lambda config: config["decoder"].update(gate="none")) != same
+    assert digest_with(lambda config: config["decoding"].update(beam_size=7)) == same
+
+
+def test_help_all_keeps_the_subcommand(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["evaluate", "flickr8k", "--help-all"])
+    assert "--root" in capfd.readouterr().out
+
+
 def test_resumed_output_has_captions_of_one_model_and_one_search_only(
     run: Run, pictures: Path, tmp_path: Path, captioner: Captioner, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -569,8 +642,11 @@ def test_resumed_output_has_captions_of_one_model_and_one_search_only(
 @settings(max_examples=200)
 @given(st.text(st.characters(exclude_characters="/\0"), min_size=1), st.text(min_size=1))
 def test_names_are_on_one_line_without_controls_and_stay_different(one: str, other: str) -> None:
+    for output_format in ("text", "csv"):
+        written = [format_name(name, output_format) for name in (one, other, f"'{one}", f"={one}")]
+        assert (written[0] == written[1]) == (one == other)
+        assert len(set(written[2:])) == 2
     lines = [escape_name(name) for name in (one, other)]
-    assert (lines[0] == lines[1]) == (one == other)
     for line in lines:
         assert len(line.splitlines()) == 1
         assert not any(unicodedata.category(character) == "Cc" for character in line)
@@ -664,6 +740,31 @@ def test_broken_plugin_is_skipped_with_one_line(
     assert "skipping data sets of broken plugins: theirs (ModuleNotFoundError: " in first
     assert second.startswith(f"captioner: {tmp_path}/Flickr8k.token.txt is missing")
     assert exited.value.code == 1
+
+
+def exit_at_once() -> dict[str, type]:
+    sys.exit("bye")
+
+
+@pytest.mark.parametrize(
+    ("load", "reason"),
+    [
+        (lambda: {"x": 42}, "TypeError: x is not a dataclass with a method read"),
+        (lambda: {"coco": Coco}, "ValueError: the data set coco is already registered"),
+        (lambda: 42, "TypeError: 'int' object is not iterable"),
+        (exit_at_once, "SystemExit: bye"),
+    ],
+)
+def test_plugins_may_be_broken_in_any_way(
+    load: Callable[[], object], reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = list(metadata.entry_points(group="captioner.datasets"))
+    monkeypatch.setattr(
+        options, "entry_points", lambda **_: [*ours, SimpleNamespace(name="theirs", load=load)]
+    )
+    readers, broken = options.installed_datasets()
+    assert set(readers) == set(DATASETS)
+    assert broken == [options.BrokenPlugin("theirs", reason)]
 
 
 def test_unknown_command_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -163,7 +163,7 @@ def test_missing_or_empty_input_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("shard_format", ["parquet", "jsonl"])
-def test_shards_contain_the_rows_and_tell_what_is_done(tmp_path: Path, shard_format: str) -> None:
+def test_shards_contain_the_rows_and_record_what_is_done(tmp_path: Path, shard_format: str) -> None:
     folder = ShardFolder(str(tmp_path / "out"), shard_format)  # type: ignore[arg-type]
     folder.create()
     folder.check_settings({"beam": 3})
@@ -198,7 +198,9 @@ def test_shards_contain_the_rows_and_tell_what_is_done(tmp_path: Path, shard_for
 def test_second_job_in_an_output_folder_is_refused_until_the_first_ends(tmp_path: Path) -> None:
     first, second = (ShardFolder(str(tmp_path / "out"), "jsonl") for _ in range(2))
     first.create()
-    refused = pytest.raises(CaptionerError, match=r"another job is writing to .*; wait for it, or choose")
+    refused = pytest.raises(
+        CaptionerError, match=r"another job is using .*; wait for it, or choose another --output"
+    )
     with first.lock(), refused, second.lock():
         pass
     with second.lock():

@@ -101,14 +101,14 @@ def suffixes_in(cache_dir: Path) -> list[str]:
     return sorted(path.suffix if path.name.startswith(".") else "finished" for path in cache_dir.iterdir())
 
 
-def test_failed_computation_leaves_no_cache(
+def test_picture_that_cannot_be_read_leaves_no_finished_cache(
     records: list[CaptionedImage], encoder: Encoder, tmp_path: Path
 ) -> None:
     Path(str(records[3].source)).write_text("no picture")
     for _ in range(2):
         with pytest.raises(ImageError, match=r"3\.png: not a picture"):
             features_of(records, encoder, tmp_path / "cache")
-        assert suffixes_in(tmp_path / "cache") == [".lock"]
+        assert suffixes_in(tmp_path / "cache") == [".lock", ".partial"]
 
 
 def test_interrupted_computation_resumes_after_the_pictures_that_are_saved(

@@ -324,17 +324,17 @@ def test_transformer_layer_equals_that_of_torch() -> None:
     [
         (
             {"kind": "transformer", "attention": "hard"},
-            "with a transformer, attention must be soft, not 'hard'; leave it out",
+            "attention must be soft for a transformer, not 'hard'; leave it out",
         ),
         (
             {"score": "multihead", "attention": "hard"},
-            "score must be additive, dot or general, not 'multihead'",
+            "score must be additive, dot or general if attention is hard, not 'multihead'",
         ),
         ({"score": "multihead", "num_heads": 3}, "must be a multiple of num_heads"),
-        ({"kind": "transformer", "score": "dot"}, "with a transformer, score must be additive, not 'dot'"),
+        ({"kind": "transformer", "score": "dot"}, "score must be additive for a transformer, not 'dot'"),
         (
             {"attention": "none", "score": "dot"},
-            "without attention, score must be additive, not 'dot'; leave it out",
+            "score must be additive if attention is none, not 'dot'; leave it out",
         ),
         ({"kind": "transformer", "hidden_dim": 12}, "hidden_dim must be a multiple of num_heads"),
         ({"num_layers": 0}, "num_layers must be in"),

@@ -131,3 +131,13 @@ def test_moving_average_without_decay_is_the_model() -> None:
         nn.init.normal_(model.weight)
         averaged.update_parameters(model)
         assert torch.equal(averaged.module.weight, model.weight)
+
+
+@pytest.mark.parametrize("backbone", ["test_vit", "test_convnext"])
+def test_what_a_backbone_exempts_from_weight_decay_is_not_decayed(backbone: str) -> None:
+    encoder = Encoder(backbone=backbone)
+    optimizer = make_optimizer(encoder, [list(encoder.parameters())], weight_decay=0.1)
+    decayed = {id(one) for part in optimizer.param_groups if part["weight_decay"] for one in part["params"]}
+    exempt = set(getattr(encoder.cnn, "no_weight_decay", set)())
+    for name, parameter in encoder.cnn.named_parameters():
+        assert (id(parameter) in decayed) == (parameter.ndim >= 2 and name not in exempt), name
