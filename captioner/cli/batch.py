@@ -43,7 +43,7 @@ class BatchCommand:
     wrong usage.
     """
 
-    ADVANCED: ClassVar = ("search",)
+    ADVANCED: ClassVar[tuple[str, ...]] = ("search",)
 
     inputs: Annotated[
         tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="INPUT...", help_behavior_hint="")

@@ -73,7 +73,14 @@ class CaptionCommand:
     failed, and 2 for wrong usage.
     """
 
-    ADVANCED: ClassVar = ("hardware", "batch_size", "with_attention", "search", "sampling", "figures")
+    ADVANCED: ClassVar[tuple[str, ...]] = (
+        "hardware",
+        "batch_size",
+        "with_attention",
+        "search",
+        "sampling",
+        "figures",
+    )
 
     paths: Annotated[
         tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PATH...", help_behavior_hint="")
