@@ -80,8 +80,7 @@ class TorchBackend(TorchDecoder):
             captioner.errors.ModelFolderError: the folder is not a complete and valid model.
             CaptionerError: there is no such device.
         """
-        # torch itself does not know of a container's CPU limit.
-        torch.set_num_threads(threads or min(torch.get_num_threads(), available_cores()))
+        limit_threads(threads)
         return cls(load_checkpoint(folder).model, choose_device(device))
 
     @torch.inference_mode()
@@ -89,6 +88,11 @@ class TorchBackend(TorchDecoder):
         self, images: UInt8[np.ndarray, "pictures size size 3"]
     ) -> Float[Tensor, "pictures cells annotation"]:
         return self.model.encoder.annotate(torch.tensor(images, device=self.device))
+
+
+def limit_threads(threads: int | None = None) -> None:
+    """Let torch use so many threads, by default no more than the container's CPU limit, which it ignores."""
+    torch.set_num_threads(threads or min(torch.get_num_threads(), available_cores()))
 
 
 def choose_device(name: Device) -> torch.device:

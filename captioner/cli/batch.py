@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar
 import tyro
 
 from captioner.checkpoint.folder import SHIPPED_MODEL, read_config
-from captioner.cli.caption import BASIC, SEARCH
+from captioner.cli.caption import DecodingFlags, SearchFlags
 from captioner.cli.options import (
     ModelFlags,
     arg,
@@ -26,8 +26,6 @@ from captioner.cluster.options import Cluster, Inputs, ShardFormat
 from captioner.config import DecodingOptions
 from captioner.errors import UsageError
 
-DecodingFlags: Any = flags(DecodingOptions, BASIC, override="the model's own")
-SearchFlags: Any = flags(DecodingOptions, SEARCH, override="the model's own")
 InputFlags: Any = flags(Inputs)
 ClusterFlags: Any = flags(Cluster)
 

@@ -36,13 +36,13 @@ if TYPE_CHECKING:
 
     from captioner.caption import Caption
 
-BASIC = ("beam_size", "length_penalty", "max_words", "num_captions")
-SAMPLING = ("sample", "temperature", "top_k", "top_p", "seed")
-SEARCH = ("min_words", "no_repeat_ngram", "must_include", "diverse_groups", "diversity")
+_BASIC = ("beam_size", "length_penalty", "max_words", "num_captions")
+_SAMPLING = ("sample", "temperature", "top_k", "top_p", "seed")
+_SEARCH = ("min_words", "no_repeat_ngram", "must_include", "diverse_groups", "diversity")
 
-DecodingFlags: Any = flags(DecodingOptions, BASIC, override="the model's own")
-SearchFlags: Any = flags(DecodingOptions, SEARCH, override="the model's own")
-SamplingFlags: Any = flags(DecodingOptions, SAMPLING, override="the model's own")
+DecodingFlags: Any = flags(DecodingOptions, _BASIC, override="the model's own")
+SearchFlags: Any = flags(DecodingOptions, _SEARCH, override="the model's own")
+SamplingFlags: Any = flags(DecodingOptions, _SAMPLING, override="the model's own")
 StyleFlags: Any = flags(FigureStyle)
 MachineFlags: Any = flags(ModelOptions, ("device", "backend", "threads"))
 

@@ -5,7 +5,8 @@ import inspect
 import os
 import re
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, field, fields, make_dataclass, replace
 from functools import cache
 from importlib.metadata import entry_points
@@ -122,9 +123,7 @@ def hide(kind: type, names: Sequence[str]) -> type:
         (
             one.name,
             tyro.conf.Suppress[one.type],  # type: ignore[misc, name-defined]
-            field(default=one.default, default_factory=one.default_factory)
-            if one.default_factory is MISSING
-            else field(default_factory=one.default_factory),
+            field(default=one.default, default_factory=one.default_factory),
         )
         for one in fields(kind)
         if one.name in names
@@ -148,32 +147,31 @@ def model_options(chosen: ModelFlags) -> ModelOptions:
 
 def checked(kind: type, values: Mapping[str, Any]) -> Any:
     """A dataclass of settings from flags. Raises: UsageError, naming the flag."""
-    try:
+    with naming_flags(values):
         return kind(**values)
-    except ValueError as error:
-        raise UsageError(as_flags(error, values)) from error
 
 
 def changed(settings: Settings, changes: Mapping[str, Any]) -> Settings:
     """A dataclass of settings with those changed that were given as flags. Raises: UsageError."""
-    try:
+    with naming_flags(vars(settings)):
         return replace(settings, **changes)
-    except ValueError as error:
-        raise UsageError(as_flags(error, vars(settings))) from error
 
 
 def check_flags(kind: type, values: Mapping[str, Any]) -> None:
     """Check each flag against the range of its setting. Raises: UsageError, naming the flag."""
-    try:
+    with naming_flags(values):
         check_bounds(kind, dict(values))
+
+
+@contextmanager
+def naming_flags(names: Collection[str]) -> Iterator[None]:
+    """Turn a ValueError about settings into a UsageError that has flags in place of the settings' names."""
+    try:
+        yield
     except ValueError as error:
-        raise UsageError(as_flags(error, values)) from error
-
-
-def as_flags(error: ValueError, names: Mapping[str, Any]) -> str:
-    """The message of an error about settings, with the flags in place of the settings' names."""
-    pattern = rf"\b(?:{'|'.join(sorted(names, key=len, reverse=True))})\b"
-    return re.sub(pattern, lambda name: f"--{name[0].replace('_', '-')}", str(error)) if names else str(error)
+        pattern = rf"\b(?:{'|'.join(sorted(names, key=len, reverse=True))})\b"
+        message = re.sub(pattern, lambda name: f"--{name[0].replace('_', '-')}", str(error))
+        raise UsageError(message if names else str(error)) from error
 
 
 def check_batch_size(batch_size: int) -> None:

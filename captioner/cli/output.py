@@ -28,7 +28,7 @@ _MAX_PATH_BYTES = 4096  # in Linux
 _MAX_NAME_BYTES = 200  # of an output, to leave room for what its settings file adds
 CSV_HEADER = ("file", "caption", "log_prob")
 
-_NAMED_ESCAPES = {"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"}
+_NAMED_ESCAPES = {"\t": "\\t", "\n": "\\n", "\r": "\\r"}
 _INVISIBLE = ("Cc", "Zl", "Zp")  # Unicode categories: control characters, line and paragraph separators
 _BIDI = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # can reorder a terminal's text
 
@@ -149,7 +149,7 @@ def settings_file(output: Path) -> Path:
 
 
 def _write_settings(record: Path, settings: Mapping[str, Any]) -> None:
-    """Without the file the output cannot be resumed, which is no reason not to write it. Raises: OSError."""
+    """If the folder refuses the file, the output is still written but cannot be resumed. Raises: OSError."""
     try:
         replace_text(record, json.dumps(settings, indent=1) + "\n")
     except OSError as error:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import tyro
 
 from captioner.checkpoint.folder import read_config, read_translation_config
-from captioner.cli.options import arg, as_flags, check_flags, flags, given
+from captioner.cli.options import arg, check_flags, flags, given, naming_flags
 from captioner.config import LSTM_PARTS, DecoderConfig, DecodingOptions, EncoderConfig, TextEncoderConfig
-from captioner.errors import CaptionerError, UsageError
+from captioner.errors import CaptionerError
 from captioner.training.options import COMMAND_FILE, RunOptions
 from captioner.training.recipe import Recipe, TrainingConfig, from_plain, to_plain
 
@@ -73,11 +73,9 @@ class RecipeOverrides:
                 recipe = _starting_from(start, preset).overridden(overrides)
         except ValueError as error:
             raise CaptionerError(f"--recipe {self.recipe}: {error}") from error
-        try:
+        names = [one.name for kind in (TrainingFlags, EncoderFlags, DecoderFlags) for one in fields(kind)]
+        with naming_flags(names):
             return recipe.overridden({name: to_plain(values) for name, values in changes.items() if values})
-        except ValueError as error:
-            names = [one.name for kind in (TrainingFlags, EncoderFlags, DecoderFlags) for one in fields(kind)]
-            raise UsageError(as_flags(error, dict.fromkeys(names))) from error
 
     def _read_overrides(self) -> dict[str, Any]:
         if self.recipe is None:
@@ -118,6 +116,7 @@ class ResumeFlags:
 
 def to_stored(dataset: str, reader: Any, recipe: Recipe, options: RunOptions) -> dict[str, Any]:
     """The settings that a run stores, with absolute paths, so that it resumes from any folder."""
+    kept = to_plain(with_paths(options, Path.absolute))
     return {
         "dataset": dataset,
         "out": str(options.out.absolute()),
@@ -125,7 +124,7 @@ def to_stored(dataset: str, reader: Any, recipe: Recipe, options: RunOptions) ->
         "recipe": {
             name: to_plain(with_paths(section, Path.absolute)) for name, section in vars(recipe).items()
         },
-        "options": {name: to_plain(with_paths(options, Path.absolute))[name] for name in _KEPT_BY_A_RUN},
+        "options": {name: kept[name] for name in _KEPT_BY_A_RUN},
     }
 
 

@@ -38,7 +38,7 @@ from captioner.training.options import RunOptions
 from captioner.training.recipe import Recipe
 from captioner.training.state import data_digest
 from captioner.training.task import Validation, shown
-from captioner.training.validation import choose_decoding, validate
+from captioner.training.validation import choose_decoding, dev_entry, validate
 from captioner.vocabulary import SPECIAL_TOKENS, Vocabulary
 
 _NUM_MEASURED = 16  # pictures on which the receptive field is measured
@@ -197,14 +197,7 @@ class CaptioningTask:
         config = replace(checkpoint.config, decoding=decoding, grid=grid)
         captioner = Captioner(backend=TorchBackend(model, device), config=config, vocabulary=self.vocabulary)
         scores = score_captions(caption_records(captioner, self.dev.split.records), references)
-        metrics = checkpoint.metrics | {
-            "dev": {
-                "beam_size": decoding.beam_size,
-                "length_penalty": decoding.length_penalty,
-                **asdict(scores),
-            },
-            "decoding_cider": tried,
-        }
+        metrics = checkpoint.metrics | {"dev": dev_entry(decoding, scores), "decoding_cider": tried}
         save_checkpoint(folder, replace(checkpoint, config=config, metrics=metrics))
         return scores
 

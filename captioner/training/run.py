@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 
 from captioner.atomic import recover_folder, replace_text
+from captioner.backends.torch_backend import limit_threads
 from captioner.errors import CaptionerError
 from captioner.images.prefetch import available_cores
 from captioner.training.interrupts import run_lock, stop_on_signals
@@ -70,9 +71,7 @@ def training_run(
             trainer.resume()
         if is_main:
             _write_json(out / COMMAND_FILE, command)
-            _write_json(
-                out / "recipe.json", {name: to_plain(section) for name, section in vars(recipe).items()}
-            )
+            _write_json(out / "recipe.json", to_plain(recipe))
         with stop_on_signals(accelerator):
             yield trainer
     accelerator.end_training()
@@ -84,7 +83,7 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
     Raises:
         CaptionerError: the device does not support the precision of the recipe.
     """
-    torch.set_num_threads(min(torch.get_num_threads(), available_cores()))  # torch ignores a CPU limit
+    limit_threads()
     precision = recipe.training.mixed_precision
     try:
         accelerator = Accelerator(

@@ -1,7 +1,7 @@
 """Validation on decoded texts, and tuning of decoding options."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeVar
 
 import torch
@@ -132,3 +132,8 @@ def choose_decoding(
             tried[replace(options, length_penalty=penalty)] = score(_texts(ranked, checkpoint.vocabulary))
     best = max(tried, key=lambda options: tried[options])
     return best, {f"beam {c.beam_size}, length penalty {c.length_penalty}": v for c, v in tried.items()}
+
+
+def dev_entry(options: DecodingOptions, scores: Any) -> dict[str, Any]:
+    """What a model's metrics say of dev: its scores, a dataclass, and the options they were reached with."""
+    return {"beam_size": options.beam_size, "length_penalty": options.length_penalty, **asdict(scores)}
