@@ -4,15 +4,16 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, get_args
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 from captioner.cli.main import command_line, parse
-from captioner.cli.options import checked, dataset_subcommands, flags
+from captioner.cli.options import arg, checked, dataset_subcommands, flags
 from captioner.cli.output import escape_controls
 from captioner.cli.train import RecipeOverrides, ResumeFlags, RunFlags, StoredCommand, to_stored
-from captioner.errors import CaptionerError
+from captioner.errors import CaptionerError, UsageError
 from captioner.records import CaptionedImage, RecordReader, SentenceReader, SplitName
 from captioner.training.options import RunOptions
 from captioner.training.recipe import PRESETS, Recipe, TrainingConfig
@@ -38,6 +39,9 @@ class TrainFlags:
     """
 
     dataset: TrainingDataset
+    instances: Annotated[Path | None, arg("FILE")] = None
+    """COCO annotation file with objects in the training pictures, as masks or boxes: attention is drawn to
+    the object that a word names. An annotation may have a score."""
     run: RunFlags
     recipe: RecipeOverrides = field(default_factory=RecipeOverrides)
 
@@ -50,6 +54,7 @@ class Training:
     reader: RecordReader | SentenceReader
     recipe: Recipe
     options: RunOptions
+    instances: Path | None = None
 
     def run(self) -> int:
         """Read the data, train, and return the exit status."""
@@ -59,12 +64,16 @@ class Training:
         records: Sequence[Any] = self.reader.read(["train", "dev"])
         if self.name in DATASETS:
             require_valid(records)
+        if self.instances is not None:
+            records = [replace(one, instances=self.instances) for one in records if one.split == "train"] + [
+                one for one in records if one.split != "train"
+            ]
         train, dev = ([one for one in records if one.split == split] for split in ("train", "dev"))
         with training_run(
             recipe=self.recipe,
             make_task=self._task(train, dev),
             options=self.options,
-            command=to_stored(self.name, self.reader, self.recipe, self.options),
+            command=to_stored(self.name, self.reader, self.recipe, self.options, self.instances),
         ) as trainer:
             trainer.run()
         return 0
@@ -112,11 +121,16 @@ def _command(arguments: Sequence[str]) -> Training | Check:
         stored = StoredCommand.read(parse(ResumeFlags, arguments[1:], prog="train.py --resume"), TRAINABLE)
         reader = stored.relocated(stored.reader)
         sections = {name: stored.relocated(section) for name, section in vars(stored.recipe).items()}
-        return Training(stored.dataset, reader, Recipe(**sections), stored.options)
+        instances = None if stored.instances is None else stored.relocate(stored.instances)
+        return Training(stored.dataset, reader, Recipe(**sections), stored.options, instances)
     chosen: TrainFlags = parse(TrainFlags, arguments, prog="train.py")
     (name,) = (name for name, reader in TRAINABLE.items() if isinstance(chosen.dataset, reader))
     options: RunOptions = checked(RunOptions, vars(chosen.run))
-    return Training(name, chosen.dataset, chosen.recipe.applied_to(PRESETS[name]), options)
+    if chosen.instances is not None and name in (*TRANSLATION_DATASETS, "mixture"):
+        raise UsageError(
+            f"{name} takes no --instances" + "; the file of --sets names them" * (name == "mixture")
+        )
+    return Training(name, chosen.dataset, chosen.recipe.applied_to(PRESETS[name]), options, chosen.instances)
 
 
 def main() -> None:

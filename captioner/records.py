@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
 from captioner.errors import reject_string
@@ -19,6 +20,12 @@ class CaptionedImage:
     source: StoredPicture
     captions: tuple[str, ...]
     split: SplitName
+    dataset: str = ""
+    """Name of the data set, where a run has several."""
+    weight: float = 1.0
+    """How often the picture is seen per epoch of training, on average."""
+    instances: Path | None = None
+    """COCO annotation file with the objects in the picture, for supervised attention."""
 
     def __post_init__(self) -> None:
         reject_string(self.captions, "captions")

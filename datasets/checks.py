@@ -85,8 +85,8 @@ def check(
     """
     words_of = {split: _words(records, split) for split in _splits(records)}
     problems = find_problems(records)
-    for kind, names in _decode_pictures(records).items():
-        problems[kind] = names
+    found, shared = _decode_pictures(records)
+    problems |= found
     for split in ("train", "dev"):
         if split not in words_of:
             problems[f"pictures are in {split}"] = []
@@ -96,6 +96,7 @@ def check(
         "",
         *_coverage(records, words_of, min_count=min_count),
         "",
+        *_notes(shared),
         *_problem_lines(problems),
     ]
     return "\n".join(lines), not problems
@@ -119,6 +120,17 @@ def _counts(records: Sequence[CaptionedImage], words_of: dict[SplitName, list[li
         least, median, high, most = np.percentile(lengths, [0, 50, 95, 100])
         spread = f"{least:.0f}, {median:.0f}, {high:.0f}, {most:.0f}"
         lines.append(f"{split:<6} {pictures:>9,} {len(captions):>9,}   {spread}")
+    if any(record.dataset for record in records):
+        lines += ["", *_counts_by_dataset(records)]
+    return lines
+
+
+def _counts_by_dataset(records: Sequence[CaptionedImage]) -> list[str]:
+    lines = [f"{'data set':<16} {'weight':>6} {'pictures: train':>16} {'dev':>7} {'test':>7}"]
+    for dataset in dict.fromkeys(record.dataset for record in records):
+        own = [record for record in records if record.dataset == dataset]
+        train, dev, test = (sum(one.split == split for one in own) for split in ("train", "dev", "test"))
+        lines.append(f"{dataset:<16} {own[0].weight:>6g} {train:>16,} {dev:>7,} {test:>7,}")
     return lines
 
 
@@ -142,12 +154,14 @@ def _coverage(
     return lines
 
 
-def _decode_pictures(records: Sequence[CaptionedImage]) -> Problems:
-    """Decode every picture; name those that cannot be decoded, and those whose content is in two splits."""
+def _decode_pictures(records: Sequence[CaptionedImage]) -> tuple[Problems, list[str]]:
+    """Decode every picture; name those that cannot be decoded, those whose content is in two splits, and,
+    which is no problem, those of a split that are in two data sets."""
     present = [record for record in records if exists(record.source)]
     undecodable: list[str] = []
     split_of_content: dict[bytes, CaptionedImage] = {}
     shared: list[str] = []
+    repeated: list[str] = []
     batches = prefetch_batches((record.source for record in present), _digest, batch_size=64)
     results = (content for batch in batches for _, content in batch)
     bar = tqdm(results, total=len(present), desc="decoding", unit=" pictures", delay=2)
@@ -158,12 +172,30 @@ def _decode_pictures(records: Sequence[CaptionedImage]) -> Problems:
         first = split_of_content.setdefault(content, record)
         if first.split != record.split and first.source != record.source:
             shared.append(f"{first.source} in {first.split} is {record.source} in {record.split}")
+        elif first.dataset != record.dataset:
+            repeated.append(f"{first.source} of {first.dataset} is {record.source} of {record.dataset}")
     problems: Problems = defaultdict(list)
     if undecodable:
         problems["pictures cannot be decoded"] = undecodable
     if shared:
         problems["pictures are in two splits under other names"] = shared
-    return problems
+    return problems, repeated
+
+
+def _notes(repeated: Sequence[str]) -> list[str]:
+    """What is worth knowing and is no problem."""
+    if not repeated:
+        return []
+    return [
+        f"{len(repeated):,} pictures are in two data sets, so they come twice in training:",
+        *_listed(repeated),
+        "",
+    ]
+
+
+def _listed(names: Sequence[str]) -> list[str]:
+    more = [f"    and {len(names) - SHOWN:,} more"] if len(names) > SHOWN else []
+    return [*(f"    {name}" for name in names[:SHOWN]), *more]
 
 
 def _digest(source: StoredPicture) -> bytes:
@@ -178,7 +210,5 @@ def _problem_lines(problems: Problems) -> list[str]:
     lines = ["not valid:"]
     for kind, names in problems.items():
         lines.append(f"  {len(names) or 'no'} {kind}" + (":" if names else ""))
-        lines += [f"    {name}" for name in names[:SHOWN]]
-        if len(names) > SHOWN:
-            lines.append(f"    and {len(names) - SHOWN:,} more")
+        lines += _listed(names)
     return lines

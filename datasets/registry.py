@@ -2,19 +2,11 @@
 
 from captioner.records import RecordReader, SentenceReader
 
-from .coco import Coco
-from .custom import CustomCaptions
-from .flickr import Flickr8k, Flickr30k
-from .karpathy import CocoKarpathy
+from .formats import FORMATS
+from .mixture import Mixture
 from .multi30k import Multi30k
 
-DATASETS: dict[str, type[RecordReader]] = {
-    "flickr8k": Flickr8k,
-    "flickr30k": Flickr30k,
-    "coco": Coco,
-    "coco-karpathy": CocoKarpathy,
-    "custom": CustomCaptions,
-}
+DATASETS: dict[str, type[RecordReader]] = FORMATS | {"mixture": Mixture}
 """Readers by name; `captioner.training.recipe.PRESETS` has a recipe for each of these names."""
 
 TRANSLATION_DATASETS: dict[str, type[SentenceReader]] = {"multi30k": Multi30k}

@@ -19,7 +19,7 @@ from pathlib import Path
 import captioner
 from captioner import Captioner
 from captioner.config import DecoderConfig, EncoderConfig
-from captioner.evaluation.categories import mentions
+from captioner.objects.categories import mentions
 from captioner.training.captioning import CaptioningTask
 from captioner.training.options import RunOptions
 from captioner.training.recipe import Recipe, TrainingConfig

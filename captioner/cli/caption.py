@@ -229,8 +229,9 @@ class CaptionCommand:
 
             references, score = None, None
             if self.figures.references is not None:
-                from captioner.evaluation.coco import by_file_name, read_coco_captions
+                from captioner.evaluation.coco import read_coco_captions
                 from captioner.evaluation.evaluate import CiderScorer
+                from captioner.objects.coco_file import by_file_name
 
                 path = self.figures.references
                 images = read_coco_captions(path)

@@ -48,6 +48,10 @@ class EvaluateCommand:
     """With --results and without DATASET: COCO annotation file with the references."""
     train_references: Annotated[Path | None, arg("FILE", "the train split of DATASET")] = None
     """COCO annotation file with the training captions, to find copied captions."""
+    instances: Annotated[Path | None, arg("FILE")] = None
+    """COCO annotation file with the objects in the pictures. Prints how much is made up: CHAIR_i, the share of
+    named objects that are not there, and CHAIR_s, that of captions with such a one; and the recall of
+    objects."""
     results_out: Annotated[Path | None, arg("FILE")] = None
     """Write the captions in the format of COCO's evaluation server."""
     batch_size: Annotated[int, arg("INT", "32")] = 32
@@ -86,8 +90,23 @@ class EvaluateCommand:
             captions = caption_records(captioner, records, batch_size=self.batch_size)
         if self.results_out is not None:
             write_results(self.results_out, captions)
-        references = {image.image_id: image.captions for image in images}
-        return evaluate_captions(captions, references, train_captions=self._train_captions(records))
+        return evaluate_captions(
+            captions,
+            {image.image_id: image.captions for image in images},
+            train_captions=self._train_captions(records),
+            annotated=self._annotated({image.image_id: image.file_name for image in images}),
+        )
+
+    def _annotated(self, names: dict[str, str]) -> dict[str, set[str]] | None:
+        """The categories of the objects in each picture, by its id, if they are given."""
+        from captioner.objects.instances import Instances
+
+        if self.instances is None:
+            return None
+        instances = Instances(self.instances)
+        file_names = {image_id: Path(name).name for image_id, name in names.items()}
+        instances.check_listed(file_names.values())
+        return {image_id: instances.categories(name) for image_id, name in file_names.items()}
 
     def _train_captions(self, evaluated: list[CaptionedImage]) -> list[str] | None:
         """The captions that the model may have copied, if they are available."""

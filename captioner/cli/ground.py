@@ -74,7 +74,7 @@ class GroundCommand:
 
     def _grounding(self, captioner: Captioner, records: Sequence[CaptionedImage]) -> "Grounding":
         from captioner.evaluation.grounding import Grounding, grounded_words
-        from captioner.evaluation.instances import Instances
+        from captioner.objects.instances import Instances
 
         assert self.instances is not None
         instances = Instances(self.instances)

@@ -114,7 +114,9 @@ class ResumeFlags:
     machine: ResumedFlags = field(default_factory=ResumedFlags)
 
 
-def to_stored(dataset: str, reader: Any, recipe: Recipe, options: RunOptions) -> dict[str, Any]:
+def to_stored(
+    dataset: str, reader: Any, recipe: Recipe, options: RunOptions, instances: Path | None
+) -> dict[str, Any]:
     """The settings that a run stores, with absolute paths, so that it resumes from any folder."""
     kept = to_plain(with_paths(options, Path.absolute))
     return {
@@ -125,6 +127,7 @@ def to_stored(dataset: str, reader: Any, recipe: Recipe, options: RunOptions) ->
             name: to_plain(with_paths(section, Path.absolute)) for name, section in vars(recipe).items()
         },
         "options": {name: kept[name] for name in _KEPT_BY_A_RUN},
+        "instances": None if instances is None else str(instances.absolute()),
     }
 
 
@@ -136,6 +139,7 @@ class StoredCommand:
     reader: Any
     recipe: Recipe
     options: RunOptions
+    instances: Path | None
     folder: Path
     out: Path
 
@@ -160,13 +164,14 @@ class StoredCommand:
                 RunOptions, {"out": str(folder), "resume": True, **stored["options"]}, "options"
             )
             dataset, out = stored["dataset"], Path(stored["out"])
+            instances = None if stored.get("instances") is None else Path(stored["instances"])
             reader = from_plain(readers[dataset], stored["reader"], "reader")
         except (OSError, ValueError, LookupError, TypeError) as error:
             raise CaptionerError(f"{folder} does not contain a run that can be resumed ({error})") from None
         check_flags(TrainingConfig, given(flags.memory))
         check_flags(RunOptions, given(flags.machine))
         sections["training"] = replace(sections["training"], **given(flags.memory))
-        command = cls(dataset, reader, Recipe(**sections), options, folder, out)
+        command = cls(dataset, reader, Recipe(**sections), options, instances, folder, out)
         if not options.cache_dir.parent.exists():  # it was moved too; else a cache is made again where it was
             options = replace(options, cache_dir=command._beside(options.cache_dir))
         return replace(command, options=replace(options, **given(flags.machine)))
@@ -175,19 +180,19 @@ class StoredCommand:
         """Where a path is if it was moved together with the run."""
         return Path(os.path.normpath(self.folder.absolute() / os.path.relpath(path, self.out)))
 
+    def relocate(self, path: Path) -> Path:
+        """A path, adapted if what it names was moved together with the run."""
+        beside = self._beside(path)
+        return beside if not path.exists() and beside.exists() else path
+
     def relocated(self, value: Value) -> Value:
         """Settings whose paths are adapted if they were moved together with the run."""
-
-        def relocate(path: Path) -> Path:
-            beside = self._beside(path)
-            return beside if not path.exists() and beside.exists() else path
-
         texts = {  # absolute paths in templates such as those of Coco
-            one.name: str(relocate(Path(text)))
+            one.name: str(self.relocate(Path(text)))
             for one in fields(value)
             if isinstance(text := getattr(value, one.name), str) and os.path.isabs(text)
         }
-        return with_paths(replace(value, **texts), relocate)
+        return with_paths(replace(value, **texts), self.relocate)
 
 
 def with_paths(value: Value, change: Any) -> Value:

@@ -4,8 +4,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
@@ -33,7 +34,22 @@ class Augmentation:
     def __call__(
         self, image: Image.Image, *, captions: Sequence[str], epoch: int, index: int
     ) -> UInt8[Tensor, "size size 3"]:
-        from torchvision.transforms import v2  # takes seconds to import, and only training needs it
+        augmented, _ = self.with_masks(image, None, captions=captions, epoch=epoch, index=index)
+        return augmented
+
+    def with_masks(
+        self,
+        image: Image.Image,
+        masks: Float[np.ndarray, "regions height width"] | None,
+        *,
+        captions: Sequence[str],
+        epoch: int,
+        index: int,
+    ) -> tuple[UInt8[Tensor, "size size 3"], Float[np.ndarray, "regions size size"] | None]:
+        """The picture, and masks over it, which are cropped and flipped in the same way. The masks may have
+        another size than the picture."""
+        from torchvision import tv_tensors  # takes seconds to import, and only training needs it
+        from torchvision.transforms import v2
 
         may_flip = not any(_SIDES.search(caption) for caption in captions)
         transform = v2.Compose(
@@ -45,5 +61,11 @@ class Augmentation:
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derived_seed(self.seed, epoch, index))
-            augmented: Tensor = transform(v2.functional.pil_to_tensor(image))
-        return augmented.permute(1, 2, 0).contiguous()
+            pixels = v2.functional.pil_to_tensor(image)
+            if masks is None:
+                augmented, moved = transform(pixels), None
+            else:
+                scaled = v2.functional.resize_mask(torch.from_numpy(masks), list(pixels.shape[1:]))
+                augmented, moved = transform(pixels, tv_tensors.Mask(scaled))
+                moved = moved.numpy()
+        return augmented.permute(1, 2, 0).contiguous(), moved

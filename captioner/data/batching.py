@@ -13,14 +13,23 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from captioner.data.epoch_order import SampleKey
 from captioner.errors import CaptionerError, ImageError
-from captioner.model.batch import CaptionBatch
+from captioner.model.batch import CaptionBatch, Regions
 from captioner.vocabulary import PAD, Vocabulary
+
+
+@dataclass(frozen=True)
+class ItemRegions:
+    """The annotated objects of one picture, as a row of `captioner.model.batch.Regions`."""
+
+    categories: tuple[str, ...]
+    coverage: Float[np.ndarray, "regions cells"]
+    confidence: Float[np.ndarray, " regions"]
 
 
 @dataclass(frozen=True)
@@ -31,6 +40,7 @@ class CaptionItem:
     name: str
     source: Tensor
     tokens: list[Int[np.ndarray, "_"]]
+    regions: ItemRegions | None = None
 
 
 @runtime_checkable
@@ -51,6 +61,16 @@ class CaptionedDataset(Protocol):
     @property
     def references(self) -> dict[str, tuple[str, ...]]:
         """The captions as text, by the source's id."""
+        ...
+
+    @property
+    def dataset_of(self) -> dict[str, str]:
+        """The name of the data set that a source is from, by the source's id; "" if there is only one."""
+        ...
+
+    @property
+    def weights(self) -> Float[np.ndarray, " sources"] | None:
+        """How often each source is in an epoch, on average; None if each is once."""
         ...
 
     @property
@@ -109,7 +129,24 @@ def collate(
         sources=stack([item.source for item in items]),
         tokens=tokens,
         lengths=lengths,
+        regions=_collate_regions([item.regions for item in items]),
     )
+
+
+def _collate_regions(items: Sequence[ItemRegions | None]) -> Regions | None:
+    """None if no picture has annotated objects."""
+    annotated = [item for item in items if item is not None]
+    if not annotated:
+        return None
+    num_regions = max(len(item.categories) for item in annotated)
+    coverage = torch.zeros(len(items), num_regions, annotated[0].coverage.shape[1])
+    confidence = torch.zeros(len(items), num_regions)
+    for row, item in enumerate(items):
+        if item is not None:
+            coverage[row, : len(item.categories)] = torch.from_numpy(item.coverage)
+            confidence[row, : len(item.categories)] = torch.from_numpy(item.confidence)
+    categories = tuple(() if item is None else item.categories for item in items)
+    return Regions(categories=categories, coverage=coverage, confidence=confidence)
 
 
 def _ignore_signals(_: int) -> None:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Float, Int
 
 from captioner.errors import CaptionerError
 
@@ -33,8 +34,13 @@ def epoch_batches(
     micro_batches: int = 1,
     process: int = 0,
     num_processes: int = 1,
+    weights: Float[np.ndarray, " samples"] | None = None,
 ) -> list[list[SampleKey]]:
     """The samples of an epoch as one process sees them: `micro_batches` lists for every step.
+
+    Each sample is in the epoch once, or with `weights` as often as its weight says: one of weight 2.5 is
+    there twice or three times, one of weight 0.5 in half of the epochs, and all epochs have the same length.
+
 
     The order depends only on the seed and the epoch, and a step has the same samples whatever the
     number of processes and micro-batches. Steps have even sizes, so that none is nearly empty: 25 samples
@@ -43,8 +49,11 @@ def epoch_batches(
     Raises:
         CaptionerError: a step would leave a process or a micro-batch without samples.
     """
-    order = np.random.default_rng([seed, epoch]).permutation(num_samples)
-    steps = np.array_split(order, -(-num_samples // batch_size))
+    rng = np.random.default_rng([seed, epoch])
+    order = rng.permutation(num_samples)
+    if weights is not None and (weights != 1).any():
+        order = rng.permutation(np.repeat(order, _times_drawn(weights[order], rng)))
+    steps = np.array_split(order, -(-len(order) // batch_size))
     if len(steps[-1]) < num_processes * micro_batches:
         raise CaptionerError(
             f"a step of {len(steps[-1])} samples is too small for {num_processes} processes with "
@@ -53,6 +62,17 @@ def epoch_batches(
         )
     own = (split for step in steps for split in np.array_split(step[process::num_processes], micro_batches))
     return [[SampleKey(epoch, int(index)) for index in split] for split in own]
+
+
+def _times_drawn(
+    weights: Float[np.ndarray, " samples"], rng: np.random.Generator
+) -> Int[np.ndarray, " samples"]:
+    """How often each sample is drawn, by systematic sampling: its weight rounded up or down at random, with a
+    sum that is always the sum of the weights, rounded."""
+    total = max(round(float(weights.sum())), 1)
+    ends = np.cumsum(weights) * (total / weights.sum())
+    ends[-1] = total  # exactly
+    return np.diff(np.ceil(ends - rng.random()), prepend=0).astype(int)
 
 
 def in_order(

@@ -11,9 +11,11 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from captioner.config import GridConfig
 from captioner.data.augmentation import Augmentation
 from captioner.data.batching import CaptionItem, EncodedCaptions
 from captioner.data.epoch_order import SampleKey
+from captioner.data.regions import RegionStore
 from captioner.errors import ImageError
 from captioner.images.geometry import Preprocess
 from captioner.images.reading import load_image
@@ -34,6 +36,14 @@ class CachedRecords:
     def references(self) -> dict[str, tuple[str, ...]]:
         return {record.image_id: record.captions for record in self.records}
 
+    @property
+    def dataset_of(self) -> dict[str, str]:
+        return {record.image_id: record.dataset for record in self.records}
+
+    @property
+    def weights(self) -> Float[np.ndarray, " records"]:
+        return np.array([record.weight for record in self.records])
+
     def without_features(self) -> "CachedRecords":
         """The same records, all encoded on the fly, which they must be once the encoder is trained."""
         return replace(self, features=self.features[:0])
@@ -50,8 +60,12 @@ class CaptionDataset(Dataset[CaptionItem | ImageError]):
         vocabulary: Vocabulary,
         max_words: int,
         augmentation: Augmentation | None = None,
+        regions: RegionStore | None = None,
+        grid: GridConfig | None = None,
     ) -> None:
+        """`regions` are the annotated objects of the pictures, for supervised attention over the `grid`."""
         self.split, self.preprocess, self.augmentation = split, preprocess, augmentation
+        self.regions, self.grid = regions, grid
         captions = [record.captions for record in split.records]
         self.captions = EncodedCaptions(captions, vocabulary=vocabulary, max_words=max_words)
 
@@ -66,6 +80,7 @@ class CaptionDataset(Dataset[CaptionItem | ImageError]):
 
     def _item(self, epoch: int, index: int) -> CaptionItem:
         record = self.split.records[index]
+        regions = None if self.regions is None else self.regions[index]
         if index < len(self.split.features):
             picture = torch.from_numpy(np.array(self.split.features[index]))
         else:
@@ -73,8 +88,16 @@ class CaptionDataset(Dataset[CaptionItem | ImageError]):
             if self.augmentation is None:
                 picture = torch.from_numpy(self.preprocess(image).copy())
             else:
-                picture = self.augmentation(image, captions=record.captions, epoch=epoch, index=index)
-        return CaptionItem(record.image_id, str(record.source), picture, self.captions[index])
+                masks = None if regions is None else regions.masks
+                picture, masks = self.augmentation.with_masks(
+                    image, masks, captions=record.captions, epoch=epoch, index=index
+                )
+                if regions is not None and masks is not None:
+                    regions = replace(regions, masks=masks)
+        on_grid = None
+        if regions is not None and self.grid is not None:
+            on_grid = regions.on_grid(self.grid, self.preprocess.config)
+        return CaptionItem(record.image_id, str(record.source), picture, self.captions[index], on_grid)
 
     @staticmethod
     def stack(sources: Sequence[Tensor]) -> Pictures:
@@ -91,6 +114,14 @@ class CaptionDataset(Dataset[CaptionItem | ImageError]):
     @property
     def references(self) -> dict[str, tuple[str, ...]]:
         return self.split.references
+
+    @property
+    def dataset_of(self) -> dict[str, str]:
+        return self.split.dataset_of
+
+    @property
+    def weights(self) -> Float[np.ndarray, " records"]:
+        return self.split.weights
 
     @property
     def encodes_on_the_fly(self) -> bool:

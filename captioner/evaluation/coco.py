@@ -4,22 +4,14 @@ https://cocodataset.org/#format-data and #format-results. Results are also read 
 jsonl` writes them.
 """
 
-import contextlib
-import io
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 from captioner.errors import CaptionerError
-
-if TYPE_CHECKING:
-    from pycocotools.coco import COCO
-
-Value = TypeVar("Value")
-
-_MALFORMED = (*(OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError, RecursionError),)
+from captioner.objects.coco_file import open_coco, reading
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,26 +21,6 @@ class CocoImage:
     image_id: str
     file_name: str
     captions: tuple[str, ...]
-
-
-@contextlib.contextmanager
-def reading(path: Path, content: str) -> Iterator[None]:
-    """Turn whatever shows that a file is not in COCO's format into a `CaptionerError`."""
-    try:
-        yield
-    except _MALFORMED as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise CaptionerError(f"{path} is not a COCO file with {content} ({reason})") from None
-
-
-def open_coco(path: Path, content: str) -> "COCO":
-    """An annotation file, by pycocotools. Raises: CaptionerError."""
-    from pycocotools.coco import COCO
-
-    if not path.is_file():
-        raise CaptionerError(f"{path} is missing; give an annotation file with {content}")
-    with reading(path, content), contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
-        return COCO(path)
 
 
 def read_coco_captions(path: Path) -> list[CocoImage]:
@@ -107,21 +79,6 @@ def read_results(path: Path, images: Sequence[CocoImage]) -> dict[str, str]:
             raise CaptionerError(f"{where}: image {image_id} already has a caption")
         captions[image_id] = entry["caption"]
     return captions
-
-
-def by_file_name(path: Path, named: Iterable[tuple[str, Value]]) -> dict[str, Value]:
-    """Values by file names without folders, because pictures may be stored elsewhere.
-
-    Raises:
-        CaptionerError: two share it; `path` is named.
-    """
-    found: dict[str, Value] = {}
-    for file_name, value in named:
-        name = Path(file_name).name
-        if name in found:
-            raise CaptionerError(f"{path} has two pictures named {name}, which cannot be distinguished")
-        found[name] = value
-    return found
 
 
 def _ids_by_file_name(images: Sequence[CocoImage]) -> dict[str, str | None]:

@@ -1,6 +1,6 @@
 """Evaluation of captions: scores against references, and statistics."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from tqdm import tqdm
@@ -8,6 +8,7 @@ from tqdm import tqdm
 from captioner.config import DecodingOptions
 from captioner.errors import ImageError, reject_string
 from captioner.evaluation.cider import CiderD
+from captioner.evaluation.hallucination import Hallucination, find_hallucination
 from captioner.evaluation.metrics import Scores, ptb_tokenize, score_captions
 from captioner.evaluation.statistics import CaptionStatistics
 from captioner.inference import Captioner
@@ -17,13 +18,14 @@ from captioner.vocabulary import tokenize
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Scores and statistics of captions, and the share (0..1) of them that occur verbatim in train, None
-    without train's captions."""
+    """Scores and statistics of captions; the share (0..1) of them that occur verbatim in train, None without
+    train's captions; and how much is made up, None without annotated objects."""
 
     num_pictures: int
     scores: Scores
     statistics: CaptionStatistics
     copied_share: float | None
+    hallucination: Hallucination | None = None
 
     def __str__(self) -> str:
         copied = "not computed (needs train captions)"
@@ -34,6 +36,7 @@ class Evaluation:
             **self.scores.named(),
             **self.statistics.named(),
             "copied from train": copied,
+            **({} if self.hallucination is None else self.hallucination.named()),
         }
         return "\n".join(f"{name:<18} {value}" for name, value in lines.items())
 
@@ -67,8 +70,11 @@ def evaluate_captions(
     references: Mapping[str, Sequence[str]],
     *,
     train_captions: Iterable[str] | None = None,
+    annotated: Mapping[str, Collection[str]] | None = None,
 ) -> Evaluation:
-    """Score captions and compute their statistics; both mappings are by image id.
+    """Score captions and compute their statistics; all mappings are by image id.
+
+    `annotated` are the categories of the objects in each picture, to find those that captions make up.
 
     Raises:
         CaptionerError: a picture lacks a caption or a reference.
@@ -84,6 +90,7 @@ def evaluate_captions(
         scores=scores,
         statistics=CaptionStatistics.from_captions(captions.values()),
         copied_share=copied_share,
+        hallucination=None if annotated is None else find_hallucination(captions, references, annotated),
     )
 
 

@@ -11,8 +11,8 @@ from jaxtyping import Bool, Float
 
 from captioner.caption import Caption
 from captioner.errors import CaptionerError
-from captioner.evaluation.categories import Mention, mentions
-from captioner.evaluation.instances import Masks
+from captioner.objects.categories import Mention, mentions
+from captioner.objects.instances import Masks
 
 METHODS = ("model", "uniform", "gaussian", "shuffled")
 """A word's attention, and the baselines that it is compared with:

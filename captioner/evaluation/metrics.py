@@ -8,8 +8,9 @@ otherwise reported as not computed.
 import re
 import subprocess
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
+from typing import Any
 
 from nltk.tokenize.destructive import NLTKWordTokenizer
 from pycocoevalcap.bleu.bleu import Bleu
@@ -108,6 +109,55 @@ def score_captions(
         rouge_l=100 * float(rouge_l),
         cider=100 * float(cider),
         meteor=meteor,
+    )
+
+
+@dataclass(frozen=True)
+class ScoresByDataset:
+    """Scores of the captions of each data set, each with its own document frequencies."""
+
+    by_dataset: Mapping[str, Scores]
+
+    @property
+    def mean(self) -> Scores:
+        """The mean over the data sets, whatever their sizes."""
+        each: list[dict[str, Any]] = [vars(scores) for scores in self.by_dataset.values()]
+        columns = {name: [scores[name] for scores in each] for name in each[0]}
+        means: dict[str, Any] = {
+            name: None if None in values else sum(values) / len(values) for name, values in columns.items()
+        }
+        return Scores(**means)
+
+    def entries(self) -> dict[str, dict[str, float | None]]:
+        """The scores for logs: the mean as `dev` and, of several, each data set's as `dev/name`."""
+        several = self.by_dataset.items() if len(self.by_dataset) > 1 else ()
+        return {"dev": asdict(self.mean), **{f"dev/{name}": asdict(scores) for name, scores in several}}
+
+    def __str__(self) -> str:
+        if len(self.by_dataset) == 1:
+            return str(self.mean)
+        return "; ".join(f"{name}: {scores}" for name, scores in self.by_dataset.items())
+
+
+def score_by_dataset(
+    captions: Mapping[str, str],
+    references: Mapping[str, Sequence[str]],
+    *,
+    dataset_of: Mapping[str, str],
+    with_meteor: bool = True,
+) -> ScoresByDataset:
+    """As `score_captions`, a data set at a time; `dataset_of` has its name by picture id."""
+    _refuse("have no caption", references.keys() - captions.keys())
+    names = dict.fromkeys(dataset_of[image_id] for image_id in references)
+    return ScoresByDataset(
+        {
+            name: score_captions(
+                {image_id: text for image_id, text in captions.items() if dataset_of[image_id] == name},
+                {image_id: texts for image_id, texts in references.items() if dataset_of[image_id] == name},
+                with_meteor=with_meteor,
+            )
+            for name in names
+        }
     )
 
 

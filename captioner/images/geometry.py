@@ -80,6 +80,20 @@ def heatmap(
     return vertical @ alpha @ horizontal.T
 
 
+def cell_coverage(
+    mask: Float[np.ndarray, "*regions height width"], *, grid: GridConfig, preprocess: PreprocessConfig
+) -> Float[np.ndarray, "*regions rows cols"]:
+    """The share of each cell that a mask over the picture covers; values of the mask are in [0, 1].
+
+    A cell is the part of the picture that is closer to its centre than to any other's.
+    """
+    height, width = mask.shape[-2:]
+    vertical = cells_to_pixels(grid.rows, grid, preprocess.size_px, height, is_smooth=False)
+    horizontal = cells_to_pixels(grid.cols, grid, preprocess.size_px, width, is_smooth=False)
+    areas = np.outer(vertical.sum(axis=0), horizontal.sum(axis=0))
+    return (vertical.T @ mask @ horizontal) / np.maximum(areas, 1)  # a tiny picture has cells without pixels
+
+
 def cells_to_pixels(
     num_cells: int, grid: GridConfig, input_px: int, image_px: int, is_smooth: bool
 ) -> Float[np.ndarray, "pixels cells"]:

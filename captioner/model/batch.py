@@ -25,6 +25,22 @@ class Pictures:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Regions:
+    """The annotated objects of a batch's pictures, a region for each category in a picture.
+
+    `categories` are their names by picture. `coverage` is the share of each cell that the region covers,
+    relative to the cell that it covers most, and `confidence` in [0, 1] how sure its best object is; both are
+    zero where a picture has fewer regions than another. `of_word` is the region that each word names, -1 for
+    none; None until the words are looked up.
+    """
+
+    categories: tuple[tuple[str, ...], ...]
+    coverage: Float[Tensor, "batch regions cells"]
+    confidence: Float[Tensor, "batch regions"]
+    of_word: Int[Tensor, "batch captions steps"] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class CaptionBatch:
     """Sources, each once, with all their captions.
 
@@ -41,6 +57,7 @@ class CaptionBatch:
     sources: Any
     tokens: Int[Tensor, "batch captions tokens"]
     lengths: Int[Tensor, "batch captions"]
+    regions: Regions | None = None
 
     def to(self, device: torch.device) -> "CaptionBatch":
         return to_device(self, device)
@@ -59,8 +76,10 @@ def to_device(value: Tensors, device: torch.device) -> Tensors:
 
 
 def _map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    """Apply a function to all tensors of a dataclass and of its sources."""
+    """Apply a function to all tensors of a dataclass, of its sources and of its regions."""
     changed = {name: function(field) for name, field in vars(value).items() if isinstance(field, Tensor)}
     if isinstance(value, CaptionBatch):
         changed["sources"] = _map_tensors(value.sources, function)
+        if value.regions is not None:
+            changed["regions"] = _map_tensors(value.regions, function)
     return replace(value, **changed)

@@ -1,8 +1,8 @@
 """Captioning task: data, model and score of a run on pictures."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,10 @@ from captioner.config import (
 from captioner.data.augmentation import Augmentation
 from captioner.data.feature_cache import cached_splits, read_ahead
 from captioner.data.pictures import CachedRecords, CaptionDataset
+from captioner.data.regions import RegionStore
 from captioner.errors import CaptionerError, ImageError
 from captioner.evaluation.evaluate import caption_records
-from captioner.evaluation.metrics import Scores, score_captions
+from captioner.evaluation.metrics import ScoresByDataset, score_by_dataset
 from captioner.evaluation.statistics import CaptionStatistics
 from captioner.figures.overlay import draw_overlay
 from captioner.images.geometry import Preprocess
@@ -58,11 +59,15 @@ class CaptioningTask:
         train: CachedRecords,
         dev: CachedRecords,
         start: CaptioningCheckpoint | None = None,
+        regions: RegionStore | None = None,
     ) -> None:
-        """`start` provides the decoder's initial weights; otherwise they are random."""
+        """`start` provides the decoder's initial weights; otherwise they are random. `regions` are the
+        annotated objects of train's pictures."""
         assert isinstance(recipe.encoder, EncoderConfig)
         self.recipe, self.encoder, self.vocabulary, self.start = recipe, encoder, vocabulary, start
-        self.train = self._dataset(train, preprocess, is_augmented=recipe.training.augmentation)
+        self.train = self._dataset(
+            train, preprocess, is_augmented=recipe.training.augmentation, regions=regions, grid=grid
+        )
         self.dev = self._dataset(dev, preprocess, is_augmented=False)
         self.config = ModelConfig(
             format_version=FORMAT_VERSION,
@@ -97,7 +102,7 @@ class CaptioningTask:
         encoder.to(accelerator.device)
         with accelerator.main_process_first():
             dev_split, train_split = cached_splits(
-                [dev[: training.max_dev_pictures], train],
+                [_first_of_each(dev, training.max_dev_pictures), train],
                 encoder=encoder,
                 preprocess=preprocess,
                 grid=grid,
@@ -125,10 +130,17 @@ class CaptioningTask:
             train=train_split,
             dev=dev_split,
             start=start,
+            regions=_load_regions(recipe, train),
         )
 
     def _dataset(
-        self, split: CachedRecords, preprocess: PreprocessConfig, *, is_augmented: bool
+        self,
+        split: CachedRecords,
+        preprocess: PreprocessConfig,
+        *,
+        is_augmented: bool,
+        regions: RegionStore | None = None,
+        grid: GridConfig | None = None,
     ) -> CaptionDataset:
         training = self.recipe.training
         return CaptionDataset(
@@ -137,6 +149,8 @@ class CaptioningTask:
             vocabulary=self.vocabulary,
             max_words=training.max_caption_words,
             augmentation=Augmentation(training.seed, preprocess.size_px) if is_augmented else None,
+            regions=regions,
+            grid=grid,
         )
 
     def make_model(self) -> CaptioningModel:
@@ -157,11 +171,17 @@ class CaptioningTask:
             self.dev,
             vocabulary=self.vocabulary,
             options=self.recipe.decoding,
-            score=partial(score_captions, references=self.dev.references),
+            score=self._score,
             num_workers=num_workers,
         )
         statistics = asdict(CaptionStatistics.from_captions(captions.values()))
-        return Validation(score=scores.cider, entries={"dev": asdict(scores), "dev_statistics": statistics})
+        entries = scores.entries() | {"dev_statistics": statistics}
+        return Validation(score=scores.mean.cider, entries=entries)
+
+    def _score(self, captions: dict[str, str], *, with_meteor: bool = True) -> ScoresByDataset:
+        return score_by_dataset(
+            captions, self.dev.references, dataset_of=self.dev.dataset_of, with_meteor=with_meteor
+        )
 
     def to_checkpoint(self, model: CaptioningModel, metrics: dict[str, Any]) -> CaptioningCheckpoint:
         return CaptioningCheckpoint(model, self.config, self.vocabulary, metrics)
@@ -177,18 +197,18 @@ class CaptioningTask:
                 if not isinstance(caption, ImageError):
                     yield draw_overlay(caption, caption.image())
 
-    def tune_decoding(self, folder: Path, *, num_workers: int = 0) -> Scores:
+    def tune_decoding(self, folder: Path, *, num_workers: int = 0) -> ScoresByDataset:
         """The receptive field of the CNN's cells is measured on the first dev pictures, for the figures.
 
         The model is loaded as it was saved, in half precision, and the scores are those of the captions
         that caption.py prints for the dev pictures' files.
         """
         checkpoint, device = load_checkpoint(folder), choose_device("auto")
-        model, references = checkpoint.model.to(device).eval(), self.dev.references
+        model = checkpoint.model.to(device).eval()
         decoding, tried = choose_decoding(
             checkpoint,
             self.dev,
-            score=lambda captions: score_captions(captions, references, with_meteor=False).cider,
+            score=lambda captions: self._score(captions, with_meteor=False).mean.cider,
             num_workers=num_workers,
         )
         grid = replace(
@@ -196,8 +216,9 @@ class CaptioningTask:
         )
         config = replace(checkpoint.config, decoding=decoding, grid=grid)
         captioner = Captioner(backend=TorchBackend(model, device), config=config, vocabulary=self.vocabulary)
-        scores = score_captions(caption_records(captioner, self.dev.split.records), references)
-        metrics = checkpoint.metrics | {"dev": dev_entry(decoding, scores), "decoding_cider": tried}
+        scores = self._score(caption_records(captioner, self.dev.split.records))
+        dev = scores.entries() | {"dev": dev_entry(decoding, scores.mean)}
+        metrics = checkpoint.metrics | dev | {"decoding_cider": tried}
         save_checkpoint(folder, replace(checkpoint, config=config, metrics=metrics))
         return scores
 
@@ -207,6 +228,30 @@ class CaptioningTask:
         squashed = np.stack([load(record.source) for record in self.dev.split.records[:_NUM_MEASURED]])
         images = torch.from_numpy(squashed).to(next(encoder.parameters()).device)
         return encoder.receptive_field_std_px(encoder.normalise(images), self.config.grid)
+
+
+def _first_of_each(dev: Sequence[CaptionedImage], most: int | None) -> list[CaptionedImage]:
+    """The first dev pictures of each data set, at most so many."""
+    kept = Counter[str]()
+    first = []
+    for record in dev:
+        if most is None or kept[record.dataset] < most:
+            kept[record.dataset] += 1
+            first.append(record)
+    return first
+
+
+def _load_regions(recipe: Recipe, train: Sequence[CaptionedImage]) -> RegionStore | None:
+    """The annotated objects of train, if they are given and wanted. Raises: CaptionerError."""
+    is_annotated = any(record.instances is not None for record in train)
+    if not is_annotated or recipe.training.attention_supervision == 0:
+        return None
+    if recipe.decoder.attention != "soft":
+        raise CaptionerError(
+            f"supervised attention needs soft attention, not {recipe.decoder.attention}; "
+            "leave --instances out"
+        )
+    return RegionStore(train)
 
 
 def _load_start(recipe: Recipe) -> CaptioningCheckpoint | None:

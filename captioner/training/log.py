@@ -65,17 +65,20 @@ class RunLog:
         if self.writer is None:
             return
         entry = history[-1]
-        dev = {f"dev/{name}": value for name, value in entry["dev"].items() if value is not None}
+        groups = {name: values for name, values in entry.items() if name == "dev" or name.startswith("dev/")}
+        dev = {
+            f"{group}/{name}": value
+            for group, values in groups.items()
+            for name, value in values.items()
+            if value is not None
+        }
         # At the last step rather than after it, because a run resumed after it drops what is there.
         statistics = entry.get("dev_statistics", {})
         curves = {f"dev_statistics/{name}": value for name, value in statistics.items()}
         self.step(entry["step"] - 1, {**dev, **curves, "data_wait_share": entry["data_wait_share"]})
-        scores = ", ".join(
-            f"{name} {'not computed' if value is None else f'{value:.1f}'}"
-            for name, value in entry["dev"].items()
-        )
+        scores = "; ".join(f"{name} {_describe_scores(values)}" for name, values in groups.items())
         _logger.info(
-            "epoch %d: loss %.3f; %.0f captions/s, %.1f %% of the time spent waiting for data; dev %s%s",
+            "epoch %d: loss %.3f; %.0f captions/s, %.1f %% of the time spent waiting for data; %s%s",
             entry["epoch"],
             entry["loss"]["total"],
             entry["captions_per_s"],
@@ -101,6 +104,12 @@ class RunLog:
                 f"cannot write the log in {self.path.parent}: {error.strerror or error}; make room, "
                 "then continue with --resume"
             ) from error
+
+
+def _describe_scores(scores: Mapping[str, float | None]) -> str:
+    return ", ".join(
+        f"{name} {'not computed' if value is None else f'{value:.1f}'}" for name, value in scores.items()
+    )
 
 
 def _describe(statistics: Mapping[str, float]) -> str:

@@ -8,8 +8,10 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from captioner.model.attention import HardAttentionSample
-from captioner.model.batch import CaptionBatch
+from captioner.model.batch import CaptionBatch, Regions
 from captioner.model.decoder import DecoderOutput
+
+_LEAST_INSIDE = 1e-6  # of the attention
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,9 @@ class CaptionLoss:
     where s_t is the sampled cell and b a moving average of log p(y); this too is divided by the number of
     words of the batch.
 
+    Where a word names an annotated object, supervised attention adds a term that draws its attention there,
+    lambda_s times `attention_supervision` / number of words.
+
     Differs from the paper in that the first term is a mean over the real words of the batch instead of
     a sum over each caption's, so that neither the batch size nor long captions change the effective
     learning rate. The penalty is summed over cells and averaged over captions; padded steps and captions of
@@ -47,6 +52,7 @@ class CaptionLoss:
     attention_penalty: float
     reinforce_weight: float = 0.0
     attention_entropy_weight: float = 0.0
+    attention_supervision: float = 0.0
 
     def __call__(
         self,
@@ -73,6 +79,7 @@ class CaptionLoss:
             "cross_entropy": negative_log_likelihood.sum() / counts.words,
             "attention_penalty": penalty,
         }
+        add_supervision(terms, output, batch, counts, weight=self.attention_supervision)
         if output.hard_sample is not None:
             terms["hard_attention"] = (
                 self._hard_attention(output.hard_sample, output.word_mask, negative_log_likelihood, baseline)
@@ -104,3 +111,42 @@ def attention_penalty(output: DecoderOutput) -> Float[Tensor, ""]:
     if output.cell_mask is not None:
         missing = missing * output.cell_mask[:, None]
     return missing[is_caption].sum()
+
+
+def attention_supervision(output: DecoderOutput, regions: Regions) -> Float[Tensor, ""]:
+    """How little of the attention lies on the objects that words name, summed over these words:
+
+        -confidence * log sum_i coverage_i alpha_ti
+
+    where coverage is the share of cell i that the word's region covers, relative to the cell that it covers
+    most. Other words add nothing.
+
+    Supervised attention of Liu et al. 2017, "Attention Correctness in Neural Image Captioning". Differs from
+    the paper in that it is the attention on all of the region that counts, not how it is spread there: a word
+    names one of several objects of its category, or a part of one.
+    """
+    assert regions.of_word is not None
+    is_named = (regions.of_word >= 0) & output.word_mask
+    picture, _, _ = is_named.nonzero(as_tuple=True)
+    region = regions.of_word[is_named]
+    inside = (output.alphas[is_named] * regions.coverage[picture, region]).sum(dim=-1)
+    # Attention that is nowhere near must not give an infinite loss.
+    return -(regions.confidence[picture, region] * (inside + _LEAST_INSIDE).log()).sum()
+
+
+def add_supervision(
+    terms: dict[str, Float[Tensor, ""]],
+    output: DecoderOutput,
+    batch: CaptionBatch,
+    counts: TokenCounts,
+    *,
+    weight: float,
+) -> None:
+    """Add the term of supervised attention to the others, per word, if the weight is not zero."""
+    if weight == 0:
+        return
+    if batch.regions is None:
+        terms["attention_supervision"] = output.alphas.new_zeros(())
+        return
+    terms["attention_supervision"] = attention_supervision(output, batch.regions) / counts.words
+    terms["total"] = terms["total"] + weight * terms["attention_supervision"]

@@ -66,6 +66,8 @@ class TrainingConfig(Bounded):
     """Share of the target's probability spread over the vocabulary."""
     attention_penalty: NonNegative = 0.005
     """Weight lambda of the doubly stochastic attention penalty (Xu et al. 2015, eq. 14)."""
+    attention_supervision: NonNegative = 1.0
+    """Weight lambda_s of supervised attention (Liu et al. 2017), for data with annotated objects."""
     reinforce_weight: NonNegative = 1.0
     """Weight lambda_r of the REINFORCE term of hard attention (Xu et al. 2015, eq. 12)."""
     attention_entropy_weight: NonNegative = 0.01
@@ -189,6 +191,7 @@ PRESETS = {
     "coco": _COCO,
     "coco-karpathy": _COCO,
     "custom": _FLICKR,
+    "mixture": _FLICKR,
     "multi30k": _MULTI30K,
 }
 """Complete recipes by the name of their data set, as in the package datasets. Those of flickr8k and multi30k

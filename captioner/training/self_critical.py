@@ -14,7 +14,7 @@ from captioner.evaluation.cider import CiderD
 from captioner.evaluation.metrics import ptb_tokenize
 from captioner.model.batch import CaptionBatch
 from captioner.model.decoder import Decoder, DecoderOutput
-from captioner.training.loss import TokenCounts, attention_penalty
+from captioner.training.loss import TokenCounts, add_supervision, attention_penalty
 from captioner.vocabulary import END, PAD, SPECIAL_TOKENS, START, Vocabulary
 
 _END = SPECIAL_TOKENS[END]
@@ -66,25 +66,39 @@ def without_banned(logits: Float[Tensor, "*rows vocab"]) -> Float[Tensor, "*rows
 class Reward:
     """CIDEr-D of each caption as it would be printed, against the source's own captions.
 
-    Document frequencies are those of the training captions. The end of a caption counts as a word, so
-    that a truncated one, such as "a dog runs through the", is worth less than a complete one: otherwise
-    training for CIDEr-D learns to truncate captions.
+    Document frequencies are those of the training captions of the source's data set. The end of a caption
+    counts as a word, so that a truncated one, such as "a dog runs through the", is worth less than a complete
+    one: otherwise training for CIDEr-D learns to truncate captions.
     """
 
-    def __init__(self, references: Mapping[str, Sequence[str]], *, vocabulary: Vocabulary) -> None:
-        """`references` are the training captions, by the id of their source."""
+    def __init__(
+        self,
+        references: Mapping[str, Sequence[str]],
+        *,
+        vocabulary: Vocabulary,
+        dataset_of: Mapping[str, str] | None = None,
+    ) -> None:
+        """`references` are the training captions, and `dataset_of` has the data set, by the source's id."""
         self.vocabulary = vocabulary
         bar = tqdm(references.items(), desc="captions for the reward", delay=2)
         self._references = {
             source: [[*ptb_tokenize(text), _END] for text in captions] for source, captions in bar
         }
-        self._cider = CiderD(self._references.values())
+        self._dataset_of = dataset_of or dict.fromkeys(references, "")
+        self._cider_of = {
+            dataset: CiderD(
+                words for source, words in self._references.items() if self._dataset_of[source] == dataset
+            )
+            for dataset in set(self._dataset_of.values())
+        }
 
     def __call__(self, batch: CaptionBatch) -> Float[Tensor, "batch captions"]:
         """The rewards of a batch's captions."""
         return torch.tensor(
             [
-                self._cider.scores(list(map(self._words, captions)), self._references[source])
+                self._cider_of[self._dataset_of[source]].scores(
+                    list(map(self._words, captions)), self._references[source]
+                )
                 for source, captions in zip(batch.ids, batch.tokens.tolist(), strict=True)
             ]
         )
@@ -111,6 +125,7 @@ class SelfCriticalLoss:
     """Loss that makes sampled captions likelier if they are worth more than others of their picture.
 
         total = mean over words of -advantage(y) log p(y_t)  +  lambda * attention penalty
+                + lambda_s * attention supervision
 
     REINFORCE (Williams 1992) as used by Rennie et al. 2017, "Self-critical Sequence Training". As in
     sampling, tokens that captions may not contain have no probability. Differs from the exact gradient of
@@ -121,6 +136,7 @@ class SelfCriticalLoss:
 
     attention_penalty: float
     reward: Reward
+    attention_supervision: float = 0.0
 
     def __call__(
         self,
@@ -137,10 +153,12 @@ class SelfCriticalLoss:
         negative_log_likelihood = cross_entropy(without_banned(output.logits), targets, reduction="none")
         weights = advantages(rewards)[..., None].expand(output.word_mask.shape)[output.word_mask]
         penalty = attention_penalty(output) / counts.captions
-        return {
+        terms = {
             "total": (weights * negative_log_likelihood).sum() / counts.words
             + self.attention_penalty * penalty,
             "cross_entropy": negative_log_likelihood.detach().sum() / counts.words,
             "attention_penalty": penalty,
             "reward": rewards.sum() / counts.captions,
         }
+        add_supervision(terms, output, batch, counts, weight=self.attention_supervision)
+        return terms

@@ -57,7 +57,8 @@ def data_digest(train: CachedRecords, vocabulary: Vocabulary, encoder: Encoder) 
     digest.update(weights_digest(encoder).encode())
     digest.update(str(len(train.features)).encode())
     for record in train.records:
-        digest.update(repr((record.image_id, record.captions)).encode(errors="surrogateescape"))
+        content = (record.image_id, record.captions, record.dataset, record.weight, record.instances is None)
+        digest.update(repr(content).encode(errors="surrogateescape"))
     return digest.hexdigest()
 
 

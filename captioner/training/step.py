@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from captioner.config import EncoderConfig
 from captioner.data.epoch_order import derived_seed
+from captioner.data.regions import look_up_words
 from captioner.errors import CaptionerError
 from captioner.model.batch import CaptionBatch
 from captioner.model.captioning import AttentionModel
@@ -28,6 +29,7 @@ from captioner.training.optim import (
 from captioner.training.recipe import Recipe
 from captioner.training.self_critical import Reward, SelfCriticalLoss, sample_captions
 from captioner.training.state import Progress
+from captioner.vocabulary import Vocabulary
 
 _BASELINE_DECAY = 0.9  # Xu et al. 2015, section 4.1
 
@@ -45,22 +47,26 @@ class TrainStep:
         recipe: Recipe,
         model: AttentionModel[Any],
         steps_per_epoch: int,
+        vocabulary: Vocabulary,
         reward: Reward | None = None,
     ) -> None:
         """`reward` is needed for self-critical training, if the recipe has it."""
         training = recipe.training
-        self.accelerator, self.training = accelerator, training
+        self.accelerator, self.training, self.vocabulary = accelerator, training, vocabulary
         self.max_words = recipe.decoding.max_words  # of a sampled caption
         self.loss = CaptionLoss(
             label_smoothing=training.label_smoothing,
             attention_penalty=training.attention_penalty,
             reinforce_weight=training.reinforce_weight,
             attention_entropy_weight=training.attention_entropy_weight,
+            attention_supervision=training.attention_supervision,
         )
         self.self_critical_loss: SelfCriticalLoss | None = None
         if reward is not None:
             self.self_critical_loss = SelfCriticalLoss(
-                attention_penalty=training.attention_penalty, reward=reward
+                attention_penalty=training.attention_penalty,
+                reward=reward,
+                attention_supervision=training.attention_supervision,
             )
         self.baseline = 0.0  # hard attention's b
         last_step = training.epochs * steps_per_epoch
@@ -129,7 +135,7 @@ class TrainStep:
         accelerator = self.accelerator
         torch.manual_seed(derived_seed(self.training.seed, number, accelerator.process_index))
         set_learning_rates(self.optimizer, list(self.schedules.values()), number)
-        batches = [batch.to(accelerator.device) for batch in micro_batches]
+        batches = [look_up_words(batch, self.vocabulary).to(accelerator.device) for batch in micro_batches]
         loss: CaptionLoss | SelfCriticalLoss = self.loss
         if number >= self.first_self_critical_step:
             if self.self_critical_loss is None:
@@ -186,7 +192,8 @@ class TrainStep:
             )
         model.decoder.train()
         sources = batch.sources.encoded(annotations) if is_frozen else batch.sources
-        return replace(batch, sources=sources, tokens=tokens, lengths=lengths)
+        sampled = replace(batch, sources=sources, tokens=tokens, lengths=lengths)
+        return look_up_words(sampled, self.vocabulary)
 
     def state(self) -> dict[str, Any]:
         """Everything that decides the steps to come. The random state is derived from the step's number."""

@@ -38,7 +38,9 @@ from captioner.training.state import Progress, load_state, save_state
 from captioner.training.step import TrainStep, explain_out_of_memory
 from captioner.training.task import Task, Validation
 
-_LOSSES = ("total", "cross_entropy", "attention_penalty", "hard_attention", "reward")
+_LOSSES = (
+    *("total", "cross_entropy", "attention_penalty", "attention_supervision", "hard_attention", "reward"),
+)
 
 _logger = logging.getLogger(__name__)
 
@@ -63,12 +65,15 @@ class Trainer:
         set_seed(training.seed)
         model, reward = task.make_model(), None
         if training.self_critical_from_epoch is not None:
-            reward = Reward(task.train.references, vocabulary=task.vocabulary)
+            reward = Reward(
+                task.train.references, vocabulary=task.vocabulary, dataset_of=task.train.dataset_of
+            )
         self.train_step = TrainStep(
             accelerator=accelerator,
             recipe=recipe,
             model=model,
             steps_per_epoch=len(self._epoch_batches(0)) // training.gradient_accumulation_steps,
+            vocabulary=task.vocabulary,
             reward=reward,
         )
         self.progress = Progress()
@@ -195,6 +200,7 @@ class Trainer:
             micro_batches=training.gradient_accumulation_steps,
             process=accelerator.process_index,
             num_processes=accelerator.num_processes,
+            weights=self.task.train.weights,
         )
 
     def _log_step(self, log: RunLog, values: dict[str, float]) -> None:

@@ -61,6 +61,14 @@ class SentenceDataset(Dataset[CaptionItem]):
         return {record.sentence_id: record.translations for record in self.records}
 
     @property
+    def dataset_of(self) -> dict[str, str]:
+        return {record.sentence_id: "" for record in self.records}
+
+    @property
+    def weights(self) -> None:
+        return None
+
+    @property
     def encodes_on_the_fly(self) -> bool:
         return False
 

@@ -10,7 +10,6 @@ from pycocotools import mask as coco_mask
 from captioner.cli.main import main
 from captioner.config import GridConfig, PreprocessConfig
 from captioner.errors import CaptionerError
-from captioner.evaluation.categories import mentions, table
 from captioner.evaluation.faithfulness import OCCLUDED_SHARE, Faithfulness, OcclusionDrop, occlusion_drops
 from captioner.evaluation.grounding import (
     METHODS,
@@ -20,8 +19,9 @@ from captioner.evaluation.grounding import (
     estimates,
     grounded_words,
 )
-from captioner.evaluation.instances import Instances
 from captioner.inference import Captioner
+from captioner.objects.categories import mentions, table
+from captioner.objects.instances import Instances
 from captioner.vocabulary import END, START
 from tests.conftest import make_caption, noise_picture, torch_model
 

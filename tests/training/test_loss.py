@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 
 from captioner.model.attention import HardAttentionSample
-from captioner.model.batch import CaptionBatch
+from captioner.model.batch import CaptionBatch, Regions
+from captioner.model.captioning import make_decoder
 from captioner.model.decoder import DecoderOutput
-from captioner.training.loss import CaptionLoss, TokenCounts, attention_penalty
+from captioner.training.loss import CaptionLoss, TokenCounts, attention_penalty, attention_supervision
 from captioner.training.self_critical import Reward, SelfCriticalLoss
-from tests.conftest import batch_of
+from tests.conftest import DECODER_CHANGES, SMALL_DECODER, batch_of
 
 
 def captions(tokens: Tensor) -> CaptionBatch:
@@ -160,3 +161,91 @@ def test_terms_of_micro_batches_add_up_to_those_of_the_whole_step(kind: str) -> 
     assert terms.keys() == expected | {"hard_attention" if kind == "hard" else "reward"}
     for name, value in terms.items():
         assert float(value) == pytest.approx(sum(float(part[name]) for part in parts), abs=1e-6), name
+
+
+def supervised(of_word: list[list[list[int]]]) -> tuple[DecoderOutput, CaptionBatch]:
+    """As `two_captions`, with two regions: the first covers the first cell, the second half of the other."""
+    output, batch = two_captions()
+    regions = Regions(
+        categories=(("dog", "horse"),),
+        coverage=torch.tensor([[[1.0, 0.0], [0.5, 1.0]]]),
+        confidence=torch.tensor([[1.0, 0.4]]),
+        of_word=torch.tensor(of_word),
+    )
+    return output, replace(batch, regions=regions)
+
+
+def test_attention_supervision_equals_a_hand_computation() -> None:
+    output, batch = supervised([[[0, -1], [1, 1], [0, 0]]])  # padding names nothing, whatever it says
+    assert batch.regions is not None
+    by_hand = -math.log(0.75) - 0.4 * math.log(0.9 * 0.5 + 0.1)
+    assert float(attention_supervision(output, batch.regions)) == pytest.approx(by_hand, abs=1e-5)
+    terms = CaptionLoss(label_smoothing=0.0, attention_penalty=0.0, attention_supervision=2.0)(output, batch)
+    assert float(terms["attention_supervision"]) == pytest.approx(by_hand / 3, abs=1e-5)  # three words
+    assert float(terms["total"]) == pytest.approx(math.log(4) + 2 * by_hand / 3, abs=1e-5)
+
+
+def test_gradient_of_supervision_draws_attention_to_the_region() -> None:
+    """By hand: with alpha = softmax(e), the gradient is alpha_i (1 - c_i / sum_j c_j alpha_j)."""
+    output, batch = supervised([[[1, -1], [-1, -1], [-1, -1]]])
+    assert batch.regions is not None
+    energies = output.alphas.clamp_min(1e-9).log().requires_grad_(True)
+    attended = replace(output, alphas=energies.softmax(dim=-1))
+    attention_supervision(attended, batch.regions).backward()
+    assert energies.grad is not None
+    alphas, coverage = torch.tensor([0.75, 0.25]), torch.tensor([0.5, 1.0])
+    by_hand = 0.4 * alphas * (1 - coverage / (coverage * alphas).sum())
+    torch.testing.assert_close(energies.grad[0, 0, 0], by_hand, atol=1e-5, rtol=0)
+    energies.grad[0, 0, 0] = 0
+    assert not energies.grad.any()  # words without a region teach nothing
+
+
+def test_supervision_is_finite_where_no_attention_is_near() -> None:
+    output, batch = supervised([[[0, -1], [-1, -1], [-1, -1]]])
+    assert batch.regions is not None
+    elsewhere = replace(output, alphas=torch.tensor([0.0, 1.0]).expand_as(output.alphas))
+    assert 5 < float(attention_supervision(elsewhere, batch.regions)) < 20
+
+
+def test_supervision_without_annotated_objects_changes_nothing() -> None:
+    output, batch = two_captions()
+    plain = CaptionLoss(label_smoothing=0.1, attention_penalty=0.5)(output, batch)
+    terms = CaptionLoss(label_smoothing=0.1, attention_penalty=0.5, attention_supervision=1.0)(output, batch)
+    assert terms["attention_supervision"] == 0
+    assert terms["total"] == plain["total"]
+
+
+def test_sampled_captions_are_supervised_too() -> None:
+    output, batch = supervised([[[0, -1], [-1, -1], [-1, -1]]])
+    reward = FixedReward({"0": [1.0, 1.0, 1.0]})  # so the advantages are zero
+    loss = SelfCriticalLoss(attention_penalty=0.0, reward=reward, attention_supervision=1.0)
+    writable = replace(batch, tokens=batch.tokens.where(batch.tokens != 3, 4))  # captions contain no <unk>
+    terms = loss(replace(output, logits=torch.zeros(3, 6)), writable)
+    assert float(terms["total"]) == pytest.approx(-math.log(0.75) / 3, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "changes", [changes for name, changes in DECODER_CHANGES.items() if name not in ("hard", "no attention")]
+)
+def test_supervision_teaches_every_decoder_where_to_look(changes: dict[str, str]) -> None:
+    """Twenty steps on this term alone bring most of a word's attention to its cell."""
+    torch.manual_seed(0)
+    decoder = make_decoder(replace(SMALL_DECODER, **changes), annotation_dim=10, vocab_size=9)
+    annotations, batch = torch.randn(1, 6, 10), captions(torch.tensor([[[1, 4, 5, 2]]]))
+    regions = Regions(
+        categories=(("dog",),),
+        coverage=torch.eye(6)[None, 3:4],
+        confidence=torch.ones(1, 1),
+        of_word=torch.tensor([[[-1, 0, -1]]]),
+    )
+
+    def inside() -> Tensor:
+        return decoder(annotations, batch.tokens, batch.lengths).alphas[0, 0, 1, 3]
+
+    optimizer, before = torch.optim.Adam(decoder.parameters(), lr=0.03), float(inside().detach())
+    for _ in range(20):
+        optimizer.zero_grad()
+        output = decoder(annotations, batch.tokens, batch.lengths)
+        attention_supervision(output, regions).backward()
+        optimizer.step()
+    assert before < 0.5 < float(inside().detach())

@@ -102,6 +102,19 @@ def test_truncated_caption_is_worth_less_than_a_complete_one(
     assert float(reward(complete)) > float(reward(truncated)) > 0
 
 
+def test_reward_uses_the_document_frequencies_of_the_pictures_own_data_set(
+    vocabulary: Vocabulary, records: list[CaptionedImage]
+) -> None:
+    references = references_of(records)
+    dataset_of = {"0": "one", "1": "one", "2": "another"}
+    together = Reward(references, vocabulary=vocabulary, dataset_of=dataset_of)
+    alone = Reward({name: references[name] for name in ("0", "1")}, vocabulary=vocabulary)
+    pooled = Reward(references, vocabulary=vocabulary)
+    batch = make_batch(vocabulary, [["a", "red", "dog"], ["a", "dog", "runs"]], has_end=True)
+    assert torch.equal(together(batch), alone(batch))
+    assert not torch.equal(together(batch), pooled(batch))
+
+
 def test_advantage_is_the_reward_minus_the_mean_of_the_other_samples() -> None:
     given = advantages(torch.tensor([[1.0, 2.0, 6.0], [3.0, 3.0, 3.0]]))
     torch.testing.assert_close(given, torch.tensor([[-3.0, -1.5, 4.5], [0.0, 0.0, 0.0]]))

@@ -20,7 +20,7 @@ from captioner.data.batching import load_batches
 from captioner.data.epoch_order import SampleKey
 from captioner.data.pictures import CachedRecords
 from captioner.errors import CaptionerError
-from captioner.evaluation.metrics import Scores, score_captions
+from captioner.evaluation.metrics import Scores, ScoresByDataset, score_captions
 from captioner.model.batch import CaptionBatch
 from captioner.model.encoder import Encoder
 from captioner.records import CaptionedImage
@@ -434,9 +434,9 @@ def test_fine_tuning_starts_whatever_the_patience_and_restarts_its_count(
 def script_dev_ciders(monkeypatch: pytest.MonkeyPatch, values: list[float]) -> None:
     ciders = iter(values)
 
-    def scripted(*_: object, **__: object) -> tuple[Scores, dict[str, str]]:
+    def scripted(*_: object, **__: object) -> tuple[ScoresByDataset, dict[str, str]]:
         scores = Scores(bleu_1=0, bleu_2=0, bleu_3=0, bleu_4=0, rouge_l=0, cider=next(ciders), meteor=None)
-        return scores, {"0": "a dog"}
+        return ScoresByDataset({"": scores}), {"0": "a dog"}
 
     monkeypatch.setattr("captioner.training.captioning.validate", scripted)
 

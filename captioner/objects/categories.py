@@ -13,7 +13,7 @@ from importlib.resources import files
 
 import msgspec
 
-_MAX_WORDS = 2
+_MAX_WORDS = 3  # of a name
 
 
 class _Table(msgspec.Struct, frozen=True):
@@ -27,7 +27,7 @@ class _Table(msgspec.Struct, frozen=True):
 
 @cache
 def table() -> _Table:
-    content = (files("captioner") / "evaluation" / "categories.json").read_bytes()
+    content = (files("captioner") / "objects" / "categories.json").read_bytes()
     return msgspec.json.decode(content, type=_Table)
 
 

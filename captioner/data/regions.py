@@ -1,0 +1,126 @@
+"""Regions of pictures that words name, for supervised attention."""
+
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from tqdm import tqdm
+
+from captioner.config import GridConfig, PreprocessConfig
+from captioner.data.batching import ItemRegions
+from captioner.errors import CaptionerError
+from captioner.images.geometry import cell_coverage
+from captioner.model.batch import CaptionBatch
+from captioner.objects.categories import mentions
+from captioner.objects.instances import Instance, Instances
+from captioner.records import CaptionedImage
+from captioner.vocabulary import Vocabulary
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PictureRegions:
+    """The categories in a picture and a mask for each, which has the score of the best object at a pixel."""
+
+    categories: tuple[str, ...]
+    masks: Float[np.ndarray, "regions height width"]
+
+    def on_grid(self, grid: GridConfig, preprocess: PreprocessConfig) -> ItemRegions | None:
+        """What the model is told of them; None if none is in sight, as after a crop."""
+        coverage = cell_coverage(self.masks, grid=grid, preprocess=preprocess)
+        coverage = coverage.reshape(len(coverage), -1).astype(np.float32)
+        most = coverage.max(axis=1)
+        seen = most > 0
+        if not seen.any():
+            return None
+        return ItemRegions(
+            categories=tuple(name for name, is_seen in zip(self.categories, seen, strict=True) if is_seen),
+            coverage=coverage[seen] / most[seen, None],
+            confidence=self.masks[seen].max(axis=(1, 2)),
+        )
+
+
+class RegionStore:
+    """The annotated objects of many pictures, by the index of their record.
+
+    They are kept as COCO's run-length encodings in one flat array: objects would be copied into every worker
+    process.
+    """
+
+    def __init__(self, records: Sequence[CaptionedImage]) -> None:
+        """Read the files that the records name.
+
+        Raises:
+            CaptionerError: a file cannot be read, or lists none of its records' pictures.
+        """
+        files = {path: Instances(path) for path in {record.instances for record in records} if path}
+        names: dict[str, int] = {}
+        categories, scores, encoded, sizes, bounds = [], [], [], [], [0]
+        num_listed = dict.fromkeys(files, 0)
+        for record in tqdm(records, desc="annotated objects", unit=" pictures", delay=2):
+            found: list[Instance] = []
+            if record.instances is not None and record.file_name in files[record.instances]:
+                num_listed[record.instances] += 1
+                found = files[record.instances].instances(record.file_name)
+            for instance in found:
+                categories.append(names.setdefault(instance.category, len(names)))
+                scores.append(instance.score)
+                encoded.append(np.frombuffer(instance.encoded_mask["counts"], np.uint8))
+            sizes.append(found[0].encoded_mask["size"] if found else (0, 0))
+            bounds.append(len(scores))
+        for path, count in num_listed.items():
+            if not count:
+                raise CaptionerError(f"{path} lists none of the training pictures; see --instances")
+        _logger.info("annotated objects: %s in %s pictures", f"{len(scores):,}", f"{len(records):,}")
+        self._names = tuple(names)
+        self._category, self._score = np.array(categories, np.int16), np.array(scores, np.float32)
+        self._encoded = np.concatenate([np.zeros(0, np.uint8), *encoded])
+        self._encoded_bounds = np.cumsum([0, *map(len, encoded)])
+        self._size, self._bounds = np.array(sizes, np.int32), np.array(bounds)
+
+    def __getitem__(self, index: int) -> PictureRegions | None:
+        """The regions of a picture; None if no object is annotated in it."""
+        instances = [self._instance(number, self._size[index].tolist()) for number in self._range(index)]
+        if not instances:
+            return None
+        categories = tuple(dict.fromkeys(instance.category for instance in instances))
+        masks = np.zeros((len(categories), *self._size[index]), np.float32)
+        for instance in instances:
+            mask = masks[categories.index(instance.category)]
+            np.maximum(mask, instance.score, out=mask, where=instance.mask)
+        return PictureRegions(categories, masks)
+
+    def _range(self, index: int) -> Iterable[int]:
+        return range(self._bounds[index], self._bounds[index + 1])
+
+    def _instance(self, number: int, size: list[int]) -> Instance:
+        start, end = self._encoded_bounds[number], self._encoded_bounds[number + 1]
+        encoded = {"size": size, "counts": self._encoded[start:end].tobytes()}
+        return Instance(self._names[self._category[number]], encoded, float(self._score[number]))
+
+
+def look_up_words(batch: CaptionBatch, vocabulary: Vocabulary) -> CaptionBatch:
+    """The batch with the region that each of its words names (`captioner.model.batch.Regions.of_word`)."""
+    if batch.regions is None:
+        return batch
+    rows = [
+        [_named_regions(vocabulary, caption, categories) for caption in captions]
+        for captions, categories in zip(batch.tokens[..., 1:].tolist(), batch.regions.categories, strict=True)
+    ]
+    return replace(
+        batch, regions=replace(batch.regions, of_word=torch.tensor(rows, device=batch.tokens.device))
+    )
+
+
+def _named_regions(vocabulary: Vocabulary, tokens: Sequence[int], categories: tuple[str, ...]) -> list[int]:
+    """For each word the index of the category that it names, -1 if it is not among the picture's."""
+    region_of_word = [-1] * len(tokens)
+    for mention in mentions([vocabulary.words[token] for token in tokens]):
+        if mention.category in categories:
+            index = categories.index(mention.category)
+            region_of_word[mention.start : mention.stop] = [index] * (mention.stop - mention.start)
+    return region_of_word

@@ -1,0 +1,106 @@
+"""Reader of several data sets as one.
+
+A JSON file names them:
+
+    {
+     "coco": {"format": "coco", "root": "coco", "instances": "coco/annotations/instances_train2017.json"},
+     "mine": {"format": "custom", "captions": "photos/captions.jsonl", "weight": 3}
+    }
+
+`format` is a reader of this package, whose flags are the other settings, with underscores. `weight` says how
+often each training picture is seen per epoch, by default once; `instances` is as the flag of `train.py`.
+Paths are relative to the file.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+
+from captioner.errors import reject_string
+from captioner.records import CaptionedImage, RecordReader, SplitName
+
+from . import CaptionerError
+from .formats import FORMATS
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Settings:
+    """What an entry of the file says besides the reader's own settings."""
+
+    format: str
+    weight: Annotated[float, msgspec.Meta(gt=0, le=1_000)] = 1.0
+    instances: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixture:
+    """Several data sets in one run, named by a JSON file with the format, settings and weight of each."""
+
+    sets: Path
+    """The file, such as {"coco": {"format": "coco", "root": "coco"}, "mine": {"format": "custom", "captions":
+    "mine.jsonl", "weight": 3}}; its paths are relative to it."""
+
+    def read(self, splits: Sequence[SplitName]) -> list[CaptionedImage]:
+        """The records of the given splits, a data set at a time.
+
+        Raises:
+            CaptionerError: the file is missing or malformed, or a data set cannot be read; it is named.
+        """
+        reject_string(splits, "splits")
+        records = []
+        for name, (settings, reader) in self._readers().items():
+            try:
+                found = reader.read(splits)
+            except CaptionerError as error:
+                raise type(error)(f"{self.sets}: {name}: {error}") from error
+            records += [
+                replace(
+                    record,
+                    image_id=f"{name}/{record.image_id}",
+                    dataset=name,
+                    weight=settings.weight,
+                    instances=settings.instances if record.split == "train" else None,
+                )
+                for record in found
+            ]
+        return records
+
+    def _readers(self) -> dict[str, tuple[_Settings, RecordReader]]:
+        try:
+            entries = json.loads(self.sets.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise CaptionerError(f"{self.sets} is missing; see --sets") from None
+        except (OSError, ValueError, RecursionError) as error:
+            raise CaptionerError(f"cannot read {self.sets}: {error}") from None
+        if not isinstance(entries, dict) or not entries:
+            raise CaptionerError(f"{self.sets} must be an object with an entry for each data set")
+        return {name: self._reader(name, entry) for name, entry in entries.items()}
+
+    def _reader(self, name: str, entry: Any) -> tuple[_Settings, RecordReader]:
+        where = f"{self.sets}: {name}"
+        if not isinstance(entry, dict) or entry.get("format") not in FORMATS:
+            raise CaptionerError(f"{where} must be an object with a format: {', '.join(FORMATS)}")
+        kind: Any = FORMATS[entry["format"]]
+        own = [one.name for one in fields(_Settings)]
+        known = [*own, *(one.name for one in fields(kind))]
+        for setting in entry:
+            if setting not in known:
+                raise CaptionerError(f"{where} has no setting {setting!r}; there are {', '.join(known)}")
+        try:
+            settings = self._converted(_Settings, {one: entry[one] for one in own if one in entry})
+            reader = self._converted(kind, {one: value for one, value in entry.items() if one not in own})
+        except msgspec.ValidationError as error:
+            raise CaptionerError(f"{where}: {error}") from None
+        return settings, reader
+
+    def _converted(self, kind: type, values: dict[str, Any]) -> Any:
+        def to_path(hint: type, value: Any) -> Any:
+            if hint is not Path or not isinstance(value, str):
+                raise msgspec.ValidationError(f"expected a path in quotes, not {value!r}")
+            return self.sets.parent / value
+
+        return msgspec.convert(values, kind, dec_hook=to_path)
