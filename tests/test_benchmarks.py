@@ -9,8 +9,9 @@ import pytest
 from accelerate.state import AcceleratorState
 from safetensors.torch import save_file
 
-from benchmarks import ablation, captioning, data, flickr8k_as_coco, runs, translation
+from benchmarks import ablation, captioning, data, everyday, flickr8k_as_coco, runs, translation
 from benchmarks.report import write_between
+from captioner.config import GridConfig, PreprocessConfig
 from captioner.evaluation.metrics import score_captions
 from captioner.evaluation.statistics import CaptionStatistics
 from captioner.images.reading import load_image
@@ -19,9 +20,10 @@ from captioner.model.encoder import Encoder
 from captioner.records import TranslatedSentence
 from captioner.training.recipe import PRESETS
 from captioner.translation.translator import Translation
+from captioner.vocabulary import SPECIAL_TOKENS, Vocabulary
 from datasets.coco import Coco
 from datasets.flickr import Flickr8k
-from tests.conftest import TINY_CNN, TINY_SIZE_PX, noise_picture
+from tests.conftest import TINY_CNN, TINY_SIZE_PX, make_caption, noise_picture
 from tests.datasets.test_coco import annotation_file
 from tests.datasets.test_flickr import root  # noqa: F401 (a fixture)
 
@@ -216,3 +218,82 @@ def test_captioning_is_timed_on_every_picture(captioner: Captioner, tmp_path: Pa
         encoded.clear()
         timed[name]()
         assert encoded == expected, name
+
+
+def test_rows_of_the_study_of_data_are_valid_and_distinct() -> None:
+    assert len({row.key for row in everyday.ROWS}) == len(everyday.ROWS)
+    for row in everyday.ROWS:
+        row.recipe(None)
+
+
+def test_entropy_of_uniform_attention_is_one_and_of_one_cell_zero(
+    even_grid: GridConfig, preprocess_config: PreprocessConfig
+) -> None:
+    one_cell = np.eye(9)[[4, 4]].reshape(2, 3, 3)
+    for alphas, expected in ((np.full((2, 3, 3), 1 / 9), 1), (one_cell, 0)):
+        caption = make_caption(("a", "dog"), even_grid, preprocess_config, alphas)
+        assert everyday.mean_entropy(caption) == pytest.approx(expected, abs=1e-9)
+
+
+def test_study_of_data_trains_and_measures_each_row_once(
+    encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On two data sets of three pictures with a dog's box each, which are COCO's pictures too."""
+    weights = tmp_path / "weights.safetensors"
+    save_file({name: value.contiguous() for name, value in encoder.cnn.state_dict().items()}, weights)
+    images, boxes, texts = [], [], []
+    (tmp_path / "coco" / "annotations").mkdir(parents=True)
+    (tmp_path / "coco" / "train2017").mkdir()
+    for number in range(3):
+        noise_picture(number).save(tmp_path / "coco" / "train2017" / f"{number}.jpg")
+        images.append({"id": number, "file_name": f"{number}.jpg", "width": 50, "height": 40})
+        box = {"bbox": [0, 0, 25, 40], "iscrowd": 0, "area": 1000, "category_id": 1}
+        boxes.append({"id": number, "image_id": number, **box})
+        texts.append({"id": number, "image_id": number, "caption": "a dog runs"})
+    categories = [{"id": 1, "name": "dog"}]
+    for name, content in (
+        ("instances", {"images": images, "annotations": boxes, "categories": categories}),
+        ("captions", {"images": images, "annotations": texts}),
+    ):
+        (tmp_path / "coco" / "annotations" / f"{name}_train2017.json").write_text(json.dumps(content))
+    rows = [{"image": f"coco/train2017/{n}.jpg", "caption": "a dog", "split": "train"} for n in range(2)]
+    rows.append({"image": "coco/train2017/2.jpg", "caption": "a dog", "split": "dev"})
+    (tmp_path / "captions.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    entry = {
+        "format": "custom",
+        "captions": "captions.jsonl",
+        "instances": "coco/annotations/instances_train2017.json",
+    }
+    (tmp_path / "sets.json").write_text(json.dumps(dict.fromkeys(("everyday", "people", "flickr8k"), entry)))
+    overrides = {
+        "encoder": {"backbone": TINY_CNN, "image_size": TINY_SIZE_PX},
+        "decoder": {"embedding_dim": 8, "hidden_dim": 8, "attention_dim": 8, "num_heads": 2},
+        "training": {"min_count": 1, "batch_size": 2, "max_caption_words": 5},
+        "decoding": {"max_words": 5},
+    }
+    recipe = everyday.Row.recipe
+    monkeypatch.setattr(everyday.Row, "recipe", lambda row, given: recipe(row, given).overridden(overrides))
+    monkeypatch.setattr(everyday, "EPOCHS", 1)
+    chosen = (everyday.Row(data=("people",)), everyday.Row(data=("everyday", "flickr8k"), supervision=1.0))
+    monkeypatch.setattr(everyday, "ROWS", chosen)
+    monkeypatch.setattr(everyday, "RESULTS", tmp_path / "results.json")
+    monkeypatch.setattr(everyday, "PAGE", tmp_path / "page.md")
+    monkeypatch.setattr("captioner.training.log.RunLog.figures", lambda *_: None)
+    monkeypatch.setattr("captioner.evaluation.metrics.has_java", lambda: False)
+    dog = Vocabulary((*SPECIAL_TOKENS, "dog", "a"))  # so that each caption names one
+    monkeypatch.setattr(everyday.Vocabulary, "build", lambda *_, **__: dog)
+    (tmp_path / "page.md").write_text(f"{everyday.BEGIN_MARKER}\n{everyday.END_MARKER}\n")
+    folders = {"sets": tmp_path / "sets.json", "coco": tmp_path / "coco", "weights": weights}
+    folders |= {"runs": tmp_path / "runs", "cache_dir": tmp_path / "cache"}
+    AcceleratorState._reset_state()
+    try:
+        everyday.main(**folders)
+        times = [path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("model.safetensors")]
+        everyday.main(**folders)
+    finally:
+        AcceleratorState._reset_state()
+    assert times == [path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("model.safetensors")]
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert [one["train_pictures"] for one in found.values()] == [2, 4]
+    assert all(one["chair_i"] == 0 and 0 < one["entropy"] <= 1 for one in found.values())
+    assert "| everyday and flickr8k | 1 | 0 | 4 |" in (tmp_path / "page.md").read_text()

@@ -49,8 +49,8 @@ class EvaluateCommand:
     train_references: Annotated[Path | None, arg("FILE", "the train split of DATASET")] = None
     """COCO annotation file with the training captions, to find copied captions."""
     instances: Annotated[Path | None, arg("FILE")] = None
-    """COCO annotation file with the objects in the pictures. Prints how much is made up: CHAIR_i, the share of
-    named objects that are not there, and CHAIR_s, that of captions with such a one; and the recall of
+    """COCO annotation file with the objects in the pictures. Prints how much is made up: CHAIR_i, the share
+    of named objects that are not there, and CHAIR_s, that of captions with such a one; and the recall of
     objects."""
     results_out: Annotated[Path | None, arg("FILE")] = None
     """Write the captions in the format of COCO's evaluation server."""
@@ -68,13 +68,17 @@ class EvaluateCommand:
         if self.results is not None and self.machine.model is not None:
             raise UsageError("give --results or --model, not both")
         check_batch_size(self.batch_size)
-        sys.stdout.write(f"{self._evaluate()}\n")
+        evaluations = self._evaluate()
+        for name, evaluation in evaluations.items():
+            title = f"{escape_controls(name)}\n" if len(evaluations) > 1 else ""
+            sys.stdout.write(f"{title}{evaluation}\n")
         return 0
 
-    def _evaluate(self) -> "Evaluation":
+    def _evaluate(self) -> "dict[str, Evaluation]":
+        """The evaluation of each data set, of which only a mixture has several."""
         from captioner.evaluation.coco import CocoImage, read_coco_captions, read_results, write_results
         from captioner.evaluation.evaluate import caption_records, evaluate_captions
-        from captioner.evaluation.metrics import check_references
+        from captioner.evaluation.metrics import check_complete, check_references
 
         records: list[CaptionedImage] = []
         if self.dataset is not None:
@@ -90,12 +94,20 @@ class EvaluateCommand:
             captions = caption_records(captioner, records, batch_size=self.batch_size)
         if self.results_out is not None:
             write_results(self.results_out, captions)
-        return evaluate_captions(
-            captions,
-            {image.image_id: image.captions for image in images},
-            train_captions=self._train_captions(records),
-            annotated=self._annotated({image.image_id: image.file_name for image in images}),
-        )
+        check_complete(captions, {image.image_id: image.captions for image in images})
+        train_captions = self._train_captions(records)
+        annotated = self._annotated({image.image_id: image.file_name for image in images})
+        dataset_of = {record.image_id: record.dataset for record in records}
+        evaluations = {}
+        for name in dict.fromkeys(dataset_of.values()) or [""]:
+            own = [image for image in images if dataset_of.get(image.image_id, "") == name]
+            evaluations[name] = evaluate_captions(
+                {image.image_id: captions[image.image_id] for image in own},
+                {image.image_id: image.captions for image in own},
+                train_captions=train_captions,
+                annotated=annotated,
+            )
+        return evaluations
 
     def _annotated(self, names: dict[str, str]) -> dict[str, set[str]] | None:
         """The categories of the objects in each picture, by its id, if they are given."""

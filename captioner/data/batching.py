@@ -41,6 +41,7 @@ class CaptionItem:
     source: Tensor
     tokens: list[Int[np.ndarray, "_"]]
     regions: ItemRegions | None = None
+    """None if the data set comes without annotated objects."""
 
 
 @runtime_checkable
@@ -134,18 +135,17 @@ def collate(
 
 
 def _collate_regions(items: Sequence[ItemRegions | None]) -> Regions | None:
-    """None if no picture has annotated objects."""
-    annotated = [item for item in items if item is not None]
-    if not annotated:
+    """None if the data set comes without annotated objects."""
+    known = [item for item in items if item is not None]
+    if not known:
         return None
-    num_regions = max(len(item.categories) for item in annotated)
-    coverage = torch.zeros(len(items), num_regions, annotated[0].coverage.shape[1])
-    confidence = torch.zeros(len(items), num_regions)
-    for row, item in enumerate(items):
-        if item is not None:
-            coverage[row, : len(item.categories)] = torch.from_numpy(item.coverage)
-            confidence[row, : len(item.categories)] = torch.from_numpy(item.confidence)
-    categories = tuple(() if item is None else item.categories for item in items)
+    num_regions = max(1, *(len(item.categories) for item in known))
+    coverage = torch.zeros(len(known), num_regions, known[0].coverage.shape[1])
+    confidence = torch.zeros(len(known), num_regions)
+    for row, item in enumerate(known):
+        coverage[row, : len(item.categories)] = torch.from_numpy(item.coverage)
+        confidence[row, : len(item.categories)] = torch.from_numpy(item.confidence)
+    categories = tuple(item.categories for item in known)
     return Regions(categories=categories, coverage=coverage, confidence=confidence)
 
 

@@ -88,7 +88,7 @@ class CaptionDataset(Dataset[CaptionItem | ImageError]):
             if self.augmentation is None:
                 picture = torch.from_numpy(self.preprocess(image).copy())
             else:
-                masks = None if regions is None else regions.masks
+                masks = regions.masks if regions is not None and regions.categories else None
                 picture, masks = self.augmentation.with_masks(
                     image, masks, captions=record.captions, epoch=epoch, index=index
                 )

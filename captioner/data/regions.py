@@ -29,18 +29,16 @@ class PictureRegions:
     categories: tuple[str, ...]
     masks: Float[np.ndarray, "regions height width"]
 
-    def on_grid(self, grid: GridConfig, preprocess: PreprocessConfig) -> ItemRegions | None:
-        """What the model is told of them; None if none is in sight, as after a crop."""
+    def on_grid(self, grid: GridConfig, preprocess: PreprocessConfig) -> ItemRegions:
+        """What the model is told of them. A region out of sight, as after a crop, is left out."""
         coverage = cell_coverage(self.masks, grid=grid, preprocess=preprocess)
-        coverage = coverage.reshape(len(coverage), -1).astype(np.float32)
-        most = coverage.max(axis=1)
+        coverage = coverage.reshape(len(coverage), grid.num_cells).astype(np.float32)
+        most = coverage.max(axis=1, initial=0)
         seen = most > 0
-        if not seen.any():
-            return None
         return ItemRegions(
             categories=tuple(name for name, is_seen in zip(self.categories, seen, strict=True) if is_seen),
             coverage=coverage[seen] / most[seen, None],
-            confidence=self.masks[seen].max(axis=(1, 2)),
+            confidence=self.masks[seen].max(axis=(1, 2), initial=0),
         )
 
 
@@ -70,7 +68,7 @@ class RegionStore:
                 categories.append(names.setdefault(instance.category, len(names)))
                 scores.append(instance.score)
                 encoded.append(np.frombuffer(instance.encoded_mask["counts"], np.uint8))
-            sizes.append(found[0].encoded_mask["size"] if found else (0, 0))
+            sizes.append(found[0].encoded_mask["size"] if found else (1, 1))
             bounds.append(len(scores))
         for path, count in num_listed.items():
             if not count:
@@ -82,11 +80,9 @@ class RegionStore:
         self._encoded_bounds = np.cumsum([0, *map(len, encoded)])
         self._size, self._bounds = np.array(sizes, np.int32), np.array(bounds)
 
-    def __getitem__(self, index: int) -> PictureRegions | None:
-        """The regions of a picture; None if no object is annotated in it."""
+    def __getitem__(self, index: int) -> PictureRegions:
+        """The regions of a picture; none if no object is annotated in it."""
         instances = [self._instance(number, self._size[index].tolist()) for number in self._range(index)]
-        if not instances:
-            return None
         categories = tuple(dict.fromkeys(instance.category for instance in instances))
         masks = np.zeros((len(categories), *self._size[index]), np.float32)
         for instance in instances:

@@ -87,8 +87,7 @@ def score_captions(
     """
     for image_id, texts in references.items():
         reject_string(texts, f"references[{image_id!r}]")
-    _refuse("have no caption", references.keys() - captions.keys())
-    _refuse("have a caption but no reference", captions.keys() - references.keys())
+    check_complete(captions, references)
     check_references(references)
     if not captions:
         raise CaptionerError("there are no captions to score")
@@ -147,7 +146,7 @@ def score_by_dataset(
     with_meteor: bool = True,
 ) -> ScoresByDataset:
     """As `score_captions`, a data set at a time; `dataset_of` has its name by picture id."""
-    _refuse("have no caption", references.keys() - captions.keys())
+    check_complete(captions, references)
     names = dict.fromkeys(dataset_of[image_id] for image_id in references)
     return ScoresByDataset(
         {
@@ -159,6 +158,12 @@ def score_by_dataset(
             for name in names
         }
     )
+
+
+def check_complete(captions: Mapping[str, str], references: Mapping[str, Sequence[str]]) -> None:
+    """Raises: CaptionerError, naming the pictures that are in one mapping only."""
+    _refuse("have no caption", references.keys() - captions.keys())
+    _refuse("have a caption but no reference", captions.keys() - references.keys())
 
 
 def check_references(references: Mapping[str, Sequence[str]]) -> None:

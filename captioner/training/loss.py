@@ -142,11 +142,7 @@ def add_supervision(
     *,
     weight: float,
 ) -> None:
-    """Add the term of supervised attention to the others, per word, if the weight is not zero."""
-    if weight == 0:
-        return
-    if batch.regions is None:
-        terms["attention_supervision"] = output.alphas.new_zeros(())
-        return
-    terms["attention_supervision"] = attention_supervision(output, batch.regions) / counts.words
-    terms["total"] = terms["total"] + weight * terms["attention_supervision"]
+    """Add the term of supervised attention to the others, if the batch comes with annotated objects."""
+    if batch.regions is not None:
+        terms["attention_supervision"] = attention_supervision(output, batch.regions) / counts.words
+        terms["total"] = terms["total"] + weight * terms["attention_supervision"]

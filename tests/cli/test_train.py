@@ -100,6 +100,55 @@ def test_self_critical_run_starts_from_a_model(run: Run, data: Path, tmp_path: P
     assert vocabularies[0].read_bytes() == vocabularies[1].read_bytes()
 
 
+def write_boxes(path: Path) -> Path:
+    """A dog's box in each of the training pictures."""
+    images = [{"id": n, "file_name": f"{n}.jpg", "width": 50, "height": 40} for n in range(4)]
+    boxes = [
+        {"id": n, "image_id": n, "category_id": 1, "bbox": [0, 0, 20, 20], "iscrowd": 0, "area": 400}
+        for n in range(4)
+    ]
+    content = {"images": images, "annotations": boxes, "categories": [{"id": 1, "name": "dog"}]}
+    path.write_text(json.dumps(content))
+    return path
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [(), ("--finetune-from-epoch", "2"), ("--self-critical-from-epoch", "2"), ("--decoder", "transformer")],
+    ids=["cached", "augmented", "self-critical", "transformer"],
+)
+def test_attention_is_supervised_where_objects_are_given(
+    run: Run, tmp_path: Path, changes: tuple[str, ...]
+) -> None:
+    boxes = write_boxes(tmp_path / "boxes.json")
+    assert run("flickr8k", "--instances", str(boxes), *changes) == DONE
+    first, second = (entry["loss"] for entry in read_log(tmp_path / "run"))
+    assert first["attention_supervision"] > 0
+    assert second["attention_supervision"] >= 0  # a sampled caption may name no dog
+    (tmp_path / "moved").mkdir()
+    for name in ("run", "boxes.json"):
+        (tmp_path / name).rename(tmp_path / "moved" / name)
+    assert run("--resume", str(tmp_path / "moved" / "run")) == DONE
+
+
+def test_supervision_that_is_not_possible_is_refused_in_one_line(
+    run: Run, data: Path, tmp_path: Path
+) -> None:
+    boxes = write_boxes(tmp_path / "boxes.json")
+    refused = run("flickr8k", "--instances", str(boxes), "--attention", "hard")
+    assert refused == Result(1, "supervised attention needs soft attention, not hard; leave --instances out")
+    refused = run("flickr8k", "--instances", str(tmp_path / "none.json"))
+    assert refused.message.endswith("none.json is missing; give an annotation file with instances")
+    sets = tmp_path / "sets.json"
+    sets.write_text(json.dumps({"a": {"format": "flickr8k", "root": str(data / "flickr8k")}}))
+    refused = run("mixture", "--sets", str(sets), "--out", str(tmp_path / "x"), "--instances", str(boxes))
+    assert refused == Result(2, "mixture takes no --instances; the file of --sets names them")
+
+
+def test_run_without_annotated_objects_has_no_term_of_supervision(finished: Path) -> None:
+    assert "attention_supervision" not in read_log(finished)[0]["loss"]
+
+
 @pytest.mark.parametrize(
     ("flags", "status", "message"),
     [

@@ -87,13 +87,11 @@ def test_boxes_of_a_category_are_one_region_with_their_scores(
     boxes = [box(1, [0, 0, 32, 32], score=0.5), box(2, [0, 64, 96, 32]), box(1, [64, 0, 16, 32], score=0.8)]
     path = write_instances(tmp_path / "instances.json", {"1.png": boxes, "2.png": []})
     store = RegionStore([record_of(name, path) for name in ("1.png", "2.png", "3.png")])
-    assert store[1] is None  # without objects
-    assert store[2] is None  # not listed
+    for without in (1, 2):  # the second picture has no objects, the third is not listed
+        assert store[without].on_grid(even_grid, preprocess_config).categories == ()
     regions = store[0]
-    assert regions is not None
     assert regions.categories == ("dog", "horse")
     item = regions.on_grid(even_grid, preprocess_config)
-    assert item is not None
     # The second dog covers half of its cell: 0.4 of it by its score, 0.5 for the whole cell of the first.
     dog = np.array([1, 0, 0.8, *[0] * 6])
     np.testing.assert_allclose(item.coverage, [dog, [0, 0, 0, 0, 0, 0, 1, 1, 1]], rtol=1e-6)
@@ -106,7 +104,6 @@ def test_masks_are_used_where_there_are_any(tmp_path: Path) -> None:
         tmp_path / "instances.json", {"1.png": [box(1, [0, 0, 96, 96], segmentation=triangle)]}
     )
     regions = RegionStore([record_of("1.png", path)])[0]
-    assert regions is not None
     assert 0.4 < regions.masks[0, :32, :32].mean() < 0.6
     assert not regions.masks[0, 32:].any()
 
@@ -119,10 +116,9 @@ def test_file_that_lists_none_of_the_pictures_is_refused(tmp_path: Path) -> None
 
 def test_region_out_of_sight_is_left_out(even_grid: GridConfig, preprocess_config: PreprocessConfig) -> None:
     masks = np.zeros((2, 96, 96), np.float32)
-    assert PictureRegions(("dog", "horse"), masks).on_grid(even_grid, preprocess_config) is None
+    assert PictureRegions(("dog", "horse"), masks).on_grid(even_grid, preprocess_config).categories == ()
     masks[1, 0, 0] = 1
     item = PictureRegions(("dog", "horse"), masks).on_grid(even_grid, preprocess_config)
-    assert item is not None
     assert item.categories == ("horse",)
 
 
@@ -132,7 +128,7 @@ def batch_with_regions(*categories: tuple[str, ...], captions: list[list[str]]) 
     preprocess = PreprocessConfig(size_px=96, mean=(0, 0, 0), std=(1, 1, 1), interpolation="bicubic")
     items: list[CaptionItem] = []
     for number, names in enumerate(categories):
-        regions = PictureRegions(names, masks[: len(names)]).on_grid(grid, preprocess) if names else None
+        regions = PictureRegions(names, masks[: len(names)]).on_grid(grid, preprocess)
         tokens = [np.array(WORDS.ids(caption.split())) for caption in captions[number]]
         items.append(CaptionItem(str(number), str(number), torch.zeros(1), tokens, regions))
     return collate(items, stack=torch.stack)
@@ -152,8 +148,14 @@ def test_words_are_matched_with_the_regions_of_their_own_picture() -> None:
     assert found.coverage[1].sum() == found.confidence[1].sum() == 0
 
 
-def test_batch_without_annotated_objects_has_no_regions() -> None:
-    batch = batch_with_regions((), captions=[["a dog"]])
+def test_pictures_without_objects_have_regions_that_no_word_names() -> None:
+    found = look_up_words(batch_with_regions((), captions=[["a dog"]]), WORDS).regions
+    assert found.of_word.tolist() == [[[-1, -1, -1]]]
+
+
+def test_data_set_without_annotated_objects_has_no_regions() -> None:
+    tokens = [np.array(WORDS.ids(["a", "dog"]))]
+    batch = collate([CaptionItem("0", "0", torch.zeros(1), tokens)], stack=torch.stack)
     assert batch.regions is None
     assert look_up_words(batch, WORDS) is batch
 

@@ -9,6 +9,7 @@ from zipfile import ZipFile
 import numpy as np
 import pytest
 
+from captioner.cli.main import main as captioner_main
 from captioner.data.epoch_order import epoch_batches
 from captioner.errors import CaptionerError
 from captioner.evaluation.metrics import score_by_dataset, score_captions
@@ -150,3 +151,17 @@ def test_check_covers_the_data_sets_together(sets: Path, capsys: pytest.CaptureF
         (sets.parent / "own" / "1.png").write_bytes(archive.read("1.jpg"))
     assert run_here("check", "mixture", "--sets", str(sets), "--min-count", "1").status == 0
     assert "in two data sets" in capsys.readouterr().out
+
+
+def test_evaluate_prints_the_scores_of_each_data_set(
+    sets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ["flickr8k/4.jpg", "flickr8k/5.jpg", "own/4.jpg"]
+    results = tmp_path / "results.json"
+    results.write_text(json.dumps([{"image_id": name, "caption": "a dog jumps"} for name in names]))
+    with pytest.raises(SystemExit) as exit_:
+        captioner_main(["evaluate", "mixture", "--sets", str(sets), "--results", str(results)])
+    assert not exit_.value.code
+    lines = capsys.readouterr().out.splitlines()
+    pages = {name: lines[lines.index(name) + 1] for name in ("flickr8k", "own")}
+    assert [page.split() for page in pages.values()] == [["pictures", "2"], ["pictures", "1"]]
