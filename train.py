@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
@@ -17,6 +18,7 @@ from captioner.errors import CaptionerError, UsageError
 from captioner.records import CaptionedImage, RecordReader, SentenceReader, SplitName
 from captioner.training.options import RunOptions
 from captioner.training.recipe import PRESETS, Recipe, TrainingConfig
+from datasets.mixture import Mixture
 from datasets.registry import DATASETS, TRANSLATION_DATASETS
 
 VocabularyFlags: Any = flags(TrainingConfig, ("min_count",))
@@ -64,11 +66,9 @@ class Training:
         records: Sequence[Any] = self.reader.read(["train", "dev"])
         if self.name in DATASETS:
             require_valid(records)
-        if self.instances is not None:
-            records = [replace(one, instances=self.instances) for one in records if one.split == "train"] + [
-                one for one in records if one.split != "train"
-            ]
         train, dev = ([one for one in records if one.split == split] for split in ("train", "dev"))
+        if self.instances is not None:
+            train = [replace(one, instances=self.instances) for one in train]
         with training_run(
             recipe=self.recipe,
             make_task=self._task(train, dev),
@@ -102,12 +102,13 @@ class Check:
 
         min_count = checked(TrainingConfig, vars(self.vocabulary)).min_count
         records: list[CaptionedImage] = []
-        unreadable: dict[SplitName, str] = {}
-        for split in get_args(SplitName):
+        unreadable: dict[SplitName, list[str]] = {}
+        parts = self.dataset.parts() if isinstance(self.dataset, Mixture) else [self.dataset]
+        for split, part in product(get_args(SplitName), parts):
             try:
-                records += self.dataset.read([split])
-            except CaptionerError as error:  # noqa: PERF203 (three times)
-                unreadable[split] = str(error)
+                records += part.read([split])
+            except CaptionerError as error:  # noqa: PERF203 (a few times)
+                unreadable.setdefault(split, []).append(str(error))
         page, is_valid = check(records, unreadable, min_count=min_count)
         sys.stdout.writelines(f"{escape_controls(line)}\n" for line in page.split("\n"))
         return 0 if is_valid else 1
@@ -126,10 +127,10 @@ def _command(arguments: Sequence[str]) -> Training | Check:
     chosen: TrainFlags = parse(TrainFlags, arguments, prog="train.py")
     (name,) = (name for name, reader in TRAINABLE.items() if isinstance(chosen.dataset, reader))
     options: RunOptions = checked(RunOptions, vars(chosen.run))
-    if chosen.instances is not None and name in (*TRANSLATION_DATASETS, "mixture"):
-        raise UsageError(
-            f"{name} takes no --instances" + "; the file of --sets names them" * (name == "mixture")
-        )
+    if chosen.instances is not None and isinstance(chosen.dataset, Mixture):
+        raise UsageError("mixture takes no --instances; the file of --sets names them")
+    if chosen.instances is not None and name in TRANSLATION_DATASETS:
+        raise UsageError(f"{name} takes no --instances")
     return Training(name, chosen.dataset, chosen.recipe.applied_to(PRESETS[name]), options, chosen.instances)
 
 

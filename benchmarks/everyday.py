@@ -31,7 +31,7 @@ from captioner.config import DecoderConfig, DecodingOptions
 from captioner.data.feature_cache import cached_features
 from captioner.data.pictures import CachedRecords
 from captioner.data.regions import RegionStore
-from captioner.errors import CaptionerError, ImageError
+from captioner.errors import CaptionerError, ImageError, abbreviate
 from captioner.evaluation.evaluate import caption_records
 from captioner.evaluation.faithfulness import Faithfulness, occlusion_drops
 from captioner.evaluation.grounding import Grounding, grounded_words
@@ -116,8 +116,8 @@ class Study:
         out = self.runs / row.key.replace(" ", "-").replace(",", "")
         options = RunOptions(out=out, resume=(out / "last").exists(), cache_dir=self.cache_dir)
 
-        def make_task(_: Accelerator) -> CaptioningTask:
-            encoder = build_encoder(recipe.encoder)  # type: ignore[arg-type]
+        def make_task(accelerator: Accelerator) -> CaptioningTask:
+            encoder = build_encoder(recipe.encoder).to(accelerator.device)  # type: ignore[arg-type]
             size_px = recipe.encoder.image_size  # type: ignore[union-attr]
             preprocess, grid = encoder.preprocess_config(size_px), encoder.grid_config(size_px)
             splits = {}
@@ -147,7 +147,9 @@ class Study:
                 vocabulary=Vocabulary.build(texts, min_count=recipe.training.min_count),
                 train=train,
                 dev=splits["dev"],
-                regions=RegionStore(train.records) if row.supervision else None,
+                regions=RegionStore(train.records, grid=grid, preprocess=preprocess)
+                if row.supervision
+                else None,
             )
 
         return train_once(recipe=recipe, make_task=make_task, options=options)
@@ -224,8 +226,12 @@ def main(
         cache_dir: Folder of the cached features.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    records = Mixture(sets=sets).read(["train", "dev"])
+    missing = {name for row in ROWS for name in row.data} - {record.dataset for record in records}
+    if missing:
+        raise CaptionerError(f"{sets} has no data set {abbreviate(sorted(missing))}")
     study = Study(
-        records=Mixture(sets=sets).read(["train", "dev"]),
+        records=records,
         coco=Coco(root=coco).read(["train"]),
         instances=Instances(coco / "annotations" / "instances_train2017.json"),
         weights=weights,
@@ -248,7 +254,7 @@ def main(
 def table(results: Mapping[str, Mapping[str, Any]]) -> str:
     """The rows as Markdown, in the order of `ROWS`."""
     head = ["trained on", "supervision", "seed", "pictures", "CIDEr everyday", "CIDEr Flickr8k", "CHAIR_i"]
-    head += ["objects found", "pointing game", "Gaussian", "inside", "faithfulness, nats", "entropy"]
+    head += ["object recall", "pointing game", "Gaussian", "inside", "faithfulness, nats", "entropy"]
     rows = []
     for row in ROWS:
         if row.key not in results:
@@ -261,8 +267,7 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
                 str(row.seed),
                 f"{found['train_pictures']:,}",
                 *(f"{found['cider'][name]:.1f}" for name in _DEV),
-                f"{found['chair_i']:.2f}",
-                f"{found['recall']:.0%}",
+                *("-" if found[name] is None else f"{found[name]:.2f}" for name in ("chair_i", "recall")),
                 *(f"{found['pointing_game'][name]:.0%}" for name in ("model", "gaussian")),
                 f"{found['attention_share']['model']:.0%}",
                 f"{found['faithfulness']:.2f}",

@@ -77,11 +77,11 @@ def require_valid(records: Sequence[CaptionedImage]) -> None:
 
 
 def check(
-    records: Sequence[CaptionedImage], unreadable: Mapping[SplitName, str], *, min_count: int
+    records: Sequence[CaptionedImage], unreadable: Mapping[SplitName, Sequence[str]], *, min_count: int
 ) -> tuple[str, bool]:
     """A page about the data set, and whether it is valid for training. Every picture is decoded.
 
-    `unreadable` says why the records of a split could not be read; test is not needed.
+    `unreadable` says why records of a split could not be read; test is not needed.
     """
     words_of = {split: _words(records, split) for split in _splits(records)}
     problems = find_problems(records)
@@ -92,7 +92,7 @@ def check(
             problems[f"pictures are in {split}"] = []
     lines = [
         *_counts(records, words_of),
-        *(f"{split:<6} not read: {reason}" for split, reason in unreadable.items()),
+        *(f"{split:<6} not read: {reason}" for split, reasons in unreadable.items() for reason in reasons),
         "",
         *_coverage(records, words_of, min_count=min_count),
         "",
@@ -155,8 +155,8 @@ def _coverage(
 
 
 def _decode_pictures(records: Sequence[CaptionedImage]) -> tuple[Problems, list[str]]:
-    """Decode every picture; name those that cannot be decoded, those whose content is in two splits, and,
-    which is no problem, those of a split that are in two data sets."""
+    """Decode every picture; name those that cannot be decoded and those whose content is in two splits, and,
+    which is no problem, training pictures that are in two data sets."""
     present = [record for record in records if exists(record.source)]
     undecodable: list[str] = []
     split_of_content: dict[bytes, CaptionedImage] = {}
@@ -172,7 +172,7 @@ def _decode_pictures(records: Sequence[CaptionedImage]) -> tuple[Problems, list[
         first = split_of_content.setdefault(content, record)
         if first.split != record.split and first.source != record.source:
             shared.append(f"{first.source} in {first.split} is {record.source} in {record.split}")
-        elif first.dataset != record.dataset:
+        elif first.split == record.split == "train" and first.dataset != record.dataset:
             repeated.append(f"{first.source} of {first.dataset} is {record.source} of {record.dataset}")
     problems: Problems = defaultdict(list)
     if undecodable:
@@ -187,7 +187,7 @@ def _notes(repeated: Sequence[str]) -> list[str]:
     if not repeated:
         return []
     return [
-        f"{len(repeated):,} pictures are in two data sets, so they come twice in training:",
+        f"{len(repeated):,} training pictures are in two data sets, and come twice in an epoch:",
         *_listed(repeated),
         "",
     ]

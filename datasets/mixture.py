@@ -13,6 +13,8 @@ Paths are relative to the file.
 """
 
 import json
+import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -26,6 +28,8 @@ from captioner.records import CaptionedImage, RecordReader, SplitName
 from . import CaptionerError
 from .formats import FORMATS
 
+_NAME = re.compile(r"[\w.-]+")
+
 
 @dataclass(frozen=True, kw_only=True)
 class _Settings:
@@ -34,6 +38,33 @@ class _Settings:
     format: str
     weight: Annotated[float, msgspec.Meta(gt=0, le=1_000)] = 1.0
     instances: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One data set of a mixture (a `captioner.records.RecordReader`)."""
+
+    sets: Path
+    name: str
+    settings: _Settings
+    reader: RecordReader
+
+    def read(self, splits: Sequence[SplitName]) -> list[CaptionedImage]:
+        """Raises: CaptionerError, naming the data set."""
+        try:
+            found = self.reader.read(splits)
+        except CaptionerError as error:
+            raise CaptionerError(f"{self.sets}: {self.name}: {error}") from error
+        return [
+            replace(
+                record,
+                image_id=f"{self.name}/{record.image_id}",
+                dataset=self.name,
+                weight=self.settings.weight,
+                instances=self.settings.instances if record.split == "train" else None,
+            )
+            for record in found
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,38 +82,30 @@ class Mixture:
             CaptionerError: the file is missing or malformed, or a data set cannot be read; it is named.
         """
         reject_string(splits, "splits")
-        records = []
-        for name, (settings, reader) in self._readers().items():
-            try:
-                found = reader.read(splits)
-            except CaptionerError as error:
-                raise type(error)(f"{self.sets}: {name}: {error}") from error
-            records += [
-                replace(
-                    record,
-                    image_id=f"{name}/{record.image_id}",
-                    dataset=name,
-                    weight=settings.weight,
-                    instances=settings.instances if record.split == "train" else None,
-                )
-                for record in found
-            ]
-        return records
+        return [record for part in self.parts() for record in part.read(splits)]
 
-    def _readers(self) -> dict[str, tuple[_Settings, RecordReader]]:
+    def parts(self) -> list[Part]:
+        """The data sets, each of which can be read alone. Raises: CaptionerError."""
         try:
-            entries = json.loads(self.sets.read_text(encoding="utf-8"))
+            entries = json.loads(
+                self.sets.read_text(encoding="utf-8-sig"), object_pairs_hook=_without_repeats
+            )
         except FileNotFoundError:
             raise CaptionerError(f"{self.sets} is missing; see --sets") from None
         except (OSError, ValueError, RecursionError) as error:
             raise CaptionerError(f"cannot read {self.sets}: {error}") from None
         if not isinstance(entries, dict) or not entries:
             raise CaptionerError(f"{self.sets} must be an object with an entry for each data set")
-        return {name: self._reader(name, entry) for name, entry in entries.items()}
+        return [self._part(name, entry) for name, entry in entries.items()]
 
-    def _reader(self, name: str, entry: Any) -> tuple[_Settings, RecordReader]:
+    def _part(self, name: str, entry: Any) -> Part:
+        if not _NAME.fullmatch(name):
+            raise CaptionerError(
+                f"{self.sets}: the name of a data set may have letters, digits, -, _ and ., unlike {name!r}"
+            )
         where = f"{self.sets}: {name}"
-        if not isinstance(entry, dict) or entry.get("format") not in FORMATS:
+        is_known = isinstance(entry, dict) and isinstance(entry.get("format"), str)
+        if not is_known or entry["format"] not in FORMATS:
             raise CaptionerError(f"{where} must be an object with a format: {', '.join(FORMATS)}")
         kind: Any = FORMATS[entry["format"]]
         own = [one.name for one in fields(_Settings)]
@@ -95,7 +118,7 @@ class Mixture:
             reader = self._converted(kind, {one: value for one, value in entry.items() if one not in own})
         except msgspec.ValidationError as error:
             raise CaptionerError(f"{where}: {error}") from None
-        return settings, reader
+        return Part(sets=self.sets, name=name, settings=settings, reader=reader)
 
     def _converted(self, kind: type, values: dict[str, Any]) -> Any:
         def to_path(hint: type, value: Any) -> Any:
@@ -103,4 +126,17 @@ class Mixture:
                 raise msgspec.ValidationError(f"expected a path in quotes, not {value!r}")
             return self.sets.parent / value
 
-        return msgspec.convert(values, kind, dec_hook=to_path)
+        converted: Any = msgspec.convert(values, kind, dec_hook=to_path)
+        defaults = {
+            one.name: self.sets.parent / one.default
+            for one in fields(kind)
+            if isinstance(one.default, Path) and one.name not in values
+        }
+        return replace(converted, **defaults)
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    repeated = [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]
+    if repeated:
+        raise ValueError(f"{repeated[0]!r} is there twice")
+    return dict(pairs)

@@ -36,7 +36,8 @@ class EvaluateCommand:
 
     Captions are scored exactly as `captioner caption` prints them. Prints BLEU-1 to 4, METEOR (if Java is
     installed), ROUGE-L and CIDEr-D, the vocabulary size, the mean length, and the shares of captions that
-    are distinct, truncated, repetitive, and copied from train.
+    are distinct, truncated, repetitive, and copied from train; with --instances also how much captions make
+    up. The data sets of a mixture are scored separately.
     """
 
     dataset: Dataset | None = None
@@ -49,9 +50,9 @@ class EvaluateCommand:
     train_references: Annotated[Path | None, arg("FILE", "the train split of DATASET")] = None
     """COCO annotation file with the training captions, to find copied captions."""
     instances: Annotated[Path | None, arg("FILE")] = None
-    """COCO annotation file with the objects in the pictures. Prints how much is made up: CHAIR_i, the share
-    of named objects that are not there, and CHAIR_s, that of captions with such a one; and the recall of
-    objects."""
+    """COCO annotation file with the objects in the pictures. Prints CHAIR_i, the share of the named objects
+    that are not in the picture; CHAIR_s, the share of the captions that name one of those; and the share of
+    the objects in the pictures that are named."""
     results_out: Annotated[Path | None, arg("FILE")] = None
     """Write the captions in the format of COCO's evaluation server."""
     batch_size: Annotated[int, arg("INT", "32")] = 32
@@ -87,6 +88,7 @@ class EvaluateCommand:
             images = [CocoImage(record.image_id, record.file_name, record.captions) for record in records]
         elif self.references is not None:
             images = read_coco_captions(self.references)
+        annotated = self._annotated({image.image_id: image.file_name for image in images})
         if self.results is not None:
             captions = read_results(self.results, images)
         else:
@@ -96,7 +98,6 @@ class EvaluateCommand:
             write_results(self.results_out, captions)
         check_complete(captions, {image.image_id: image.captions for image in images})
         train_captions = self._train_captions(records)
-        annotated = self._annotated({image.image_id: image.file_name for image in images})
         dataset_of = {record.image_id: record.dataset for record in records}
         evaluations = {}
         for name in dict.fromkeys(dataset_of.values()) or [""]:
@@ -111,6 +112,7 @@ class EvaluateCommand:
 
     def _annotated(self, names: dict[str, str]) -> dict[str, set[str]] | None:
         """The categories of the objects in each picture, by its id, if they are given."""
+        from captioner.objects.coco_file import by_file_name
         from captioner.objects.instances import Instances
 
         if self.instances is None:
@@ -118,6 +120,7 @@ class EvaluateCommand:
         instances = Instances(self.instances)
         file_names = {image_id: Path(name).name for image_id, name in names.items()}
         instances.check_listed(file_names.values())
+        by_file_name(self.instances, ((name, None) for name in file_names.values()))
         return {image_id: instances.categories(name) for image_id, name in file_names.items()}
 
     def _train_captions(self, evaluated: list[CaptionedImage]) -> list[str] | None:

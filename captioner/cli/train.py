@@ -164,7 +164,7 @@ class StoredCommand:
                 RunOptions, {"out": str(folder), "resume": True, **stored["options"]}, "options"
             )
             dataset, out = stored["dataset"], Path(stored["out"])
-            instances = None if stored.get("instances") is None else Path(stored["instances"])
+            instances = None if stored["instances"] is None else Path(stored["instances"])
             reader = from_plain(readers[dataset], stored["reader"], "reader")
         except (OSError, ValueError, LookupError, TypeError) as error:
             raise CaptionerError(f"{folder} does not contain a run that can be resumed ({error})") from None

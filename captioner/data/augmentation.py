@@ -10,7 +10,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from captioner.data.epoch_order import derived_seed
+from captioner.data.epoch_order import SampleKey, derived_seed
 
 _SIDES = re.compile(r"\b(?:left|right)(?:most)?\b", re.IGNORECASE)
 
@@ -32,20 +32,20 @@ class Augmentation:
     size_px: int
 
     def __call__(
-        self, image: Image.Image, *, captions: Sequence[str], epoch: int, index: int
+        self, image: Image.Image, *, captions: Sequence[str], key: SampleKey
     ) -> UInt8[Tensor, "size size 3"]:
-        augmented, _ = self.with_masks(image, None, captions=captions, epoch=epoch, index=index)
+        nothing = np.zeros((0, 1, 1), np.float32)
+        augmented, _ = self.with_masks(image, nothing, captions=captions, key=key)
         return augmented
 
     def with_masks(
         self,
         image: Image.Image,
-        masks: Float[np.ndarray, "regions height width"] | None,
+        masks: Float[np.ndarray, "regions height width"],
         *,
         captions: Sequence[str],
-        epoch: int,
-        index: int,
-    ) -> tuple[UInt8[Tensor, "size size 3"], Float[np.ndarray, "regions size size"] | None]:
+        key: SampleKey,
+    ) -> tuple[UInt8[Tensor, "size size 3"], Float[np.ndarray, "regions size size"]]:
         """The picture, and masks over it, which are cropped and flipped in the same way. The masks may have
         another size than the picture."""
         from torchvision import tv_tensors  # takes seconds to import, and only training needs it
@@ -60,12 +60,13 @@ class Augmentation:
             ]
         )
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derived_seed(self.seed, epoch, index))
+            torch.manual_seed(derived_seed(self.seed, *key.position))
             pixels = v2.functional.pil_to_tensor(image)
-            if masks is None:
-                augmented, moved = transform(pixels), None
+            if len(masks) == 0:
+                augmented: Tensor = transform(pixels)
+                moved = np.zeros((0, self.size_px, self.size_px), np.float32)
             else:
                 scaled = v2.functional.resize_mask(torch.from_numpy(masks), list(pixels.shape[1:]))
-                augmented, moved = transform(pixels, tv_tensors.Mask(scaled))
-                moved = moved.numpy()
+                augmented, moved_masks = transform(pixels, tv_tensors.Mask(scaled))
+                moved = moved_masks.numpy()
         return augmented.permute(1, 2, 0).contiguous(), moved

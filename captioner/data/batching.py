@@ -137,8 +137,8 @@ def collate(
 def _collate_regions(items: Sequence[ItemRegions | None]) -> Regions | None:
     """None if the data set comes without annotated objects."""
     known = [item for item in items if item is not None]
-    if not known:
-        return None
+    if len(known) < len(items):
+        return None  # a data set comes with annotated objects, or without
     num_regions = max(1, *(len(item.categories) for item in known))
     coverage = torch.zeros(len(known), num_regions, known[0].coverage.shape[1])
     confidence = torch.zeros(len(known), num_regions)

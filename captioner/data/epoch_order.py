@@ -1,5 +1,7 @@
 """Order of samples in an epoch, and derived seeds."""
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,10 +12,16 @@ from captioner.errors import CaptionerError
 
 @dataclass(frozen=True, slots=True)
 class SampleKey:
-    """A sample in an epoch: its augmentation depends on both."""
+    """A sample in an epoch; `repeat` counts from 0 how often it was there before."""
 
     epoch: int
     index: int
+    repeat: int = 0
+
+    @property
+    def position(self) -> tuple[int, ...]:
+        """What its augmentation depends on, besides the run's seed."""
+        return (self.epoch, self.index, self.repeat) if self.repeat else (self.epoch, self.index)
 
 
 def derived_seed(*position: int) -> int:
@@ -38,9 +46,8 @@ def epoch_batches(
 ) -> list[list[SampleKey]]:
     """The samples of an epoch as one process sees them: `micro_batches` lists for every step.
 
-    Each sample is in the epoch once, or with `weights` as often as its weight says: one of weight 2.5 is
-    there twice or three times, one of weight 0.5 in half of the epochs, and all epochs have the same length.
-
+    Each sample is in the epoch once, or with `weights` as often as its weight says, rounded up or down: one
+    of weight 0.5 is in about half of the epochs. All epochs have the same length, the sum of the weights.
 
     The order depends only on the seed and the epoch, and a step has the same samples whatever the
     number of processes and micro-batches. Steps have even sizes, so that none is nearly empty: 25 samples
@@ -53,7 +60,8 @@ def epoch_batches(
     order = rng.permutation(num_samples)
     if weights is not None and (weights != 1).any():
         order = rng.permutation(np.repeat(order, _times_drawn(weights[order], rng)))
-    steps = np.array_split(order, -(-len(order) // batch_size))
+    keys = _keys(order.tolist(), epoch)
+    steps = np.array_split(np.arange(len(keys)), -(-len(keys) // batch_size))
     if len(steps[-1]) < num_processes * micro_batches:
         raise CaptionerError(
             f"a step of {len(steps[-1])} samples is too small for {num_processes} processes with "
@@ -61,7 +69,16 @@ def epoch_batches(
             "--gradient-accumulation-steps or the number of processes"
         )
     own = (split for step in steps for split in np.array_split(step[process::num_processes], micro_batches))
-    return [[SampleKey(epoch, int(index)) for index in split] for split in own]
+    return [[keys[position] for position in split] for split in own]
+
+
+def _keys(order: Sequence[int], epoch: int) -> list[SampleKey]:
+    seen = Counter[int]()
+    keys = []
+    for index in order:
+        keys.append(SampleKey(epoch, index, seen[index]))
+        seen[index] += 1
+    return keys
 
 
 def _times_drawn(

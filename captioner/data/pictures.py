@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from captioner.config import GridConfig
 from captioner.data.augmentation import Augmentation
-from captioner.data.batching import CaptionItem, EncodedCaptions
+from captioner.data.batching import CaptionItem, EncodedCaptions, ItemRegions
 from captioner.data.epoch_order import SampleKey
 from captioner.data.regions import RegionStore
 from captioner.errors import ImageError
@@ -61,11 +61,10 @@ class CaptionDataset(Dataset[CaptionItem | ImageError]):
         max_words: int,
         augmentation: Augmentation | None = None,
         regions: RegionStore | None = None,
-        grid: GridConfig | None = None,
     ) -> None:
-        """`regions` are the annotated objects of the pictures, for supervised attention over the `grid`."""
+        """`regions` are the annotated objects of the pictures, for supervised attention."""
         self.split, self.preprocess, self.augmentation = split, preprocess, augmentation
-        self.regions, self.grid = regions, grid
+        self.regions = regions
         captions = [record.captions for record in split.records]
         self.captions = EncodedCaptions(captions, vocabulary=vocabulary, max_words=max_words)
 
@@ -74,30 +73,35 @@ class CaptionDataset(Dataset[CaptionItem | ImageError]):
 
     def __getitem__(self, key: SampleKey) -> CaptionItem | ImageError:
         try:
-            return self._item(key.epoch, key.index)
+            return self._item(key)
         except ImageError as error:
             return error
 
-    def _item(self, epoch: int, index: int) -> CaptionItem:
+    def _item(self, key: SampleKey) -> CaptionItem:
+        index = key.index
         record = self.split.records[index]
-        regions = None if self.regions is None else self.regions[index]
-        if index < len(self.split.features):
-            picture = torch.from_numpy(np.array(self.split.features[index]))
+        is_cached = index < len(self.split.features)
+        if self.augmentation is not None and not is_cached:
+            picture, regions = self._augmented(self.augmentation, self._load(record), key)
         else:
-            image = load_image(record.source, enough_px=self.preprocess.config.size_px)
-            if self.augmentation is None:
-                picture = torch.from_numpy(self.preprocess(image).copy())
-            else:
-                masks = regions.masks if regions is not None and regions.categories else None
-                picture, masks = self.augmentation.with_masks(
-                    image, masks, captions=record.captions, epoch=epoch, index=index
-                )
-                if regions is not None and masks is not None:
-                    regions = replace(regions, masks=masks)
-        on_grid = None
-        if regions is not None and self.grid is not None:
-            on_grid = regions.on_grid(self.grid, self.preprocess.config)
-        return CaptionItem(record.image_id, str(record.source), picture, self.captions[index], on_grid)
+            regions = None if self.regions is None else self.regions.on_grid(index)
+            pixels = self.split.features[index] if is_cached else self.preprocess(self._load(record))
+            picture = torch.from_numpy(np.array(pixels))
+        return CaptionItem(record.image_id, str(record.source), picture, self.captions[index], regions)
+
+    def _load(self, record: CaptionedImage) -> Image.Image:
+        return load_image(record.source, enough_px=self.preprocess.config.size_px)
+
+    def _augmented(
+        self, augmentation: Augmentation, image: Image.Image, key: SampleKey
+    ) -> tuple[UInt8[Tensor, "size size 3"], ItemRegions | None]:
+        """The picture and its regions, cropped and flipped alike."""
+        captions = self.split.records[key.index].captions
+        if self.regions is None:
+            return augmentation(image, captions=captions, key=key), None
+        regions = self.regions[key.index]
+        picture, masks = augmentation.with_masks(image, regions.masks, captions=captions, key=key)
+        return picture, self.regions.project(replace(regions, masks=masks))
 
     @staticmethod
     def stack(sources: Sequence[Tensor]) -> Pictures:

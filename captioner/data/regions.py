@@ -1,8 +1,11 @@
 """Regions of pictures that words name, for supervised attention."""
 
+import hashlib
 import logging
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,7 +14,7 @@ from tqdm import tqdm
 
 from captioner.config import GridConfig, PreprocessConfig
 from captioner.data.batching import ItemRegions
-from captioner.errors import CaptionerError
+from captioner.errors import CaptionerError, abbreviate
 from captioner.images.geometry import cell_coverage
 from captioner.model.batch import CaptionBatch
 from captioner.objects.categories import mentions
@@ -24,13 +27,13 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PictureRegions:
-    """The categories in a picture and a mask for each, which has the score of the best object at a pixel."""
+    """The categories in a picture, and for each a mask with the score of the best object at each pixel."""
 
     categories: tuple[str, ...]
     masks: Float[np.ndarray, "regions height width"]
 
     def on_grid(self, grid: GridConfig, preprocess: PreprocessConfig) -> ItemRegions:
-        """What the model is told of them. A region out of sight, as after a crop, is left out."""
+        """The regions on a grid of cells, without those that a crop has removed."""
         coverage = cell_coverage(self.masks, grid=grid, preprocess=preprocess)
         coverage = coverage.reshape(len(coverage), grid.num_cells).astype(np.float32)
         most = coverage.max(axis=1, initial=0)
@@ -49,20 +52,21 @@ class RegionStore:
     process.
     """
 
-    def __init__(self, records: Sequence[CaptionedImage]) -> None:
+    def __init__(
+        self, records: Sequence[CaptionedImage], *, grid: GridConfig, preprocess: PreprocessConfig
+    ) -> None:
         """Read the files that the records name.
 
         Raises:
-            CaptionerError: a file cannot be read, or lists none of its records' pictures.
+            CaptionerError: a file cannot be read, lists none of its records' pictures, or does not tell them
+                apart.
         """
-        files = {path: Instances(path) for path in {record.instances for record in records} if path}
+        files = _open_files(records)
         names: dict[str, int] = {}
         categories, scores, encoded, sizes, bounds = [], [], [], [], [0]
-        num_listed = dict.fromkeys(files, 0)
         for record in tqdm(records, desc="annotated objects", unit=" pictures", delay=2):
             found: list[Instance] = []
             if record.instances is not None and record.file_name in files[record.instances]:
-                num_listed[record.instances] += 1
                 found = files[record.instances].instances(record.file_name)
             for instance in found:
                 categories.append(names.setdefault(instance.category, len(names)))
@@ -70,10 +74,8 @@ class RegionStore:
                 encoded.append(np.frombuffer(instance.encoded_mask["counts"], np.uint8))
             sizes.append(found[0].encoded_mask["size"] if found else (1, 1))
             bounds.append(len(scores))
-        for path, count in num_listed.items():
-            if not count:
-                raise CaptionerError(f"{path} lists none of the training pictures; see --instances")
-        _logger.info("annotated objects: %s in %s pictures", f"{len(scores):,}", f"{len(records):,}")
+        self._grid, self._preprocess = grid, preprocess
+        self._projected: dict[int, ItemRegions] = {}
         self._names = tuple(names)
         self._category, self._score = np.array(categories, np.int16), np.array(scores, np.float32)
         self._encoded = np.concatenate([np.zeros(0, np.uint8), *encoded])
@@ -90,6 +92,31 @@ class RegionStore:
             np.maximum(mask, instance.score, out=mask, where=instance.mask)
         return PictureRegions(categories, masks)
 
+    def on_grid(self, index: int) -> ItemRegions:
+        """The regions of a picture on the model's grid, computed once."""
+        if index not in self._projected:
+            self._projected[index] = self.project(self[index])
+        return self._projected[index]
+
+    def project(self, regions: PictureRegions) -> ItemRegions:
+        """Regions on the model's grid."""
+        return regions.on_grid(self._grid, self._preprocess)
+
+    @property
+    def digest(self) -> bytes:
+        """A digest of all regions, for a run that resumes."""
+        content = hashlib.sha256(repr(self._names).encode())
+        for array in (
+            self._category,
+            self._score,
+            self._encoded,
+            self._encoded_bounds,
+            self._size,
+            self._bounds,
+        ):
+            content.update(array.tobytes())
+        return content.digest()
+
     def _range(self, index: int) -> Iterable[int]:
         return range(self._bounds[index], self._bounds[index + 1])
 
@@ -97,6 +124,28 @@ class RegionStore:
         start, end = self._encoded_bounds[number], self._encoded_bounds[number + 1]
         encoded = {"size": size, "counts": self._encoded[start:end].tobytes()}
         return Instance(self._names[self._category[number]], encoded, float(self._score[number]))
+
+
+def _open_files(records: Sequence[CaptionedImage]) -> dict[Path, Instances]:
+    """The files that the records name. Raises: CaptionerError."""
+    names_of: dict[Path, list[str]] = {}
+    for record in records:
+        if record.instances is not None:
+            names_of.setdefault(record.instances, []).append(record.file_name)
+    files = {}
+    for path, names in names_of.items():
+        repeated = [name for name, count in Counter(names).items() if count > 1]
+        if repeated:
+            raise CaptionerError(
+                f"objects are matched by file name, and several training pictures have the name "
+                f"{abbreviate(repeated)}; rename them, or leave {path} out"
+            )
+        files[path] = Instances(path)
+        num_listed = sum(name in files[path] for name in names)
+        if not num_listed:
+            raise CaptionerError(f"{path} lists none of the training pictures; see --instances")
+        _logger.info("%s lists %s of %s training pictures", path, f"{num_listed:,}", f"{len(names):,}")
+    return files
 
 
 def look_up_words(batch: CaptionBatch, vocabulary: Vocabulary) -> CaptionBatch:

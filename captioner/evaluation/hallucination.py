@@ -1,13 +1,13 @@
-"""Objects that captions make up, and those that they find (CHAIR).
+"""Objects that captions name although they are not in the picture (CHAIR).
 
-Rohrbach et al. 2018, "Object Hallucination in Image Captioning".
+Rohrbach et al. 2018, "Object Hallucination in Image Captioning". The words that name an object are those of
+`captioner.objects.categories`, not the paper's list, so values differ from those in papers.
 """
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from captioner.errors import CaptionerError
-from captioner.objects.categories import mentions
+from captioner.objects.categories import mentions, table
 from captioner.vocabulary import tokenize
 
 
@@ -16,15 +16,15 @@ class Hallucination:
     """How much of what captions name is not in their pictures, as shares in [0, 1].
 
     `chair_i` is the share of the named objects that are not there, None if none is named, and `chair_s` the
-    share of the captions that name such a one. `recall` is the share of the objects that are there and are
-    named. An object is a category of COCO; for `chair_i` each naming of it counts, for `recall` it counts
-    once per picture.
+    share of the captions that name one of those. `recall` is the share of the objects in the pictures that
+    are named, None if there are none. An object is a category of COCO; for `chair_i` it counts each time that
+    it is named, for `recall` once per picture.
     """
 
     num_named: int
     chair_i: float | None
     chair_s: float
-    recall: float
+    recall: float | None
 
     def named(self) -> dict[str, str]:
         """The values as printed."""
@@ -32,7 +32,7 @@ class Hallucination:
         return {
             "CHAIR_i": f"{chair_i} ({self.num_named:,} objects named)",
             "CHAIR_s": f"{self.chair_s:.3f}",
-            "object recall": f"{self.recall:.3f}",
+            "object recall": "not computed (no objects)" if self.recall is None else f"{self.recall:.3f}",
         }
 
 
@@ -50,23 +50,19 @@ def find_hallucination(
 
     `annotated` are the categories of the annotated objects. As in the paper, what a reference names is in the
     picture too, because annotators leave objects out.
-
-    Raises:
-        CaptionerError: no picture has an object.
     """
+    nameable = {category for category, names in table().names.items() if names}
     num_named = num_absent = num_false = num_found = num_present = 0
     for image_id, text in captions.items():
-        present = categories_in(references[image_id]) | set(annotated[image_id])
+        present = categories_in(references[image_id]) | (set(annotated[image_id]) & nameable)
         named = [mention.category for mention in mentions(tokenize(text))]
         absent = [category for category in named if category not in present]
         num_named, num_absent = num_named + len(named), num_absent + len(absent)
         num_false += bool(absent)
         num_found, num_present = num_found + len(present & set(named)), num_present + len(present)
-    if not num_present:
-        raise CaptionerError("no picture has an object that is annotated or named by a reference")
     return Hallucination(
         num_named=num_named,
         chair_i=num_absent / num_named if num_named else None,
         chair_s=num_false / len(captions),
-        recall=num_found / num_present,
+        recall=num_found / num_present if num_present else None,
     )

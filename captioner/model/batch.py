@@ -29,9 +29,9 @@ class Regions:
     """The annotated objects of a batch's pictures, a region for each category in a picture.
 
     `categories` are their names by picture. `coverage` is the share of each cell that the region covers,
-    relative to the cell that it covers most, and `confidence` in [0, 1] how sure its best object is; both are
-    zero where a picture has fewer regions than another. `of_word` is the region that each word names, -1 for
-    none; None until the words are looked up.
+    times the scores of its objects, relative to the cell where that is largest. `confidence` is the score of
+    its best object. Both are in [0, 1], and zero where a picture has fewer regions than another. `of_word` is
+    the region that each word names, -1 for none; None until the words are looked up.
     """
 
     categories: tuple[tuple[str, ...], ...]

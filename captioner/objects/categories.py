@@ -18,11 +18,14 @@ _MAX_WORDS = 3  # of a name
 
 class _Table(msgspec.Struct, frozen=True):
     """`names` are words by category, in which only the last word has a plural; `unrelated_phrases` contain
-    such a word but do not name the object."""
+    such a word but do not name the object. `ages_of_animals` name a person, unless one of the `animals`
+    follows."""
 
     names: dict[str, tuple[str, ...]]
     unrelated_phrases: tuple[str, ...]
     irregular_plurals: dict[str, str]
+    animals: tuple[str, ...]
+    ages_of_animals: tuple[str, ...]
 
 
 @cache
@@ -41,7 +44,29 @@ class Mention:
 
 
 def mentions(words: Sequence[str]) -> Iterator[Mention]:
-    """The words of a caption that name a category. The longest name counts: a "hot dog" is not a dog."""
+    """The words of a caption that name a category.
+
+    The longest name counts: a "hot dog" is not a dog. Names of one category next to each other are one
+    mention, such as "pickup truck", and so is a young or grown animal, such as a "baby elephant".
+    """
+    last: Mention | None = None
+    for mention in _names(words):
+        if last is not None and last.stop == mention.start and _are_one(words, last, mention):
+            last = Mention(mention.category, last.start, mention.stop)
+            continue
+        if last is not None:
+            yield last
+        last = mention
+    if last is not None:
+        yield last
+
+
+def _are_one(words: Sequence[str], last: Mention, mention: Mention) -> bool:
+    is_animals_age = last.stop - last.start == 1 and words[last.start] in table().ages_of_animals
+    return last.category == mention.category or (is_animals_age and mention.category in table().animals)
+
+
+def _names(words: Sequence[str]) -> Iterator[Mention]:
     start = 0
     while start < len(words):
         for stop in range(min(start + _MAX_WORDS, len(words)), start, -1):

@@ -13,7 +13,10 @@ if TYPE_CHECKING:
 
 Value = TypeVar("Value")
 
-_MALFORMED = (*(OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError, RecursionError),)
+_MALFORMED = (
+    *(OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError, RecursionError),
+    ArithmeticError,
+)
 
 
 @contextlib.contextmanager

@@ -1,11 +1,12 @@
-"""Annotated objects in pictures, from files in COCO's format: masks or boxes by people or a detector."""
+"""Annotated objects in pictures, from files in COCO's format: masks or boxes, by people or a detector."""
 
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import numpy as np
 from jaxtyping import Bool
 
@@ -15,11 +16,40 @@ from captioner.objects.coco_file import by_file_name, open_coco, reading
 _CONTENT = "instances"
 Masks = Mapping[str, Bool[np.ndarray, "height width"]]
 
+_Side = Annotated[int, msgspec.Meta(ge=1, le=100_000)]
+_Length = Annotated[float, msgspec.Meta(ge=0, le=100_000)]
+_Coordinate = Annotated[float, msgspec.Meta(ge=-100_000, le=100_000)]
+
+
+class _Picture(msgspec.Struct):
+    file_name: str
+    width: _Side
+    height: _Side
+
+
+class _EncodedMask(msgspec.Struct):
+    """COCO's run-length encoding, compressed (text) or not."""
+
+    size: tuple[int, int]
+    counts: str | list[int]
+
+
+_Polygon = Annotated[list[_Coordinate], msgspec.Meta(min_length=6)]
+
+
+class _Annotation(msgspec.Struct):
+    """What is used of an annotation; the rest is ignored."""
+
+    category_id: int
+    bbox: tuple[_Coordinate, _Coordinate, _Length, _Length] | None = None
+    segmentation: list[_Polygon] | _EncodedMask | None = None
+    score: Annotated[float, msgspec.Meta(ge=0, le=1)] = 1.0
+
 
 @dataclass(frozen=True)
 class Instance:
-    """An object in a picture: its category, its mask as COCO's run-length encoding, and how sure the
-    detector was of it (1 for annotations by people)."""
+    """An object in a picture: its category, its mask in COCO's compressed run-length encoding, and how sure
+    the detector was of it, in [0, 1]; people's annotations have 1."""
 
     category: str
     encoded_mask: dict[str, Any]
@@ -27,18 +57,14 @@ class Instance:
 
     @property
     def mask(self) -> Bool[np.ndarray, "height width"]:
-        from pycocotools.mask import decode
-
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # of numpy
-            mask: np.ndarray = decode(self.encoded_mask)
-        return mask.astype(bool)
+        return _decoded(self.encoded_mask)
 
 
 class Instances:
     """The instance annotations of a file, by the pictures' file names without folders.
 
-    An annotation without `segmentation` is its box.
+    An annotation without `segmentation` is its box. Coordinates are those of the upright picture, whose size
+    the file states; the picture itself may be scaled.
 
     Raises:
         CaptionerError: the file is missing, or not in COCO's format with instances.
@@ -48,66 +74,82 @@ class Instances:
         self.path = path
         self._coco = open_coco(path, _CONTENT)
         with reading(path, _CONTENT):
-            self._category = {number: entry["name"] for number, entry in self._coco.cats.items()}
-            named = [(image["file_name"], number) for number, image in self._coco.imgs.items()]
-        self._image_id = by_file_name(path, named)
+            self._category: dict[int, str] = {
+                number: msgspec.convert(entry["name"], str) for number, entry in self._coco.cats.items()
+            }
+            pictures = {number: msgspec.convert(entry, _Picture) for number, entry in self._coco.imgs.items()}
+        named = ((picture.file_name, (number, picture)) for number, picture in pictures.items())
+        self._picture = by_file_name(path, named)
 
     def __contains__(self, file_name: str) -> bool:
-        return file_name in self._image_id
+        return file_name in self._picture
 
     def check_listed(self, file_names: Iterable[str]) -> None:
         """Raises: CaptionerError, naming the pictures that the file does not list."""
-        missing = sorted(set(file_names) - self._image_id.keys())
+        missing = sorted(set(file_names) - self._picture.keys())
         if missing:
             raise CaptionerError(
                 f"{self.path} does not list {len(missing):,} pictures: {abbreviate(missing)}"
             )
 
     def categories(self, file_name: str) -> set[str]:
-        """The categories of the objects in a listed picture."""
-        with reading(self.path, _CONTENT):
-            return {self._category[one["category_id"]] for one in self._annotations(file_name)}
+        """The categories of the objects in a listed picture. Raises: CaptionerError, as `instances`."""
+        return {instance.category for instance in self.instances(file_name)}
 
     def instances(self, file_name: str) -> list[Instance]:
         """The objects in a listed picture, crowds included.
 
         Raises:
-            CaptionerError: an annotation cannot be drawn.
+            CaptionerError: an annotation is malformed; it is named.
         """
-        image = self._coco.imgs[self._image_id[file_name]]
-        with reading(self.path, _CONTENT):
-            return [
-                Instance(
-                    self._category[annotation["category_id"]],
-                    self._encoded_mask(annotation, image),
-                    float(annotation.get("score", 1.0)),
-                )
-                for annotation in self._annotations(file_name)
-            ]
+        number, picture = self._picture[file_name]
+        found = []
+        for entry in self._coco.imgToAnns.get(number, ()):
+            with reading(self.path, f"{_CONTENT}: annotation {entry.get('id')}"):
+                annotation = msgspec.convert(entry, _Annotation)
+                category = self._category[annotation.category_id]
+                found.append(Instance(category, _encoded_mask(annotation, picture), annotation.score))
+        return found
 
     def masks(self, file_name: str) -> Masks:
-        """For each category in a listed picture the mask of all its instances.
-
-        Raises:
-            CaptionerError: an annotation cannot be drawn.
-        """
+        """For each category in a listed picture the mask of all its instances. Raises: as `instances`."""
         masks: dict[str, Bool[np.ndarray, "height width"]] = {}
         for instance in self.instances(file_name):
-            with reading(self.path, _CONTENT):
-                mask = instance.mask
-            masks[instance.category] = masks.get(instance.category, False) | mask
+            masks[instance.category] = masks.get(instance.category, False) | instance.mask
         return masks
 
-    def _annotations(self, file_name: str) -> list[dict[str, Any]]:
-        annotations: list[dict[str, Any]] = self._coco.imgToAnns.get(self._image_id[file_name], [])
-        return annotations
 
-    def _encoded_mask(self, annotation: dict[str, Any], image: dict[str, Any]) -> dict[str, Any]:
-        from pycocotools.mask import frPyObjects
+def _decoded(encoded: dict[str, Any]) -> Bool[np.ndarray, "height width"]:
+    """Raises: ValueError."""
+    from pycocotools.mask import decode
 
-        if annotation.get("segmentation"):
-            encoded: dict[str, Any] = self._coco.annToRLE(annotation)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of numpy
+        mask: np.ndarray = decode(encoded)
+    return mask.astype(bool)
+
+
+def _encoded_mask(annotation: _Annotation, picture: _Picture) -> dict[str, Any]:
+    """Raises: ValueError."""
+    from pycocotools.mask import frPyObjects, merge
+
+    height, width = picture.height, picture.width
+    encoded: dict[str, Any]
+    if isinstance(annotation.segmentation, _EncodedMask):
+        size, counts = list(annotation.segmentation.size), annotation.segmentation.counts
+        if size != [height, width]:
+            raise ValueError(f"its mask has the size {size}, the picture {[height, width]}")
+        if isinstance(counts, str):
+            encoded = {"size": size, "counts": counts.encode("ascii")}
+            _decoded(encoded)  # raises if it is damaged
             return encoded
-        boxes = np.array([annotation["bbox"]], dtype=np.float64)
-        (encoded,) = frPyObjects(boxes, image["height"], image["width"])
-        return encoded
+        if sum(counts) != height * width or min(counts) < 0:
+            raise ValueError("its mask's counts do not add up to the picture's size")
+        encoded = frPyObjects({"size": size, "counts": counts}, height, width)
+    elif annotation.segmentation:
+        encoded = merge(frPyObjects(annotation.segmentation, height, width))
+    elif annotation.bbox is not None:
+        (encoded,) = frPyObjects(np.array([annotation.bbox], dtype=np.float64), height, width)
+    else:
+        raise ValueError("it has neither a segmentation nor a bbox")
+    return encoded

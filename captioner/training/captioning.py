@@ -66,7 +66,7 @@ class CaptioningTask:
         assert isinstance(recipe.encoder, EncoderConfig)
         self.recipe, self.encoder, self.vocabulary, self.start = recipe, encoder, vocabulary, start
         self.train = self._dataset(
-            train, preprocess, is_augmented=recipe.training.augmentation, regions=regions, grid=grid
+            train, preprocess, is_augmented=recipe.training.augmentation, regions=regions
         )
         self.dev = self._dataset(dev, preprocess, is_augmented=False)
         self.config = ModelConfig(
@@ -99,6 +99,7 @@ class CaptioningTask:
         start = _load_start(recipe)
         encoder = build_encoder(recipe.encoder) if start is None else start.model.encoder
         preprocess, grid = encoder.preprocess_config(size_px), encoder.grid_config(size_px)
+        regions = _load_regions(recipe, train, grid, preprocess)
         encoder.to(accelerator.device)
         with accelerator.main_process_first():
             dev_split, train_split = cached_splits(
@@ -130,7 +131,7 @@ class CaptioningTask:
             train=train_split,
             dev=dev_split,
             start=start,
-            regions=_load_regions(recipe, train),
+            regions=regions,
         )
 
     def _dataset(
@@ -140,7 +141,6 @@ class CaptioningTask:
         *,
         is_augmented: bool,
         regions: RegionStore | None = None,
-        grid: GridConfig | None = None,
     ) -> CaptionDataset:
         training = self.recipe.training
         return CaptionDataset(
@@ -150,7 +150,6 @@ class CaptioningTask:
             max_words=training.max_caption_words,
             augmentation=Augmentation(training.seed, preprocess.size_px) if is_augmented else None,
             regions=regions,
-            grid=grid,
         )
 
     def make_model(self) -> CaptioningModel:
@@ -162,7 +161,7 @@ class CaptioningTask:
         return CaptioningModel(encoder=self.encoder, decoder=decoder)
 
     def digest(self) -> str:
-        return data_digest(self.train.split, self.vocabulary, self.encoder)
+        return data_digest(self.train.split, self.vocabulary, self.encoder, self.train.regions)
 
     def validate(self, model: CaptioningModel, *, num_workers: int) -> Validation:
         """Raises: captioner.errors.ImageError."""
@@ -241,17 +240,19 @@ def _first_of_each(dev: Sequence[CaptionedImage], most: int | None) -> list[Capt
     return first
 
 
-def _load_regions(recipe: Recipe, train: Sequence[CaptionedImage]) -> RegionStore | None:
+def _load_regions(
+    recipe: Recipe, train: Sequence[CaptionedImage], grid: GridConfig, preprocess: PreprocessConfig
+) -> RegionStore | None:
     """The annotated objects of train, if they are given and wanted. Raises: CaptionerError."""
     is_annotated = any(record.instances is not None for record in train)
     if not is_annotated or recipe.training.attention_supervision == 0:
         return None
     if recipe.decoder.attention != "soft":
         raise CaptionerError(
-            f"supervised attention needs soft attention, not {recipe.decoder.attention}; "
-            "leave --instances out"
+            f"supervised attention needs soft attention, not {recipe.decoder.attention}; leave the "
+            "instances out"
         )
-    return RegionStore(train)
+    return RegionStore(train, grid=grid, preprocess=preprocess)
 
 
 def _load_start(recipe: Recipe) -> CaptioningCheckpoint | None:

@@ -118,18 +118,17 @@ def attention_supervision(output: DecoderOutput, regions: Regions) -> Float[Tens
 
         -confidence * log sum_i coverage_i alpha_ti
 
-    where coverage is the share of cell i that the word's region covers, relative to the cell that it covers
-    most. Other words add nothing.
+    where coverage says how much of cell i the word's region covers (`captioner.model.batch.Regions`). Other
+    words add nothing.
 
     Supervised attention of Liu et al. 2017, "Attention Correctness in Neural Image Captioning". Differs from
     the paper in that it is the attention on all of the region that counts, not how it is spread there: a word
     names one of several objects of its category, or a part of one.
     """
     assert regions.of_word is not None
-    is_named = (regions.of_word >= 0) & output.word_mask
-    picture, _, _ = is_named.nonzero(as_tuple=True)
-    region = regions.of_word[is_named]
-    inside = (output.alphas[is_named] * regions.coverage[picture, region]).sum(dim=-1)
+    picture, caption, step = ((regions.of_word >= 0) & output.word_mask).nonzero(as_tuple=True)
+    region = regions.of_word[picture, caption, step]
+    inside = (output.alphas[picture, caption, step] * regions.coverage[picture, region]).sum(dim=-1)
     # Attention that is nowhere near must not give an infinite loss.
     return -(regions.confidence[picture, region] * (inside + _LEAST_INSIDE).log()).sum()
 

@@ -79,7 +79,7 @@ class TrainingConfig(Bounded):
     patience: Count = 3
     """Epochs without a better dev score after which training stops; each phase restarts the count."""
     max_dev_pictures: Count | None = None
-    """Dev pictures to caption and score after each epoch; by default all."""
+    """Dev pictures of each data set to caption and score after each epoch; by default all."""
     min_count: Count = 5
     """Times a word must occur in the training captions to enter the vocabulary; not for subwords."""
     mixed_precision: MixedPrecision = "no"

@@ -11,6 +11,7 @@ import torch
 from captioner.atomic import replaced_folder
 from captioner.data.feature_cache import weights_digest
 from captioner.data.pictures import CachedRecords
+from captioner.data.regions import RegionStore
 from captioner.errors import CaptionerError
 from captioner.model.encoder import Encoder
 from captioner.training.recipe import Recipe
@@ -50,15 +51,19 @@ class Progress:
         return self.sums["captions"] / self.sums["seconds"]
 
 
-def data_digest(train: CachedRecords, vocabulary: Vocabulary, encoder: Encoder) -> str:
-    """A digest of the training pictures and captions, the vocabulary, the extent of the cache and the initial
-    weights of the CNN."""
+def data_digest(
+    train: CachedRecords, vocabulary: Vocabulary, encoder: Encoder, regions: RegionStore | None = None
+) -> str:
+    """A digest of the training pictures, with their captions, weights and annotated objects, the vocabulary,
+    the extent of the cache and the initial weights of the CNN."""
     digest = hashlib.sha256(vocabulary.to_json())
     digest.update(weights_digest(encoder).encode())
     digest.update(str(len(train.features)).encode())
     for record in train.records:
-        content = (record.image_id, record.captions, record.dataset, record.weight, record.instances is None)
+        content = (record.image_id, record.captions, record.dataset, record.weight)
         digest.update(repr(content).encode(errors="surrogateescape"))
+    if regions is not None:
+        digest.update(regions.digest)
     return digest.hexdigest()
 
 

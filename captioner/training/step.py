@@ -135,12 +135,14 @@ class TrainStep:
         accelerator = self.accelerator
         torch.manual_seed(derived_seed(self.training.seed, number, accelerator.process_index))
         set_learning_rates(self.optimizer, list(self.schedules.values()), number)
-        batches = [look_up_words(batch, self.vocabulary).to(accelerator.device) for batch in micro_batches]
         loss: CaptionLoss | SelfCriticalLoss = self.loss
-        if number >= self.first_self_critical_step:
-            if self.self_critical_loss is None:
-                raise ValueError("self-critical training needs a reward")
-            batches, loss = [self._sample(batch) for batch in batches], self.self_critical_loss
+        if number < self.first_self_critical_step:
+            batches = [look_up_words(one, self.vocabulary).to(accelerator.device) for one in micro_batches]
+        elif self.self_critical_loss is None:
+            raise ValueError("self-critical training needs a reward")
+        else:
+            batches = [self._sample(batch.to(accelerator.device)) for batch in micro_batches]
+            loss = self.self_critical_loss
         counts = self._count(batches)
         sums: dict[str, Tensor] = {}
         for index, batch in enumerate(batches):

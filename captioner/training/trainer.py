@@ -39,7 +39,12 @@ from captioner.training.step import TrainStep, explain_out_of_memory
 from captioner.training.task import Task, Validation
 
 _LOSSES = (
-    *("total", "cross_entropy", "attention_penalty", "attention_supervision", "hard_attention", "reward"),
+    "total",
+    "cross_entropy",
+    "attention_penalty",
+    "attention_supervision",
+    "hard_attention",
+    "reward",
 )
 
 _logger = logging.getLogger(__name__)

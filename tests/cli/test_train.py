@@ -136,7 +136,9 @@ def test_supervision_that_is_not_possible_is_refused_in_one_line(
 ) -> None:
     boxes = write_boxes(tmp_path / "boxes.json")
     refused = run("flickr8k", "--instances", str(boxes), "--attention", "hard")
-    assert refused == Result(1, "supervised attention needs soft attention, not hard; leave --instances out")
+    assert refused == Result(
+        1, "supervised attention needs soft attention, not hard; leave the instances out"
+    )
     refused = run("flickr8k", "--instances", str(tmp_path / "none.json"))
     assert refused.message.endswith("none.json is missing; give an annotation file with instances")
     sets = tmp_path / "sets.json"

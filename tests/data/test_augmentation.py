@@ -4,6 +4,7 @@ import torch
 from PIL import Image
 
 from captioner.data.augmentation import Augmentation
+from captioner.data.epoch_order import SampleKey
 
 SIZE_PX = 48
 
@@ -25,7 +26,7 @@ def is_flipped(image: torch.Tensor) -> bool:
 def test_augmentation_depends_on_seed_epoch_and_picture_alone(half_red: Image.Image) -> None:
     def augmented(seed: int, epoch: int, index: int) -> bytes:
         torch.rand(3)  # whatever was drawn before
-        image = Augmentation(seed, SIZE_PX)(half_red, captions=["a flag"], epoch=epoch, index=index)
+        image = Augmentation(seed, SIZE_PX)(half_red, captions=["a flag"], key=SampleKey(epoch, index))
         assert image.shape == (SIZE_PX, SIZE_PX, 3)
         return image.numpy().tobytes()
 
@@ -35,9 +36,16 @@ def test_augmentation_depends_on_seed_epoch_and_picture_alone(half_red: Image.Im
     )
 
 
+def test_repeats_of_a_picture_in_an_epoch_differ(half_red: Image.Image) -> None:
+    pictures = [
+        Augmentation(0, SIZE_PX)(half_red, captions=[], key=SampleKey(0, 3, repeat)) for repeat in range(3)
+    ]
+    assert len({picture.numpy().tobytes() for picture in pictures}) == 3
+
+
 def test_global_random_state_is_unchanged(half_red: Image.Image) -> None:
     before = torch.get_rng_state()
-    Augmentation(0, SIZE_PX)(half_red, captions=[], epoch=0, index=0)
+    Augmentation(0, SIZE_PX)(half_red, captions=[], key=SampleKey(0, 0))
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -48,7 +56,7 @@ def test_half_of_the_pictures_are_flipped_but_none_whose_captions_mention_left_o
 
     def share_flipped(*captions: str) -> float:
         flips = [
-            is_flipped(augmentation(half_red, captions=captions, epoch=0, index=index))
+            is_flipped(augmentation(half_red, captions=captions, key=SampleKey(0, index)))
             for index in range(200)
         ]
         return sum(flips) / len(flips)

@@ -8,13 +8,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pycocotools import mask as coco_mask
 
 from captioner.config import GridConfig, PreprocessConfig
 from captioner.data.augmentation import Augmentation
 from captioner.data.batching import CaptionItem, collate
+from captioner.data.epoch_order import SampleKey
 from captioner.data.regions import PictureRegions, RegionStore, look_up_words
 from captioner.errors import CaptionerError
 from captioner.images.geometry import cell_coverage
+from captioner.objects.instances import Instances
 from captioner.records import CaptionedImage
 from captioner.vocabulary import SPECIAL_TOKENS, Vocabulary
 
@@ -86,32 +89,105 @@ def test_boxes_of_a_category_are_one_region_with_their_scores(
 ) -> None:
     boxes = [box(1, [0, 0, 32, 32], score=0.5), box(2, [0, 64, 96, 32]), box(1, [64, 0, 16, 32], score=0.8)]
     path = write_instances(tmp_path / "instances.json", {"1.png": boxes, "2.png": []})
-    store = RegionStore([record_of(name, path) for name in ("1.png", "2.png", "3.png")])
+    records = [record_of(name, path) for name in ("1.png", "2.png", "3.png")]
+    store = RegionStore(records, grid=even_grid, preprocess=preprocess_config)
     for without in (1, 2):  # the second picture has no objects, the third is not listed
-        assert store[without].on_grid(even_grid, preprocess_config).categories == ()
-    regions = store[0]
-    assert regions.categories == ("dog", "horse")
-    item = regions.on_grid(even_grid, preprocess_config)
+        assert store.on_grid(without).categories == ()
+    item = store.on_grid(0)
+    assert item.categories == ("dog", "horse")
     # The second dog covers half of its cell: 0.4 of it by its score, 0.5 for the whole cell of the first.
     dog = np.array([1, 0, 0.8, *[0] * 6])
     np.testing.assert_allclose(item.coverage, [dog, [0, 0, 0, 0, 0, 0, 1, 1, 1]], rtol=1e-6)
     np.testing.assert_allclose(item.confidence, [0.8, 1.0], rtol=1e-6)
 
 
-def test_masks_are_used_where_there_are_any(tmp_path: Path) -> None:
+def test_masks_are_used_where_there_are_any(
+    tmp_path: Path, even_grid: GridConfig, preprocess_config: PreprocessConfig
+) -> None:
     triangle = [[0, 0, 32, 0, 0, 32]]
     path = write_instances(
         tmp_path / "instances.json", {"1.png": [box(1, [0, 0, 96, 96], segmentation=triangle)]}
     )
-    regions = RegionStore([record_of("1.png", path)])[0]
+    regions = RegionStore([record_of("1.png", path)], grid=even_grid, preprocess=preprocess_config)[0]
     assert 0.4 < regions.masks[0, :32, :32].mean() < 0.6
     assert not regions.masks[0, 32:].any()
 
 
-def test_file_that_lists_none_of_the_pictures_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["2.png"], "lists none of the training pictures"),
+        (["a/1.png", "b/1.png"], "several training pictures have the name 1.png"),
+    ],
+)
+def test_pictures_that_cannot_be_matched_are_refused(
+    tmp_path: Path,
+    even_grid: GridConfig,
+    preprocess_config: PreprocessConfig,
+    names: list[str],
+    message: str,
+) -> None:
     path = write_instances(tmp_path / "instances.json", {"1.png": []})
-    with pytest.raises(CaptionerError, match="lists none of the training pictures"):
-        RegionStore([record_of("2.png", path)])
+    records = [record_of(name, path) for name in names]
+    with pytest.raises(CaptionerError, match=message):
+        RegionStore(records, grid=even_grid, preprocess=preprocess_config)
+
+
+def run_lengths(mask: np.ndarray, *, is_compressed: bool) -> dict[str, Any]:
+    encoded = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+    if is_compressed:
+        return {"size": encoded["size"], "counts": encoded["counts"].decode()}
+    changes = np.flatnonzero(np.diff(mask.flatten(order="F"), prepend=0)) if mask.any() else []
+    counts = np.diff([0, *changes, mask.size]).tolist()
+    return {"size": list(mask.shape), "counts": counts}
+
+
+@pytest.mark.parametrize("is_compressed", [True, False])
+def test_run_length_encoded_masks_are_read(tmp_path: Path, is_compressed: bool) -> None:
+    mask = np.zeros((96, 96))
+    mask[10:30, 40:50] = 1
+    crowd = box(1, [0, 0, 1, 1], segmentation=run_lengths(mask, is_compressed=is_compressed)) | {"iscrowd": 1}
+    path = write_instances(tmp_path / "instances.json", {"1.png": [crowd]})
+    np.testing.assert_array_equal(Instances(path).masks("1.png")["dog"], mask == 1)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"bbox": [1, 2, 3]},
+        {"bbox": [1, 2, float("nan"), 3]},
+        {"bbox": [1, 2, -3, 3]},
+        {"bbox": None},
+        {"bbox": "here"},
+        {"score": 95},
+        {"score": "high"},
+        {"score": float("nan")},
+        {"category_id": 7},
+        {"category_id": None},
+        {"segmentation": [[1, 2]]},
+        {"segmentation": "?"},
+        {"segmentation": {"size": [5, 5], "counts": [25]}},
+        {"segmentation": {"size": [96, 96], "counts": [25]}},
+        {"segmentation": {"size": [96, 96], "counts": "é"}},
+    ],
+    ids=str,
+)
+def test_malformed_annotation_is_named_in_one_line(tmp_path: Path, changes: dict[str, Any]) -> None:
+    path = write_instances(tmp_path / "instances.json", {"1.png": [box(1, [0, 0, 5, 5]) | changes]})
+    with pytest.raises(CaptionerError, match="annotation 0") as error:
+        Instances(path).instances("1.png")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "picture", [{"file_name": 5}, {"file_name": "1.png"}, {"file_name": "1.png", "width": 9, "height": -1}]
+)
+def test_malformed_picture_is_named_in_one_line(tmp_path: Path, picture: dict[str, Any]) -> None:
+    path = tmp_path / "instances.json"
+    content = {"images": [{"id": 1, "width": 5} | picture], "annotations": [], "categories": []}
+    path.write_text(json.dumps(content))
+    with pytest.raises(CaptionerError, match="not a COCO file with instances"):
+        Instances(path)
 
 
 def test_region_out_of_sight_is_left_out(even_grid: GridConfig, preprocess_config: PreprocessConfig) -> None:
@@ -170,7 +246,7 @@ def test_masks_are_cropped_and_flipped_like_the_picture(size: tuple[int, int]) -
     augmentation, centres = Augmentation(0, 96), set()
     for index in range(20):
         moved, masks = augmentation.with_masks(
-            Image.fromarray(picture), mask[None].astype(np.float32), captions=[], epoch=0, index=index
+            Image.fromarray(picture), mask[None].astype(np.float32), captions=[], key=SampleKey(0, index)
         )
         assert masks is not None
         is_red = moved[..., 0].numpy() > 60
@@ -182,8 +258,8 @@ def test_masks_are_cropped_and_flipped_like_the_picture(size: tuple[int, int]) -
 def test_masks_do_not_change_what_happens_to_the_picture() -> None:
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (50, 60, 3), np.uint8))
     for index in range(5):
-        alone = Augmentation(0, 48)(picture, captions=[], epoch=1, index=index)
+        alone = Augmentation(0, 48)(picture, captions=[], key=SampleKey(1, index))
         together, _ = Augmentation(0, 48).with_masks(
-            picture, np.ones((2, 50, 60), np.float32), captions=[], epoch=1, index=index
+            picture, np.ones((2, 50, 60), np.float32), captions=[], key=SampleKey(1, index)
         )
         assert torch.equal(alone, together)

@@ -73,7 +73,7 @@ def test_each_problem_is_reported_and_refused(records: list[CaptionedImage], tmp
 
 
 def test_split_without_pictures_is_invalid(records: list[CaptionedImage]) -> None:
-    page, is_valid = check(records[:3], {"dev": "val.json is missing"}, min_count=1)
+    page, is_valid = check(records[:3], {"dev": ["val.json is missing"]}, min_count=1)
     assert not is_valid
     assert "dev    not read: val.json is missing" in page
     assert "no pictures are in dev" in page

@@ -1,6 +1,7 @@
 """Several data sets in one run: how the file is read, how often their pictures come, and what is scored."""
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,7 @@ def test_records_are_those_of_each_reader_with_name_and_weight(sets: Path) -> No
         ({"format": "custom"}, "own: .*captions"),
         ({"format": "custom", "captions": "own/captions.jsonl", "weight": 0}, "own: .*> 0"),
         ({"format": "custom", "captions": "own/none.jsonl"}, "own: .*none.jsonl is missing"),
+        ({"format": []}, "own must be an object with a format"),
         ([], "own must be an object"),
     ],
 )
@@ -78,12 +80,38 @@ def test_mistake_in_the_file_is_named(sets: Path, own: Any, message: str) -> Non
         Mixture(sets=sets).read(["train"])
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", "{'a': 1}"])
-def test_file_that_names_no_data_sets_is_refused(tmp_path: Path, content: str) -> None:
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("", "[]", "{}", "{'a': 1}", '{"a": {"format": "coco"}, "a": {"format": "coco"}}'),
+        *('{"a/b": {"format": "coco"}}', '{"": {"format": "coco"}}', '{"a\\n": {"format": "coco"}}'),
+    ],
+)
+def test_file_that_names_no_data_sets_or_oddly_is_refused(tmp_path: Path, content: str) -> None:
     path = tmp_path / "sets.json"
     path.write_text(content)
     with pytest.raises(CaptionerError, match=r"sets\.json"):
         Mixture(sets=path).read(["train"])
+
+
+def test_default_paths_are_relative_to_the_file_too(sets: Path) -> None:
+    sets.write_text('{"a": {"format": "coco"}}')
+    with pytest.raises(CaptionerError, match=re.escape(str(sets.parent / "annotations"))):
+        Mixture(sets=sets).read(["dev"])
+
+
+def test_each_data_set_of_a_mixture_may_have_annotated_objects(sets: Path) -> None:
+    (sets.parent / "boxes").mkdir()
+    own = {"format": "custom", "captions": "own/captions.jsonl", "instances": "boxes/own.json"}
+    write_sets(sets, own)
+    records = Mixture(sets=sets).read(["train", "dev"])
+    found = {(one.dataset, one.split, one.instances) for one in records}
+    boxes = sets.parent / "boxes" / "own.json"
+    assert found == {
+        *(("flickr8k", split, None) for split in ("train", "dev")),
+        ("own", "train", boxes),
+        ("own", "dev", None),
+    }
 
 
 def drawn(weights: list[float], epoch: int, **more: int) -> list[int]:

@@ -44,6 +44,10 @@ def found(caption: str) -> list[tuple[str, str]]:
         ),
         ("he stops at an orange light", []),
         ("a baseball player on a jet ski by the train tracks", [("person", "player")]),
+        ("a mother elephant and baby zebras", [("elephant", "mother elephant"), ("zebra", "baby zebras")]),
+        ("a mother and baby", [("person", "mother"), ("person", "baby")]),
+        ("a pickup truck by a passenger train", [("truck", "pickup truck"), ("train", "passenger train")]),
+        ("telephone poles and a double decker bus", [("bus", "double decker bus")]),
         ("", []),
     ],
 )
