@@ -43,6 +43,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with pictures and a recipe, to be read only."""
     folder = tmp_path_factory.mktemp("data")
     write_flickr8k(folder)
+    write_boxes(folder / "boxes.json")
     return folder
 
 
@@ -469,11 +470,16 @@ def two_processes(kind: str) -> list[list[str]]:
 FINETUNED = ("--finetune-from-epoch", "2", "--finetune-stages", "1", "--epochs", "3", "--workers", "0")
 
 
+def supervised_flags(folder: Path) -> list[str]:
+    """Of a run whose CNN trains too and whose attention is supervised."""
+    return [*flickr8k_flags(folder), *FINETUNED, "--instances", str(folder / "boxes.json")]
+
+
 @pytest.fixture(scope="module")
 def finetuned(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of one process whose CNN trains too, to be read only."""
     out = tmp_path_factory.mktemp("finetuned") / "run"
-    assert run_here("flickr8k", "--out", str(out), *flickr8k_flags(data), *FINETUNED) == DONE
+    assert run_here("flickr8k", "--out", str(out), *supervised_flags(data)) == DONE
     return out
 
 
@@ -495,11 +501,10 @@ def assert_same_run(
 def test_two_processes_train_to_the_same_as_one_and_score_every_picture_once(
     finetuned: Path, data: Path, tmp_path: Path, kind: str
 ) -> None:
-    """Started as users do, by torch's launcher, over gloo; the CNN's last stage trains in epoch 2."""
-    places = ("--out", str(tmp_path / "pair"), *flickr8k_flags(data))
-    machines = [
-        start_process("flickr8k", *places, *FINETUNED, launcher=launcher) for launcher in two_processes(kind)
-    ]
+    """Started as users do, by torch's launcher, over gloo; the CNN's last stage trains in epoch 2, and
+    attention is supervised."""
+    flags = ("--out", str(tmp_path / "pair"), *supervised_flags(data))
+    machines = [start_process("flickr8k", *flags, launcher=launcher) for launcher in two_processes(kind)]
     errors = [machine.communicate(timeout=300)[1] for machine in machines]
     assert [machine.returncode for machine in machines] == [0] * len(machines), errors
     assert "Num processes: 2" in errors[0]

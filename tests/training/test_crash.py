@@ -14,6 +14,7 @@ import torch
 from captioner.atomic import readable_folder
 from captioner.config import DecoderConfig, DecodingOptions, EncoderConfig
 from captioner.data.pictures import CachedRecords
+from captioner.data.regions import RegionStore
 from captioner.model.batch import CaptionBatch
 from captioner.model.encoder import Encoder
 from captioner.records import CaptionedImage
@@ -24,6 +25,7 @@ from captioner.training.run import training_run
 from captioner.training.step import TrainStep
 from captioner.vocabulary import Vocabulary
 from tests.conftest import TINY_CNN, TINY_SIZE_PX, noise_picture
+from tests.data.test_regions import box, write_instances
 
 NUM_KILLS = int(os.environ.get("CAPTIONER_KILLS", "5"))
 """How many processes are killed; the long run has 20."""
@@ -53,7 +55,8 @@ class CountedSteps:
 
 
 def train(folder: Path, pictures: Path, num_steps_seen: "multiprocessing.sharedctypes.Synchronized") -> None:
-    """A whole run, or the rest of one: saved after every step, with dropout, augmentation and fine-tuning."""
+    """A whole run, or the rest of one: saved after every step, with dropout, augmentation, fine-tuning,
+    weights of pictures and supervised attention."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     encoder = Encoder(backbone=TINY_CNN)
@@ -63,20 +66,23 @@ def train(folder: Path, pictures: Path, num_steps_seen: "multiprocessing.sharedc
             source=pictures / f"{number}.png",
             captions=(f"a dog of colour {number % 3}", "a dog"),
             split="train",
+            weight=1.5,
+            instances=pictures / "boxes.json",
         )
         for number in range(NUM_PICTURES)
     ]
-    grid = encoder.grid_config(TINY_SIZE_PX)
+    grid, preprocess = encoder.grid_config(TINY_SIZE_PX), encoder.preprocess_config(TINY_SIZE_PX)
     features = np.zeros((0, grid.num_cells, encoder.annotation_dim), np.float16)
     split = CachedRecords(records=records, features=features)
     task = CaptioningTask(
         recipe=RECIPE,
         encoder=encoder,
-        preprocess=encoder.preprocess_config(TINY_SIZE_PX),
+        preprocess=preprocess,
         grid=grid,
         vocabulary=Vocabulary.build((text for record in records for text in record.captions), min_count=1),
         train=split,
         dev=split,
+        regions=RegionStore(records, grid=grid, preprocess=preprocess),
     )
     task.figures = lambda _: iter(())
     options = RunOptions(
@@ -95,6 +101,8 @@ def test_run_killed_at_any_moment_ends_like_one_that_was_not(
     monkeypatch.setenv("PATH", "")  # no Java, no METEOR
     pictures = tmp_path / "pictures"
     pictures.mkdir()
+    boxes = {f"{number}.png": [box(1, [0, 0, 20, 20 + number])] for number in range(NUM_PICTURES)}
+    write_instances(pictures / "boxes.json", boxes, size=(50, 40))
     for number in range(NUM_PICTURES):
         noise_picture(number).save(pictures / f"{number}.png")
     context = multiprocessing.get_context("forkserver")
@@ -113,7 +121,8 @@ def test_run_killed_at_any_moment_ends_like_one_that_was_not(
 
     finish(tmp_path / "whole")
     steps_of_a_run = num_steps.value
-    assert steps_of_a_run == RECIPE.training.epochs * NUM_PICTURES // RECIPE.training.batch_size
+    samples_per_epoch = 1.5 * NUM_PICTURES
+    assert steps_of_a_run == RECIPE.training.epochs * samples_per_epoch // RECIPE.training.batch_size
     whole = torch.load(tmp_path / "whole" / "last" / "training_state.pt", weights_only=True)
     best = (tmp_path / "whole" / "best" / "model.safetensors").read_bytes()
 

@@ -554,9 +554,9 @@ def test_tuning_keeps_the_weights_and_stores_the_decoding_options_with_the_best_
 ) -> None:
     trainer = make_trainer(tmp_path, shorter(3, finetune_from_epoch=3, finetune_stages=1))
     tune = trainer.task.tune_decoding
-    observed: list[tuple[bytes, Scores]] = []
+    observed: list[tuple[bytes, ScoresByDataset]] = []
 
-    def observe(folder: Path, **options: int) -> Scores:
+    def observe(folder: Path, **options: int) -> ScoresByDataset:
         weights = (folder / "model.safetensors").read_bytes()
         observed.append((weights, tune(folder, **options)))
         return observed[-1][1]
@@ -567,7 +567,7 @@ def test_tuning_keeps_the_weights_and_stores_the_decoding_options_with_the_best_
     loaded = load_checkpoint(best)
     assert (best / "model.safetensors").read_bytes() == weights
     tried = loaded.metrics["decoding_cider"]
-    assert scores.cider == pytest.approx(max(tried.values()))
-    assert loaded.metrics["dev"]["cider"] == scores.cider
+    assert scores.mean.cider == pytest.approx(max(tried.values()))
+    assert loaded.metrics["dev"]["cider"] == scores.mean.cider
     assert loaded.metrics["dev"]["beam_size"] == loaded.config.decoding.beam_size
     assert loaded.metrics["dev"]["length_penalty"] == loaded.config.decoding.length_penalty
