@@ -71,7 +71,7 @@ def test_wheel_captions_draws_and_trains_from_another_folder(tmp_path: Path) -> 
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(unpacked)
     for name in ("photo", "train", "dev"):
-        (tmp_path / f"{name}.jpg").write_bytes((ROOT / "examples" / "tennis.jpg").read_bytes())
+        (tmp_path / f"{name}.jpg").write_bytes((ROOT / "examples" / "horses.jpg").read_bytes())
     weights = Encoder(backbone="test_efficientnet").cnn.state_dict()
     save_file({name: value.contiguous() for name, value in weights.items()}, tmp_path / "weights.safetensors")
     environment = os.environ | {"PYTHONPATH": str(unpacked)}

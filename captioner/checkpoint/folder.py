@@ -32,7 +32,7 @@ GRAPHS = {"encoder": "encoder.onnx", "start": "start.onnx", "step": "step.onnx"}
 LAYOUT_KEY = "captioner.weights_layout"
 """Metadata key under which a graph stores the `weights_layout` that it was exported for."""
 
-SHIPPED_MODEL = Path(__file__).parent.parent / "models" / "flickr8k"
+SHIPPED_MODEL = Path(__file__).parent.parent / "models" / "everyday"
 
 Config = TypeVar("Config", ModelConfig, TranslationConfig)
 

@@ -230,6 +230,7 @@ class Trainer:
                     "length_penalty": decoding.length_penalty,
                     **validation.entries["dev"],
                 },
+                **{name: scores for name, scores in validation.entries.items() if name.startswith("dev/")},
                 "recipe": self.recipe.described(),
                 "history": progress.history,
             }
