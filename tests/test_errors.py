@@ -66,7 +66,9 @@ def test_single_text_is_not_taken_for_a_tuple_of_settings_either(made: str) -> N
 def test_single_split_where_a_list_belongs_is_not_taken_for_its_letters(name: str, tmp_path: Path) -> None:
     kind = (DATASETS | TRANSLATION_DATASETS)[name]
     places = {
-        field: tmp_path for field in kind.__dataclass_fields__ if field in ("root", "captions", "images")
+        field: tmp_path
+        for field in kind.__dataclass_fields__
+        if field in ("root", "captions", "images", "sets")
     }
     if name == "coco":
         places = {"root": tmp_path}

@@ -16,6 +16,7 @@ from captioner.config import GridConfig, PreprocessConfig
 from captioner.data.batching import ItemRegions
 from captioner.errors import CaptionerError, abbreviate
 from captioner.images.geometry import cell_coverage
+from captioner.images.reading import StoredPicture
 from captioner.model.batch import CaptionBatch
 from captioner.objects.categories import mentions
 from captioner.objects.instances import Instance, Instances
@@ -128,12 +129,13 @@ class RegionStore:
 
 def _open_files(records: Sequence[CaptionedImage]) -> dict[Path, Instances]:
     """The files that the records name. Raises: CaptionerError."""
-    names_of: dict[Path, list[str]] = {}
+    pictures_of: dict[Path, dict[StoredPicture, str]] = {}
     for record in records:
         if record.instances is not None:
-            names_of.setdefault(record.instances, []).append(record.file_name)
+            pictures_of.setdefault(record.instances, {})[record.source] = record.file_name
     files = {}
-    for path, names in names_of.items():
+    for path, pictures in pictures_of.items():
+        names = list(pictures.values())
         repeated = [name for name, count in Counter(names).items() if count > 1]
         if repeated:
             raise CaptionerError(
