@@ -115,8 +115,8 @@ def write_boxes(path: Path) -> Path:
 
 @pytest.mark.parametrize(
     "changes",
-    [(), ("--finetune-from-epoch", "2"), ("--self-critical-from-epoch", "2"), ("--decoder", "transformer")],
-    ids=["cached", "augmented", "self-critical", "transformer"],
+    [("--finetune-from-epoch", "2"), ("--self-critical-from-epoch", "2")],
+    ids=["fine-tuned", "self-critical"],
 )
 def test_attention_is_supervised_where_objects_are_given(
     run: Run, tmp_path: Path, changes: tuple[str, ...]

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -31,10 +32,18 @@ def write_custom(folder: Path, rows: list[tuple[str, str, str]]) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def flickr8k(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny Flickr8k and a recipe, to be copied."""
+    folder = tmp_path_factory.mktemp("flickr8k") / "data"
+    write_flickr8k(folder)
+    return folder
+
+
 @pytest.fixture
-def sets(tmp_path: Path) -> Path:
-    """Flickr8k's tiny one and one's own, in which two pictures have the names of the other's."""
-    write_flickr8k(tmp_path)
+def sets(flickr8k: Path, tmp_path: Path) -> Path:
+    """A tiny Flickr8k and captions of one's own, in which two pictures have the names of the other's."""
+    shutil.copytree(flickr8k, tmp_path, dirs_exist_ok=True)
     rows = [("0.jpg", "a red dog runs", "train"), ("1.png", "a boy", "train"), ("4.jpg", "a girl", "dev")]
     write_custom(tmp_path / "own", rows)
     path = tmp_path / "sets.json"
@@ -143,10 +152,12 @@ def test_processes_share_a_weighted_epoch() -> None:
 def test_each_data_set_is_scored_alone_and_the_mean_counts_them_alike() -> None:
     references = {"a/1": ["a dog runs"], "a/2": ["a cat sits on a mat"], "b/1": ["two men walk"]}
     captions = {"a/1": "a dog sits", "a/2": "a cat sits on a mat", "b/1": "two dogs walk"}
-    scores = score_by_dataset(captions, references, dataset_of={name: name[0] for name in references})
+    dataset_of = {name: name[0] for name in references}
+    scores = score_by_dataset(captions, references, dataset_of=dataset_of, with_meteor=False)  # it is slow
     for name in ("a", "b"):
         own = {key: value for key, value in references.items() if key[0] == name}
-        assert scores.by_dataset[name] == score_captions({key: captions[key] for key in own}, own)
+        alone = score_captions({key: captions[key] for key in own}, own, with_meteor=False)
+        assert scores.by_dataset[name] == alone
     ciders = [one.cider for one in scores.by_dataset.values()]
     assert scores.mean.cider == pytest.approx(sum(ciders) / 2)
     assert scores.entries().keys() == {"dev", "dev/a", "dev/b"}
@@ -182,8 +193,9 @@ def test_check_covers_the_data_sets_together(sets: Path, capsys: pytest.CaptureF
 
 
 def test_evaluate_prints_the_scores_of_each_data_set(
-    sets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    sets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("captioner.evaluation.metrics.has_java", lambda: False)  # METEOR is slow
     names = ["flickr8k/4.jpg", "flickr8k/5.jpg", "own/4.jpg"]
     results = tmp_path / "results.json"
     results.write_text(json.dumps([{"image_id": name, "caption": "a dog jumps"} for name in names]))
