@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.report import markdown, write_between
 from benchmarks.runs import is_same_recipe, train_once
+from captioner.atomic import replace_text
 from captioner.checkpoint.weights import load_checkpoint
 from captioner.config import DecodingOptions
 from captioner.errors import CaptionerError, UsageError, abbreviate
@@ -146,9 +147,7 @@ def main(
         best, history = _trained(recipe, folder, train, dev, cache_dir)
         results[row.key] = _measured(row, recipe, best, history, train, dev)
         RESULTS.parent.mkdir(parents=True, exist_ok=True)
-        aside = RESULTS.with_suffix(".new")
-        aside.write_text(json.dumps(results, indent=1) + "\n")
-        aside.replace(RESULTS)
+        replace_text(RESULTS, json.dumps(results, indent=1) + "\n")
         write_between(PAGE, BEGIN_MARKER, END_MARKER, table(results))
 
 

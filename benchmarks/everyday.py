@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.report import markdown, write_between
 from benchmarks.runs import is_same_recipe, train_once
+from captioner.atomic import replace_text
 from captioner.caption import Caption
 from captioner.config import DecoderConfig, DecodingOptions
 from captioner.data.feature_cache import cached_features
@@ -245,9 +246,7 @@ def main(
         _logger.info("=== %s", row.key)
         results[row.key] = study.measured(row, study.train(row))
         RESULTS.parent.mkdir(parents=True, exist_ok=True)
-        aside = RESULTS.with_suffix(".new")
-        aside.write_text(json.dumps(results, indent=1) + "\n")
-        aside.replace(RESULTS)
+        replace_text(RESULTS, json.dumps(results, indent=1) + "\n")
         write_between(PAGE, BEGIN_MARKER, END_MARKER, table(results))
 
 

@@ -24,6 +24,7 @@ import msgspec
 
 from captioner.errors import reject_string
 from captioner.records import CaptionedImage, RecordReader, SplitName
+from captioner.training.recipe import from_plain, with_paths
 
 from . import CaptionerError
 from .formats import FORMATS
@@ -114,25 +115,15 @@ class Mixture:
             if setting not in known:
                 raise CaptionerError(f"{where} has no setting {setting!r}; there are {', '.join(known)}")
         try:
-            settings = self._converted(_Settings, {one: entry[one] for one in own if one in entry})
-            reader = self._converted(kind, {one: value for one, value in entry.items() if one not in own})
-        except msgspec.ValidationError as error:
-            raise CaptionerError(f"{where}: {error}") from None
+            settings = self._converted(_Settings, {one: entry[one] for one in own if one in entry}, where)
+            reader = self._converted(kind, {one: entry[one] for one in entry if one not in own}, where)
+        except ValueError as error:
+            raise CaptionerError(str(error)) from None
         return Part(sets=self.sets, name=name, settings=settings, reader=reader)
 
-    def _converted(self, kind: type, values: dict[str, Any]) -> Any:
-        def to_path(hint: type, value: Any) -> Any:
-            if hint is not Path or not isinstance(value, str):
-                raise msgspec.ValidationError(f"expected a path in quotes, not {value!r}")
-            return self.sets.parent / value
-
-        converted: Any = msgspec.convert(values, kind, dec_hook=to_path)
-        defaults = {
-            one.name: self.sets.parent / one.default
-            for one in fields(kind)
-            if isinstance(one.default, Path) and one.name not in values
-        }
-        return replace(converted, **defaults)
+    def _converted(self, kind: type, values: dict[str, Any], where: str) -> Any:
+        """Raises: ValueError, starting with `where`."""
+        return with_paths(from_plain(kind, values, where), lambda path: self.sets.parent / path)
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -118,10 +118,9 @@ class EvaluateCommand:
         if self.instances is None:
             return None
         instances = Instances(self.instances)
-        file_names = {image_id: Path(name).name for image_id, name in names.items()}
-        instances.check_listed(file_names.values())
-        by_file_name(self.instances, ((name, None) for name in file_names.values()))
-        return {image_id: instances.categories(name) for image_id, name in file_names.items()}
+        id_of = by_file_name(self.instances, ((name, image_id) for image_id, name in names.items()))
+        instances.check_listed(id_of)
+        return {image_id: instances.categories(name) for name, image_id in id_of.items()}
 
     def _train_captions(self, evaluated: list[CaptionedImage]) -> list[str] | None:
         """The captions that the model may have copied, if they are available."""

@@ -14,7 +14,7 @@ from captioner.cli.options import arg, check_flags, flags, given, naming_flags
 from captioner.config import LSTM_PARTS, DecoderConfig, DecodingOptions, EncoderConfig, TextEncoderConfig
 from captioner.errors import CaptionerError
 from captioner.training.options import COMMAND_FILE, RunOptions
-from captioner.training.recipe import Recipe, TrainingConfig, from_plain, to_plain
+from captioner.training.recipe import Recipe, TrainingConfig, from_plain, to_plain, with_paths
 
 Value = TypeVar("Value", bound=Any)
 
@@ -193,11 +193,3 @@ class StoredCommand:
             if isinstance(text := getattr(value, one.name), str) and os.path.isabs(text)
         }
         return with_paths(replace(value, **texts), self.relocate)
-
-
-def with_paths(value: Value, change: Any) -> Value:
-    """A dataclass with a function applied to its paths."""
-    changes = {
-        one.name: change(path) for one in fields(value) if isinstance(path := getattr(value, one.name), Path)
-    }
-    return replace(value, **changes)

@@ -60,7 +60,7 @@ class Augmentation:
             ]
         )
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derived_seed(self.seed, *key.position))
+            torch.manual_seed(derived_seed(self.seed, key.epoch, key.index, key.repeat))
             pixels = v2.functional.pil_to_tensor(image)
             if len(masks) == 0:
                 augmented: Tensor = transform(pixels)

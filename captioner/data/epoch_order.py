@@ -18,11 +18,6 @@ class SampleKey:
     index: int
     repeat: int = 0
 
-    @property
-    def position(self) -> tuple[int, ...]:
-        """What its augmentation depends on, besides the run's seed."""
-        return (self.epoch, self.index, self.repeat) if self.repeat else (self.epoch, self.index)
-
 
 def derived_seed(*position: int) -> int:
     """A seed for a position in a run, such as (the run's seed, step, process).

@@ -1,10 +1,10 @@
 """Recipe: settings that decide the result of a run, and presets."""
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
@@ -22,6 +22,7 @@ from captioner.config import (
     require,
 )
 
+Value = TypeVar("Value", bound=Any)
 MixedPrecision = Literal["no", "bf16", "fp16"]
 
 
@@ -159,6 +160,14 @@ def from_plain(kind: type, values: Mapping[str, Any], name: str) -> Any:
         return msgspec.convert(values, kind, dec_hook=_to_path)
     except msgspec.ValidationError as error:
         raise ValueError(f"{name}: {error}") from None
+
+
+def with_paths(value: Value, change: Callable[[Path], Path]) -> Value:
+    """A dataclass with a function applied to its paths."""
+    changes = {
+        one.name: change(path) for one in fields(value) if isinstance(path := getattr(value, one.name), Path)
+    }
+    return replace(value, **changes)
 
 
 def _to_path(kind: type, value: Any) -> Path:
