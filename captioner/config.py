@@ -7,7 +7,7 @@ value comes from. `ModelConfig` and `TranslationConfig` are what a model folder 
 """
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_type_hints
@@ -154,16 +154,30 @@ class GridConfig(Bounded):
     receptive_field_std_px: Positive | None = None
     """Extent of a cell's effective receptive field, as a standard deviation, measured at the end of training
     by `Encoder.receptive_field_std_px`; None until then."""
+    is_supervised: bool = False
+    """Whether supervised attention taught each cell to stand for the part of the picture closest to it."""
 
     @property
     def num_cells(self) -> int:
         return self.rows * self.cols
 
     @property
-    def receptive_field_or_default_px(self) -> float:
-        """`receptive_field_std_px`; before it is measured 1.4 strides, as in EfficientNet-Lite2 at 320 px."""
+    def heatmap_std_px(self) -> float:
+        """How far a heatmap spreads a cell's attention around its centre, as a standard deviation.
+
+        That is half a stride if attention was supervised. If it was not, cells beside an object are attended
+        to like those on it, because they see it too, and it is as far as a cell sees:
+        `receptive_field_std_px`, or before that is measured 1.4 strides, as in EfficientNet-Lite2 at 320 px.
+        """
+        if self.is_supervised:
+            return 0.5 * self.stride_px
         measured = self.receptive_field_std_px
         return 1.4 * self.stride_px if measured is None else measured
+
+    @property
+    def geometry(self) -> "GridConfig":
+        """What follows from the backbone and the size of its input, without what training adds."""
+        return replace(self, receptive_field_std_px=None, is_supervised=False)
 
 
 @dataclass(frozen=True, kw_only=True)

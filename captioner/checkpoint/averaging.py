@@ -44,7 +44,7 @@ def _architecture(config: ModelConfig) -> ModelConfig:
     """What must be the same: everything but decoding, dropout and measured values."""
     return replace(
         config,
-        grid=replace(config.grid, receptive_field_std_px=None),
+        grid=config.grid.geometry,
         decoder=replace(config.decoder, dropout=0.0),
         decoding=type(config.decoding)(),
     )

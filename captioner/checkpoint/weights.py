@@ -1,7 +1,7 @@
 """Model folders to torch models and back."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic
 
@@ -82,9 +82,10 @@ def load_checkpoint(folder: Path) -> CaptioningCheckpoint:
         raise
     except CaptionerError as error:  # of the encoder
         raise _mismatch(folder, error) from error
-    stated = replace(config.grid, receptive_field_std_px=None)  # that is measured on pictures
-    if grid != stated:
-        raise ModelFolderError(f"{folder}/{CONFIG} states {stated}, but its backbone gives {grid}")
+    if grid != config.grid.geometry:
+        raise ModelFolderError(
+            f"{folder}/{CONFIG} states {config.grid.geometry}, but its backbone gives {grid}"
+        )
     return CaptioningCheckpoint(model, config, vocabulary, read_metrics(folder))
 
 

@@ -71,7 +71,7 @@ def heatmap(
     """Project one word's attention onto the original picture, at the picture's own size.
 
     `image_size` is (width, height) in pixels. With `is_smooth` a pixel gets the mean attention of the cells
-    that see it, each weighted by a Gaussian around its centre whose standard deviation `grid` states.
+    around it, each weighted by a Gaussian around its centre (`GridConfig.heatmap_std_px`).
     Without, it gets the attention of the cell with the nearest centre. Both are in attention per cell.
     """
     width, height = image_size
@@ -103,7 +103,7 @@ def cells_to_pixels(
         inner = _borders_px(num_cells, grid, input_px, image_px)[1:-1]
         return np.eye(num_cells)[np.searchsorted(inner, pixels, side="right")]
     centres = _centres_px(num_cells, grid, input_px, image_px)
-    deviation = grid.receptive_field_or_default_px * image_px / input_px
+    deviation = grid.heatmap_std_px * image_px / input_px
     exponent = -0.5 * ((pixels[:, None] - centres[None, :]) / deviation) ** 2
     weights = np.exp(exponent - exponent.max(axis=1, keepdims=True))
     return weights / weights.sum(axis=1, keepdims=True)

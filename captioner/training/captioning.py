@@ -69,11 +69,12 @@ class CaptioningTask:
             train, preprocess, is_augmented=recipe.training.augmentation, regions=regions
         )
         self.dev = self._dataset(dev, preprocess, is_augmented=False)
+        was_supervised = start is not None and start.config.grid.is_supervised
         self.config = ModelConfig(
             format_version=FORMAT_VERSION,
             backbone=recipe.encoder.backbone,
             preprocess=preprocess,
-            grid=grid,
+            grid=replace(grid, is_supervised=regions is not None or was_supervised),
             annotation_dim=encoder.annotation_dim,
             decoder=recipe.decoder,
             decoding=recipe.decoding,

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from captioner.checkpoint.folder import SHIPPED_MODEL
+from captioner.checkpoint.weights import load_checkpoint
 from captioner.cli.main import main as captioner_main
 from captioner.training.recipe import PRESETS
 from captioner.translation.translator import Translator
@@ -119,13 +120,18 @@ def write_boxes(path: Path) -> Path:
     ids=["fine-tuned", "self-critical"],
 )
 def test_attention_is_supervised_where_objects_are_given(
-    run: Run, tmp_path: Path, changes: tuple[str, ...]
+    run: Run, data: Path, tmp_path: Path, changes: tuple[str, ...]
 ) -> None:
     boxes = write_boxes(tmp_path / "boxes.json")
     assert run("flickr8k", "--instances", str(boxes), *changes) == DONE
     first, second = (entry["loss"] for entry in read_log(tmp_path / "run"))
     assert first["attention_supervision"] > 0
     assert second["attention_supervision"] >= 0  # a sampled caption may name no dog
+    assert load_checkpoint(tmp_path / "run" / "best").config.grid.is_supervised
+    start = ("--start-from", str(tmp_path / "run" / "best"), "--epochs", "1")
+    places = ("--root", str(data / "flickr8k"), "--out", str(tmp_path / "next"))
+    assert run_here("flickr8k", *places, *start, "--cache-dir", str(tmp_path / "cache")) == DONE
+    assert load_checkpoint(tmp_path / "next" / "best").config.grid.is_supervised
     (tmp_path / "moved").mkdir()
     for name in ("run", "boxes.json"):
         (tmp_path / name).rename(tmp_path / "moved" / name)

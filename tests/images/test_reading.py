@@ -1,5 +1,6 @@
 import io
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -247,6 +248,17 @@ def test_a_pixel_has_the_mean_of_the_cells_that_see_it(preprocess_config: Prepro
     x = (np.arange(960) + 0.5) / 10
     hot, cold = (np.exp(-0.5 * ((x - centre) / 20) ** 2) for centre in (24, 72))
     np.testing.assert_allclose(heat, np.broadcast_to(hot / (hot + cold), (480, 960)))
+
+
+def test_a_supervised_cell_stands_for_the_part_closest_to_it(preprocess_config: PreprocessConfig) -> None:
+    """However far it sees, its attention is spread by half a stride; otherwise, by as far as it sees."""
+    grid = GridConfig(rows=2, cols=2, stride_px=48, offset_px=23.5, receptive_field_std_px=70.0)
+    left = np.array([[1.0, 0.0], [1.0, 0.0]])
+    for is_supervised, deviation in ((True, 24.0), (False, 70.0)):
+        heat = heat_of(left, replace(grid, is_supervised=is_supervised), preprocess_config)
+        np.testing.assert_array_equal(
+            heat, heat_of(left, replace(grid, receptive_field_std_px=deviation), preprocess_config)
+        )
 
 
 def test_raw_cells_have_exactly_their_alpha(
