@@ -8,6 +8,7 @@ Importing this package is cheap; the public names are loaded on first use:
     CaptionerError   any problem the user can fix; ImageError is the one of a single picture
 """
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,12 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = ["Caption", "Captioner", "CaptionerError", "DecodingOptions", "ImageError", "__version__"]
+
+# Pictures are private: what dependencies would report about their use stays off, unless the user turns it on.
+# This must come before they are imported, which no module of this package does before this line.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 _MODULE_OF = {
     "Caption": "captioner.caption",
