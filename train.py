@@ -21,7 +21,7 @@ from captioner.training.recipe import PRESETS, Recipe, TrainingConfig
 from datasets.mixture import Mixture
 from datasets.registry import DATASETS, TRANSLATION_DATASETS
 
-VocabularyFlags: Any = flags(TrainingConfig, ("min_count",))
+VocabularyFlags: Any = flags(TrainingConfig, ("min_count", "max_caption_words", "keep_case"))
 TRAINABLE = DATASETS | TRANSLATION_DATASETS
 
 if TYPE_CHECKING:
@@ -60,32 +60,35 @@ class Training:
 
     def run(self) -> int:
         """Read the data, train, and return the exit status."""
+        from captioner.training.fitting import fit_to_captions
         from captioner.training.run import training_run
         from datasets.checks import require_valid
 
         records: Sequence[Any] = self.reader.read(["train", "dev"])
+        train, dev = ([one for one in records if one.split == split] for split in ("train", "dev"))
+        recipe = self.recipe
         if self.name in DATASETS:
             require_valid(records)
-        train, dev = ([one for one in records if one.split == split] for split in ("train", "dev"))
+            recipe = fit_to_captions(recipe, (caption for one in train for caption in one.captions))
         if self.instances is not None:
             train = [replace(one, instances=self.instances) for one in train]
         with training_run(
-            recipe=self.recipe,
-            make_task=self._task(train, dev),
+            recipe=recipe,
+            make_task=self._task(recipe, train, dev),
             options=self.options,
-            command=to_stored(self.name, self.reader, self.recipe, self.options, self.instances),
+            command=to_stored(self.name, self.reader, recipe, self.options, self.instances),
         ) as trainer:
             trainer.run()
         return 0
 
-    def _task(self, train: Sequence[Any], dev: Sequence[Any]) -> Callable[..., Any]:
+    def _task(self, recipe: Recipe, train: Sequence[Any], dev: Sequence[Any]) -> Callable[..., Any]:
         if self.name in TRANSLATION_DATASETS:
             from captioner.translation.task import TranslationTask
 
-            return partial(TranslationTask.prepare, recipe=self.recipe, train=train, dev=dev)
+            return partial(TranslationTask.prepare, recipe=recipe, train=train, dev=dev)
         from captioner.training.captioning import CaptioningTask
 
-        return partial(CaptioningTask.prepare, recipe=self.recipe, train=train, dev=dev, options=self.options)
+        return partial(CaptioningTask.prepare, recipe=recipe, train=train, dev=dev, options=self.options)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +103,7 @@ class Check:
         """Print the page and return the exit status."""
         from datasets.checks import check
 
-        min_count = checked(TrainingConfig, vars(self.vocabulary)).min_count
+        training = checked(TrainingConfig, vars(self.vocabulary))
         records: list[CaptionedImage] = []
         unreadable: dict[SplitName, list[str]] = {}
         parts = self.dataset.parts() if isinstance(self.dataset, Mixture) else [self.dataset]
@@ -109,7 +112,7 @@ class Check:
                 records += part.read([split])
             except CaptionerError as error:  # noqa: PERF203 (a few times)
                 unreadable.setdefault(split, []).append(str(error))
-        page, is_valid = check(records, unreadable, min_count=min_count)
+        page, is_valid = check(records, unreadable, training=training)
         sys.stdout.writelines(f"{escape_controls(line)}\n" for line in page.split("\n"))
         return 0 if is_valid else 1
 

@@ -62,7 +62,9 @@ class Row:
         """Raises: ValueError, if an override is not allowed."""
         preset = PRESETS["flickr8k"]
         encoder = replace(preset.encoder, weights=weights)
-        training = replace(preset.training, epochs=EPOCHS, mixed_precision="bf16", seed=self.seed)
+        training = replace(
+            preset.training, epochs=EPOCHS, mixed_precision="bf16", max_caption_words=20, seed=self.seed
+        )
         return replace(preset, encoder=encoder, training=training).overridden(self.overrides)
 
 

@@ -82,6 +82,7 @@ class Row:
             attention_supervision=self.supervision,
             max_dev_pictures=_NUM_TUNED,
             mixed_precision="bf16",
+            max_caption_words=20,
             seed=self.seed,
         )
         encoder = replace(preset.encoder, weights=weights, image_size=320)

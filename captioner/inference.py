@@ -21,7 +21,7 @@ from captioner.errors import CaptionerError, ImageError, reject_string
 from captioner.images.geometry import Preprocess
 from captioner.images.prefetch import map_in_threads, prefetch_batches
 from captioner.images.reading import ImageSource, upright_rgb
-from captioner.vocabulary import UNK, Vocabulary, tokenize
+from captioner.vocabulary import UNK, Vocabulary
 
 Loaded = tuple[ImageSource | Image.Image, UInt8[np.ndarray, "size size 3"] | ImageError]
 
@@ -113,7 +113,7 @@ class Captioner:
         tokens = padded([self.vocabulary.encode(text) for text in captions])
         log_probs, alphas = force_decode(self.backend, self.annotations(picture), tokens[None])
         return [
-            self._to_caption(picture, text, tokenize(text), float(log_prob.sum()), alpha)
+            self._to_caption(picture, text, self.vocabulary.split(text), float(log_prob.sum()), alpha)
             for text, log_prob, alpha in zip(captions, log_probs[0], alphas[0], strict=True)
         ]
 

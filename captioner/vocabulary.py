@@ -1,64 +1,21 @@
 """Vocabulary: words or subwords to ids and back."""
 
 import io
-import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from typing import Any
 
 import msgspec
 
 from captioner.errors import CaptionerError, reject_string
+from captioner.tokenize import detokenize, tokenize
 
 PAD, START, END, UNK = range(4)
 SPECIAL_TOKENS = ("<pad>", "<start>", "<end>", "<unk>")
 WORD_START = "\N{LOWER ONE EIGHTH BLOCK}"
 """What sentencepiece writes for the space before a word."""
-
-
-@cache
-def _nltk() -> tuple[Any, Any]:
-    """nltk's tokenizer and detokenizer, which take a third of a second to import; few captions need them."""
-    from nltk.tokenize.destructive import NLTKWordTokenizer
-    from nltk.tokenize.treebank import TreebankWordDetokenizer
-
-    return NLTKWordTokenizer(), TreebankWordDetokenizer()
-
-
-# Most captions are only words, commas and a full stop, and need no other rules. At every character this
-# pattern has one way to go on, so that matching takes time linear in the length of any text.
-_PLAIN_WORD = r"[a-z0-9]+(?:-[a-z0-9]+)*"
-_PLAIN_CAPTION = re.compile(rf"{_PLAIN_WORD}(?:(?: ,|,)? {_PLAIN_WORD})*(?: \.|\.)?")
-_PLAIN_MARKS = str.maketrans(",.", "  ")
-_PLAIN = re.compile(_PLAIN_WORD)
-_SPLIT_WORDS = ("cannot", "gimme", "gonna", "gotta", "lemme", "wanna")
-_SECOND_HALVES = ("not", "me", "na", "ta")  # of these words
-
-
-def tokenize(caption: str) -> list[str]:
-    """Split a caption into lower-case words, without punctuation (what has no letter or digit).
-
-    The words are those of nltk's tokenizer; plain captions get them twenty times faster without it. The
-    time is linear in the length: runs of blanks, on which nltk's rules are quadratic, are merged first.
-    """
-    text = " ".join(caption.lower().split())
-    if _PLAIN_CAPTION.fullmatch(text) and not any(word in text for word in _SPLIT_WORDS):
-        return text.translate(_PLAIN_MARKS).split()
-    tokenizer, _ = _nltk()
-    words = tokenizer.tokenize(text)
-    return [word for word in words if any(character.isalnum() for character in word)]
-
-
-def detokenize(words: Sequence[str]) -> str:
-    """Join words into a caption, for example "the dog 's tail" into "the dog's tail", as nltk does."""
-    reject_string(words, "words")
-    if all(_PLAIN.fullmatch(word) and word not in _SECOND_HALVES for word in words):
-        return " ".join(words)
-    _, detokenizer = _nltk()
-    text: str = detokenizer.detokenize(words)
-    return text
 
 
 def _pieces(subword_model: Any) -> tuple[str, ...]:
@@ -72,7 +29,7 @@ class Vocabulary:
     With `subwords`, a serialised sentencepiece model (Kudo and Richardson 2018), they are subwords of
     unchanged text, case and punctuation included; one that starts a word begins with `WORD_START`. They
     spell every text made of characters seen in training. sentencepiece normalises text as NFKC does, for
-    example an ellipsis to three dots.
+    example an ellipsis to three dots. With `keep_case` words keep their capitals.
 
     Raises:
         ValueError: the first four are not `SPECIAL_TOKENS`, a word occurs twice, or the words are not those
@@ -81,6 +38,7 @@ class Vocabulary:
 
     words: tuple[str, ...]
     subwords: bytes | None = None
+    keep_case: bool = False
 
     def __post_init__(self) -> None:
         if self.words[:4] != SPECIAL_TOKENS:
@@ -92,13 +50,13 @@ class Vocabulary:
             raise ValueError("the words must be exactly the pieces of the sentencepiece model")
 
     @classmethod
-    def build(cls, captions: Iterable[str], *, min_count: int) -> "Vocabulary":
+    def build(cls, captions: Iterable[str], *, min_count: int, keep_case: bool = False) -> "Vocabulary":
         """Collect the words that occur at least `min_count` times, the most frequent first."""
         reject_string(captions, "captions")
-        counts = Counter(word for caption in captions for word in tokenize(caption))
+        counts = Counter(word for caption in captions for word in tokenize(caption, keep_case=keep_case))
         kept = [word for word, count in counts.items() if count >= min_count and word not in SPECIAL_TOKENS]
         kept.sort(key=lambda word: (-counts[word], word))
-        return cls(SPECIAL_TOKENS + tuple(kept))
+        return cls(SPECIAL_TOKENS + tuple(kept), keep_case=keep_case)
 
     @classmethod
     def build_subwords(cls, texts: Iterable[str], *, size: int) -> "Vocabulary":
@@ -165,7 +123,7 @@ class Vocabulary:
     def split(self, caption: str) -> list[str]:
         """A caption's words, or its subwords."""
         if self.subwords is None:
-            return tokenize(caption)
+            return tokenize(caption, keep_case=self.keep_case)
         pieces: list[str] = self._subword_model.encode(caption, out_type=str)
         return pieces
 
@@ -186,8 +144,12 @@ class Vocabulary:
         return " ".join("".join(words).replace(WORD_START, " ").split())
 
     def to_json(self) -> bytes:
-        fields = {"words": self.words} if self.subwords is None else self
-        return msgspec.json.format(msgspec.json.encode(fields), indent=1)
+        stored: dict[str, Any] = {"words": self.words}
+        if self.subwords is not None:
+            stored["subwords"] = self.subwords
+        if self.keep_case:
+            stored["keep_case"] = True
+        return msgspec.json.format(msgspec.json.encode(stored), indent=1)
 
     @classmethod
     def from_json(cls, text: bytes) -> "Vocabulary":

@@ -11,7 +11,10 @@ from captioner.errors import CaptionerError, ImageError, abbreviate
 from captioner.images.prefetch import prefetch_batches
 from captioner.images.reading import StoredPicture, ZipMember, load_image
 from captioner.records import CaptionedImage, SplitName
-from captioner.vocabulary import Vocabulary, tokenize
+from captioner.tokenize import spaceless_share, tokenize
+from captioner.training.fitting import LEAST_COVERAGE, caption_limit, coverage
+from captioner.training.recipe import TrainingConfig
+from captioner.vocabulary import Vocabulary
 
 SHOWN = 10
 """Names listed for each problem."""
@@ -77,24 +80,39 @@ def require_valid(records: Sequence[CaptionedImage]) -> None:
 
 
 def check(
-    records: Sequence[CaptionedImage], unreadable: Mapping[SplitName, Sequence[str]], *, min_count: int
+    records: Sequence[CaptionedImage],
+    unreadable: Mapping[SplitName, Sequence[str]],
+    *,
+    training: TrainingConfig | None = None,
 ) -> tuple[str, bool]:
     """A page about the data set, and whether it is valid for training. Every picture is decoded.
 
-    `unreadable` says why records of a split could not be read; test is not needed.
+    `unreadable` says why records of a split could not be read; test is not needed. `training` says how
+    captions are taken, by default as in the recipes.
     """
-    words_of = {split: _words(records, split) for split in _splits(records)}
+    training = TrainingConfig() if training is None else training
+    words_of = {
+        split: [tokenize(text, keep_case=training.keep_case) for text in _captions(records, split)]
+        for split in _splits(records)
+    }
     problems = find_problems(records)
     found, shared = _decode_pictures(records)
     problems |= found
     for split in ("train", "dev"):
         if split not in words_of:
             problems[f"pictures are in {split}"] = []
+    vocabulary = Vocabulary.build(
+        _captions(records, "train"), min_count=training.min_count, keep_case=training.keep_case
+    )
+    share = coverage(_captions(records, "train"), vocabulary)
+    if "train" in words_of and share < LEAST_COVERAGE:
+        problems[f"vocabulary that can be learned: {share:.1%} of train's words; lower --min-count"] = []
     lines = [
         *_counts(records, words_of),
         *(f"{split:<6} not read: {reason}" for split, reasons in unreadable.items() for reason in reasons),
         "",
-        *_coverage(records, words_of, min_count=min_count),
+        *_cuts(words_of, training),
+        *_coverage(words_of, vocabulary, training),
         "",
         *_notes(shared),
         *_problem_lines(problems),
@@ -106,8 +124,8 @@ def _splits(records: Iterable[CaptionedImage]) -> list[SplitName]:
     return list(dict.fromkeys(record.split for record in records))
 
 
-def _words(records: Iterable[CaptionedImage], split: SplitName) -> list[list[str]]:
-    return [tokenize(text) for record in records if record.split == split for text in record.captions]
+def _captions(records: Iterable[CaptionedImage], split: SplitName) -> list[str]:
+    return [text for record in records if record.split == split for text in record.captions]
 
 
 def _counts(records: Sequence[CaptionedImage], words_of: dict[SplitName, list[list[str]]]) -> list[str]:
@@ -134,13 +152,25 @@ def _counts_by_dataset(records: Sequence[CaptionedImage]) -> list[str]:
     return lines
 
 
+def _cuts(words_of: dict[SplitName, list[list[str]]], training: TrainingConfig) -> list[str]:
+    """What is said about the units and the length of captions."""
+    train = words_of.get("train", [])
+    lengths = [len(words) for words in train]
+    limit = training.max_caption_words or caption_limit(lengths)
+    num_cut = sum(length > limit for length in lengths)
+    lines = [f"captions of train are cut after {limit} words; {num_cut:,} are longer (--max-caption-words)"]
+    if spaceless_share(word for words in train for word in words) > 0.5:
+        lines.insert(0, "captions are in a script without spaces: each of its characters counts as a word")
+    return lines
+
+
 def _coverage(
-    records: Sequence[CaptionedImage], words_of: dict[SplitName, list[list[str]]], *, min_count: int
+    words_of: dict[SplitName, list[list[str]]], vocabulary: Vocabulary, training: TrainingConfig
 ) -> list[str]:
-    train_captions = (text for record in records if record.split == "train" for text in record.captions)
-    known = set(Vocabulary.build(train_captions, min_count=min_count).words)
+    known = set(vocabulary.words)
     lines = [
-        f"vocabulary: {len(known):,} words (4 of them special) occur at least {min_count} times in train"
+        f"vocabulary: {len(known):,} words (4 of them special) occur at least {training.min_count} times in "
+        "train"
     ]
     for split, captions in words_of.items():
         counts = Counter(word for words in captions for word in words)

@@ -13,7 +13,8 @@ from captioner.evaluation.metrics import score_captions
 from captioner.evaluation.statistics import CaptionStatistics
 from captioner.images.discovery import find_pictures
 from captioner.inference import Captioner
-from captioner.vocabulary import Vocabulary, detokenize
+from captioner.tokenize import detokenize
+from captioner.vocabulary import Vocabulary
 from datasets.registry import DATASETS, TRANSLATION_DATASETS
 from tests.conftest import ROOT
 

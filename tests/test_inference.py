@@ -10,7 +10,8 @@ from captioner.backends.torch_backend import choose_device
 from captioner.caption import Caption
 from captioner.errors import CaptionerError, ImageError
 from captioner.inference import Captioner
-from captioner.vocabulary import END, detokenize
+from captioner.tokenize import detokenize
+from captioner.vocabulary import END
 from tests.conftest import noise_picture, torch_model
 
 

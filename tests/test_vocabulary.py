@@ -4,7 +4,8 @@ import pytest
 from nltk.tokenize.destructive import NLTKWordTokenizer
 from nltk.tokenize.treebank import TreebankWordDetokenizer
 
-from captioner.vocabulary import END, SPECIAL_TOKENS, START, UNK, Vocabulary, detokenize, tokenize
+from captioner.tokenize import detokenize, tokenize
+from captioner.vocabulary import END, SPECIAL_TOKENS, START, UNK, Vocabulary
 from tests.conftest import ROOT
 
 

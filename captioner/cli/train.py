@@ -27,6 +27,9 @@ _TRAINING = (
         "self_critical_from_epoch",
         "patience",
         "mixed_precision",
+        "max_caption_words",
+        "min_count",
+        "keep_case",
         "seed",
     ),
 )

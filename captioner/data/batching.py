@@ -87,7 +87,10 @@ class CaptionedDataset(Protocol):
 class EncodedCaptions:
     """The tokens of the captions of many sources."""
 
-    def __init__(self, captions: Sequence[Sequence[str]], *, vocabulary: Vocabulary, max_words: int) -> None:
+    def __init__(
+        self, captions: Sequence[Sequence[str]], *, vocabulary: Vocabulary, max_words: int | None
+    ) -> None:
+        """Captions of more words are cut, unless `max_words` is None."""
         encoded = [[_cut(vocabulary.encode(text), max_words) for text in texts] for texts in captions]
         # One flat array: a list for each of COCO's captions would be copied into every worker.
         flat = [caption for texts in encoded for caption in texts]
@@ -101,9 +104,9 @@ class EncodedCaptions:
         return [self._tokens[start:end] for start, end in pairwise(self._caption_bounds[first : last + 1])]
 
 
-def _cut(tokens: list[int], max_words: int) -> list[int]:
+def _cut(tokens: list[int], max_words: int | None) -> list[int]:
     """Cut a caption that has more words; it then has no <end>, because it has not ended."""
-    return tokens if len(tokens) <= max_words + 2 else tokens[: max_words + 1]
+    return tokens if max_words is None or len(tokens) <= max_words + 2 else tokens[: max_words + 1]
 
 
 def collate(

@@ -58,7 +58,7 @@ class CaptionDataset(Dataset[CaptionItem | ImageError]):
         split: CachedRecords,
         preprocess: Preprocess,
         vocabulary: Vocabulary,
-        max_words: int,
+        max_words: int | None,
         augmentation: Augmentation | None = None,
         regions: RegionStore | None = None,
     ) -> None:

@@ -13,7 +13,7 @@ from captioner.evaluation.metrics import Scores, ptb_tokenize, score_captions
 from captioner.evaluation.statistics import CaptionStatistics
 from captioner.inference import Captioner
 from captioner.records import CaptionedImage
-from captioner.vocabulary import tokenize
+from captioner.tokenize import spaceless_share, tokenize
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +26,8 @@ class Evaluation:
     statistics: CaptionStatistics
     copied_share: float | None
     hallucination: Hallucination | None = None
+    has_spaces: bool = True
+    """Whether words are separated by spaces; each character of other scripts is scored as a word."""
 
     def __str__(self) -> str:
         copied = "not computed (needs train captions)"
@@ -33,6 +35,7 @@ class Evaluation:
             copied = f"{self.copied_share:.1%}"
         lines = {
             "pictures": f"{self.num_pictures:,}",
+            **({} if self.has_spaces else {"words": "characters, as in a script without spaces"}),
             **self.scores.named(),
             **self.statistics.named(),
             "copied from train": copied,
@@ -90,6 +93,7 @@ def evaluate_captions(
         scores=scores,
         statistics=CaptionStatistics.from_captions(captions.values()),
         copied_share=copied_share,
+        has_spaces=spaceless_share(word for text in captions.values() for word in tokenize(text)) <= 0.5,
         hallucination=None if annotated is None else find_hallucination(captions, references, annotated),
     )
 

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from captioner.objects.categories import mentions, table
-from captioner.vocabulary import tokenize
+from captioner.tokenize import tokenize
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,7 @@ otherwise reported as not computed.
 
 import re
 import subprocess
+import unicodedata
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -19,6 +20,7 @@ from pycocoevalcap.meteor.meteor import Meteor
 from pycocoevalcap.rouge.rouge import Rouge
 
 from captioner.errors import CaptionerError, abbreviate, reject_string
+from captioner.tokenize import split_spaceless
 
 _NAMED = 10  # pictures named in an error
 
@@ -38,12 +40,55 @@ _TRAILING_MARKS = re.compile(r"(?<=\w)([-/])(?!\S)")
 _GLUED = re.compile(r"(?<=\d:\d\d)(?=[ap]m\b)|(?<=\w)(?==)|(?<==)(?=\w)")
 
 
+# Typographic characters, as the Stanford tokenizer takes them. An apostrophe inside a word that is not one of
+# English's short forms stays as it is.
+_APOSTROPHE = "\N{RIGHT SINGLE QUOTATION MARK}"
+_CLITIC = re.compile(rf"{_APOSTROPHE}(?=(?:s|m|d|re|ve|ll)(?!\w))|(?<=n){_APOSTROPHE}(?=t(?!\w))")
+_INNER_APOSTROPHE = re.compile(rf"(?<=\w){_APOSTROPHE}(?=\w)")
+_PROTECTED = "\ue000"  # stands for that apostrophe, which nltk would split off
+_REMOVED = f"{_APOSTROPHE}\N{LEFT SINGLE QUOTATION MARK}"
+_REMOVED += "\N{LEFT DOUBLE QUOTATION MARK}\N{RIGHT DOUBLE QUOTATION MARK}"
+_REMOVED += "\N{LEFT-POINTING DOUBLE ANGLE QUOTATION MARK}\N{RIGHT-POINTING DOUBLE ANGLE QUOTATION MARK}"
+_REMOVED += "\N{EN DASH}\N{EM DASH}\N{HORIZONTAL ELLIPSIS}"
+# The punctuation of Chinese and Japanese: as ours, it is no word.
+_REMOVED += "".join(map(chr, range(0x3000, 0x3004))) + "".join(map(chr, range(0x3008, 0x3012)))
+_REMOVED += "\uff01\uff0c\uff0e\uff1a\uff1b\uff1f"
+_TYPOGRAPHIC = str.maketrans(
+    {
+        **dict.fromkeys(_REMOVED, " "),
+        **dict.fromkeys("\N{ZERO WIDTH SPACE}\N{ZERO WIDTH NO-BREAK SPACE}", ""),
+        "\N{POUND SIGN}": " # ",
+        "\N{EURO SIGN}": " $ ",
+    }
+)
+_HYPHENS = "\N{HYPHEN}\N{NON-BREAKING HYPHEN}"
+
+
 def ptb_tokenize(caption: str) -> list[str]:
-    """Lower-case Penn Treebank words without punctuation, as pycocoevalcap's Java tokenizer gives them."""
-    text = _DOTTED_WORD.sub(_split_full_stop, " ".join(caption.lower().split()))
+    """Lower-case Penn Treebank words without punctuation, as pycocoevalcap's Java tokenizer gives them.
+
+    Other than there, each character of a script without spaces is a word: there, a whole sentence is one.
+    """
+    text = caption.lower()
+    if not text.isascii():
+        text = _typewritten(text)
+    text = _DOTTED_WORD.sub(_split_full_stop, " ".join(text.split()))
     text = _GLUED.sub(" ", _TRAILING_MARKS.sub(r" \1", _LEADING_MARKS.sub("", text)))
     words = _TOKENIZER.tokenize(text + " .", convert_parentheses=True)
-    return [word for word in map(str.lower, words) if word not in _PUNCTUATION]
+    words = [word.lower().replace(_PROTECTED, _APOSTROPHE) for word in words]
+    return [word for word in words if word not in _PUNCTUATION]
+
+
+def _typewritten(text: str) -> str:
+    text = _INNER_APOSTROPHE.sub(_PROTECTED, _CLITIC.sub("'", text)).translate(_TYPOGRAPHIC)
+    return split_spaceless("".join(map(_set_apart, text)))
+
+
+def _set_apart(character: str) -> str:
+    """Marks and symbols are words; pictographs are removed."""
+    if character.isascii() or character in _HYPHENS or unicodedata.category(character)[0] not in "PS":
+        return character
+    return f" {character} " if ord(character) < 0x10000 else " "
 
 
 def _split_full_stop(match: re.Match[str]) -> str:
@@ -53,14 +98,15 @@ def _split_full_stop(match: re.Match[str]) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """Corpus scores in percent; `meteor` is None if it was not computed because Java is missing."""
+    """Corpus scores in percent. None was not computed: `meteor` because Java is missing, `cider` because
+    there is a single picture, whose words all have a document frequency of 1 and so a weight of 0."""
 
     bleu_1: float
     bleu_2: float
     bleu_3: float
     bleu_4: float
     rouge_l: float
-    cider: float
+    cider: float | None
     meteor: float | None
 
     def named(self) -> dict[str, str]:
@@ -70,7 +116,7 @@ class Scores:
             "BLEU-1..4": " ".join(f"{value:.1f}" for value in bleu),
             "METEOR": "not computed (needs Java)" if self.meteor is None else f"{self.meteor:.1f}",
             "ROUGE-L": f"{self.rouge_l:.1f}",
-            "CIDEr": f"{self.cider:.1f}",
+            "CIDEr": "not computed (needs several pictures)" if self.cider is None else f"{self.cider:.1f}",
         }
 
     def __str__(self) -> str:
@@ -97,7 +143,7 @@ def score_captions(
     results = {image_id: [" ".join(ptb_tokenize(captions[image_id]))] for image_id in references}
     bleu, _ = Bleu(4).compute_score(truths, results, verbose=0)
     rouge_l, _ = Rouge().compute_score(truths, results)
-    cider, _ = Cider().compute_score(truths, results)
+    cider = 100 * float(Cider().compute_score(truths, results)[0]) if len(truths) > 1 else None
     meteor = 100 * _meteor(truths, results) if with_meteor and has_java() else None
     bleu_1, bleu_2, bleu_3, bleu_4 = (100 * float(value) for value in bleu)
     return Scores(
@@ -106,7 +152,7 @@ def score_captions(
         bleu_3=bleu_3,
         bleu_4=bleu_4,
         rouge_l=100 * float(rouge_l),
-        cider=100 * float(cider),
+        cider=cider,
         meteor=meteor,
     )
 

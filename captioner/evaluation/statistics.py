@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from captioner.errors import reject_string
-from captioner.vocabulary import tokenize
+from captioner.tokenize import tokenize
 
 _FUNCTION_WORDS = frozenset(
     tokenize(

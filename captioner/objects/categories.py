@@ -49,6 +49,7 @@ def mentions(words: Sequence[str]) -> Iterator[Mention]:
     The longest name counts: a "hot dog" is not a dog. Names of one category next to each other are one
     mention, such as "pickup truck", and so is a young or grown animal, such as a "baby elephant".
     """
+    words = [word.lower() for word in words]
     last: Mention | None = None
     for mention in _names(words):
         if last is not None and last.stop == mention.start and _are_one(words, last, mention):

@@ -1,5 +1,7 @@
 """Captioning task: data, model and score of a run on pictures."""
 
+import logging
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
@@ -35,12 +37,18 @@ from captioner.inference import Captioner
 from captioner.model.captioning import CaptioningModel, make_decoder
 from captioner.model.encoder import Encoder, build_encoder
 from captioner.records import CaptionedImage
+from captioner.training.fitting import LEAST_COVERAGE, coverage
 from captioner.training.options import RunOptions
 from captioner.training.recipe import Recipe
 from captioner.training.state import data_digest
 from captioner.training.task import Validation, shown
-from captioner.training.validation import choose_decoding, dev_entry, validate
+from captioner.training.validation import choose_decoding, dev_entry, dev_loss, validate
 from captioner.vocabulary import SPECIAL_TOKENS, Vocabulary
+
+_logger = logging.getLogger(__name__)
+
+LEAST_PICTURES_FOR_CIDER = 10
+"""Dev pictures of a data set; the document frequencies of fewer are too coarse to compare models by."""
 
 _NUM_MEASURED = 16  # pictures on which the receptive field is measured
 
@@ -69,6 +77,14 @@ class CaptioningTask:
             train, preprocess, is_augmented=recipe.training.augmentation, regions=regions
         )
         self.dev = self._dataset(dev, preprocess, is_augmented=False)
+        smallest = min(Counter(self.dev.dataset_of.values()).values())
+        self._is_dev_large = smallest >= LEAST_PICTURES_FOR_CIDER
+        if not self._is_dev_large:
+            _logger.info(
+                "%d dev pictures are too few for CIDEr to tell models apart: the loss on dev chooses the "
+                "best, and beam size and length penalty stay as in the recipe",
+                smallest,
+            )
         was_supervised = start is not None and start.config.grid.is_supervised
         self.config = ModelConfig(
             format_version=FORMAT_VERSION,
@@ -115,13 +131,15 @@ class CaptioningTask:
         read_ahead(train_split.features)
         if start is None:
             captions = (caption for record in train for caption in record.captions)
-            vocabulary = Vocabulary.build(captions, min_count=training.min_count)
+            vocabulary = Vocabulary.build(
+                captions, min_count=training.min_count, keep_case=training.keep_case
+            )
         else:
             vocabulary = start.vocabulary
+            _check_coverage(train, vocabulary)
         if len(vocabulary) == len(SPECIAL_TOKENS):
             raise CaptionerError(
-                f"no word occurs {training.min_count} times in the training captions; lower min_count "
-                'with --recipe, a file containing {"training": {"min_count": 1}}'
+                f"no word occurs {training.min_count} times in the training captions; lower --min-count"
             )
         return cls(
             recipe=recipe,
@@ -176,6 +194,11 @@ class CaptioningTask:
         )
         statistics = asdict(CaptionStatistics.from_captions(captions.values()))
         entries = scores.entries() | {"dev_statistics": statistics}
+        if not self._is_dev_large:
+            loss = dev_loss(model, self.dev)
+            entries["dev"] |= {"cross_entropy": loss}
+            return Validation(score=math.exp(-loss), entries=entries)
+        assert scores.mean.cider is not None
         return Validation(score=scores.mean.cider, entries=entries)
 
     def _score(self, captions: dict[str, str], *, with_meteor: bool = True) -> ScoresByDataset:
@@ -205,12 +228,14 @@ class CaptioningTask:
         """
         checkpoint, device = load_checkpoint(folder), choose_device("auto")
         model = checkpoint.model.to(device).eval()
-        decoding, tried = choose_decoding(
-            checkpoint,
-            self.dev,
-            score=lambda captions: self._score(captions, with_meteor=False).mean.cider,
-            num_workers=num_workers,
-        )
+        decoding, tried = checkpoint.config.decoding, dict[str, float]()
+        if self._is_dev_large:
+            decoding, tried = choose_decoding(
+                checkpoint,
+                self.dev,
+                score=lambda captions: self._score(captions, with_meteor=False).mean.cider or 0.0,
+                num_workers=num_workers,
+            )
         grid = replace(
             checkpoint.config.grid, receptive_field_std_px=self._receptive_field_std_px(model.encoder)
         )
@@ -267,6 +292,15 @@ def _load_start(recipe: Recipe) -> CaptioningCheckpoint | None:
     has_same_encoder = recipe.encoder.backbone == start.config.backbone
     check_same_architecture(recipe, start.config.decoder, has_same_encoder=has_same_encoder)
     return start
+
+
+def _check_coverage(train: Sequence[CaptionedImage], vocabulary: Vocabulary) -> None:
+    """Say how many words of the captions the model that the run starts from knows. Raises: CaptionerError."""
+    share = coverage((caption for record in train for caption in record.captions), vocabulary)
+    known = f"the vocabulary of the model that the run starts from has {share:.1%} of the words of train"
+    if share < LEAST_COVERAGE:
+        raise CaptionerError(f"{known}, too few to learn from; start without --start-from")
+    _logger.info("%s; it stays as it is", known)
 
 
 def check_same_architecture(recipe: Recipe, decoder: DecoderConfig, *, has_same_encoder: bool) -> None:

@@ -85,8 +85,11 @@ class TrainingConfig(Bounded):
     """Times a word must occur in the training captions to enter the vocabulary; not for subwords."""
     mixed_precision: MixedPrecision = "no"
     """Number format of training; bf16 is several times faster if the processor or GPU supports it."""
-    max_caption_words: Count = 20
-    """Words, or subwords, after which a training caption is cut."""
+    keep_case: bool = False
+    """Learn and write capitals; by default captions are in lower case. Not for subwords, which keep them."""
+    max_caption_words: Count | None = None
+    """Words, or subwords, after which a training caption is cut; by default 99 % of them are not, and none of
+    at most 20 words."""
     seed: Seed = 0
     """Seed of everything random in the run."""
 

@@ -95,7 +95,7 @@ def load_matching_state(folder: Path, recipe: Recipe) -> dict[str, Any]:
         f"{name} was {saved[section].get(name)!r} and is {value!r}"
         for section in current
         for name, value in current[section].items()
-        if saved[section].get(name) != value and name not in _MAY_DIFFER
+        if saved[section].get(name, value) != value and name not in _MAY_DIFFER
     ]
     if changed:
         raise CaptionerError(

@@ -21,6 +21,7 @@ from captioner.decoding.generate import generate_captions
 from captioner.decoding.search import Hypothesis, rank
 from captioner.model.captioning import AttentionModel, EncoderT
 from captioner.model.decoder import Decoder
+from captioner.training.loss import CaptionLoss
 from captioner.vocabulary import Vocabulary
 
 BEAM_SIZES = (1, 3, 5, 8)
@@ -101,6 +102,20 @@ def validate(
     if state.num_processes > 1:
         broadcast_object_list(scores)
     return scores[0], texts
+
+
+@torch.inference_mode()
+def dev_loss(model: AttentionModel[Any], dataset: CaptionedDataset) -> float:
+    """Cross-entropy per word of the sources' own captions, by teacher forcing, in nats. The model must be in
+    evaluation mode."""
+    device = next(model.parameters()).device
+    loss, total, words = CaptionLoss(label_smoothing=0.0, attention_penalty=0.0), 0.0, 0
+    for loaded in load_batches(dataset, in_order(len(dataset), batch_size=_BATCH_SIZE), num_workers=0):
+        batch = loaded.to(device)
+        num_words = int(batch.lengths.sum())
+        total += float(loss(model(batch), batch)["cross_entropy"]) * num_words
+        words += num_words
+    return total / words
 
 
 def _texts(found: Mapping[str, Sequence[Hypothesis]], vocabulary: Vocabulary) -> dict[str, str]:

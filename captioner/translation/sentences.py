@@ -38,7 +38,7 @@ class SentenceDataset(Dataset[CaptionItem]):
     """The sentences of a split with their encoded translations (a `CaptionedDataset`)."""
 
     def __init__(
-        self, *, records: Sequence[TranslatedSentence], vocabulary: Vocabulary, max_words: int
+        self, *, records: Sequence[TranslatedSentence], vocabulary: Vocabulary, max_words: int | None
     ) -> None:
         self.records, self.vocabulary = records, vocabulary
         translations = [record.translations for record in records]

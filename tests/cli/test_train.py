@@ -390,7 +390,7 @@ def test_captions_without_a_frequent_word_are_refused(run: Run, data: Path, tmp_
     path.write_text(json.dumps(recipe))
     refused = run("flickr8k", "--recipe", str(path))
     assert refused.status == 1
-    assert "no word occurs 50 times in the training captions; lower min_count" in refused.message
+    assert "no word occurs 50 times in the training captions; lower --min-count" in refused.message
 
 
 @pytest.mark.parametrize(("limit", "num_cached"), [("0", 0), ("0.000005", 2), ("1", 6)])

@@ -7,6 +7,7 @@ import pytest
 
 from captioner.errors import CaptionerError
 from captioner.records import CaptionedImage
+from captioner.training.recipe import TrainingConfig
 from datasets.checks import check, find_problems, require_valid
 from tests.conftest import noise_picture
 
@@ -24,7 +25,7 @@ def records(tmp_path: Path) -> list[CaptionedImage]:
 
 def test_valid_data_pass(records: list[CaptionedImage]) -> None:
     require_valid(records)
-    page, is_valid = check(records, {}, min_count=3)
+    page, is_valid = check(records, {}, training=TrainingConfig(min_count=3))
     assert is_valid
     assert "valid: no problems were found" in page
     lines = page.splitlines()
@@ -34,7 +35,7 @@ def test_valid_data_pass(records: list[CaptionedImage]) -> None:
 
 
 def test_coverage_equals_a_hand_count(records: list[CaptionedImage]) -> None:
-    page, _ = check(records, {}, min_count=3)
+    page, _ = check(records, {}, training=TrainingConfig(min_count=3))
     # a, dog, runs and number occur at least three times in train, its numbers once each
     assert "vocabulary: 8 words (4 of them special) occur at least 3 times in train" in page
     assert f"covers {18 / 21:.2%} of the words of train and 50.0% of its captions wholly" in page
@@ -54,7 +55,7 @@ def test_each_problem_is_reported_and_refused(records: list[CaptionedImage], tmp
         replace(records[3], image_id="leak", source=records[2].source),
         records[3],
     ]
-    page, is_valid = check(invalid, {}, min_count=1)
+    page, is_valid = check(invalid, {}, training=TrainingConfig(min_count=1))
     assert not is_valid
     for line in (
         f"  1 pictures are missing:\n    {tmp_path / 'gone.png'}",
@@ -73,7 +74,9 @@ def test_each_problem_is_reported_and_refused(records: list[CaptionedImage], tmp
 
 
 def test_split_without_pictures_is_invalid(records: list[CaptionedImage]) -> None:
-    page, is_valid = check(records[:3], {"dev": ["val.json is missing"]}, min_count=1)
+    page, is_valid = check(
+        records[:3], {"dev": ["val.json is missing"]}, training=TrainingConfig(min_count=1)
+    )
     assert not is_valid
     assert "dev    not read: val.json is missing" in page
     assert "no pictures are in dev" in page
@@ -106,7 +109,7 @@ def test_links_in_a_circle_are_missing_and_endless_captions_are_reported_briefly
 def test_many_names_are_counted_rather_than_all_listed(records: list[CaptionedImage], tmp_path: Path) -> None:
     many = [replace(records[0], image_id=str(n), source=tmp_path / f"gone {n}") for n in range(25)]
     assert len(find_problems(many)["pictures are missing"]) == 25
-    page, _ = check(many, {}, min_count=1)
+    page, _ = check(many, {}, training=TrainingConfig(min_count=1))
     assert "and 15 more" in page
     with pytest.raises(CaptionerError, match=r"25 pictures are missing: .* and 22 more"):
         require_valid([*records, *many])
@@ -119,6 +122,6 @@ def test_picture_id_in_two_splits_under_two_paths_is_found(
     leaked = replace(records[3], image_id=records[0].image_id, source=tmp_path / "other.png")
     with pytest.raises(CaptionerError, match=r"1 picture ids are in two splits: 0\.png \(train and dev\)"):
         require_valid([*records, leaked])
-    page, is_valid = check([*records, leaked], {}, min_count=1)
+    page, is_valid = check([*records, leaked], {}, training=TrainingConfig(min_count=1))
     assert not is_valid
     assert "  1 picture ids are in two splits:\n    0.png (train and dev)" in page

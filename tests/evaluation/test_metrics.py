@@ -55,6 +55,46 @@ def test_tokens_follow_the_stanford_rules(caption: str, expected: str) -> None:
     assert " ".join(ptb_tokenize(caption)) == expected
 
 
+TYPOGRAPHIC = (
+    "the dog\u2019s tail isn\u2019t long",
+    "a man\u2019s \u201cred\u201d hat",
+    "it\u2018s a \u2018quoted\u2019 word",
+    "a dog \u2013 brown\u2014runs\u2026",
+    "a well\u2011known caf\u00e9",
+    "the dogs\u2019 tails, dog\u2019",
+    "l\u2019homme d\u2019un chien",
+    "\u00bfd\u00f3nde est\u00e1 el perro? \u00a1hola!",
+    "\u00abbonjour\u00bb \u201eHund\u201c",
+    "a dog\u2032s 6\u2033 leash for \u20ac3 or \u00a35",
+    "10\u00b0C \u2022 a dog\u2122",
+    "a\u00a0dog\u200b runs",
+    "\u043a\u043e\u0442 \u0441\u0438\u0434\u0438\u0442.",
+    "can\u2019t won\u2019t we\u2019re i\u2019m they\u2019ve she\u2019ll he\u2019d",
+    "\U0001f600 a smile",
+)
+
+
+@needs_java
+def test_tokens_equal_those_of_the_java_tokenizer_on_typographic_characters() -> None:
+    expected = java_tokens({text: [text] for text in TYPOGRAPHIC})
+    for text in TYPOGRAPHIC:
+        assert " ".join(ptb_tokenize(text)) == expected[text][0]
+
+
+def test_paraphrases_in_a_script_without_spaces_share_words() -> None:
+    """A person rides a horse; a person is riding a white horse."""
+    references = {"1": ["\u4e00\u4e2a\u4eba\u5728\u9a91\u9a6c\u3002"], "2": ["\u72ac\u304c\u8d70\u308b"]}
+    captions = {"1": "\u4e00\u4e2a\u4eba\u9a91\u7740\u767d\u9a6c", "2": "\u72ac\u304c\u8d70\u308b"}
+    scores = score_captions(captions, references, with_meteor=False)
+    assert scores.bleu_1 == pytest.approx(100 * (5 + 4) / (7 + 4))
+
+
+def test_a_single_picture_has_no_cider() -> None:
+    scores = score_captions({"1": "a dog"}, {"1": ["a dog"]}, with_meteor=False)
+    assert scores.cider is None
+    assert scores.named()["CIDEr"] == "not computed (needs several pictures)"
+
+
 @needs_java
 def test_scores_equal_pycocoevalcap_with_its_java_tokenizer() -> None:
     from pycocoevalcap.bleu.bleu import Bleu

@@ -17,7 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 from captioner.checkpoint.weights import CaptioningCheckpoint, load_checkpoint
 from captioner.config import DecoderConfig, DecodingOptions, EncoderConfig
 from captioner.data.batching import load_batches
-from captioner.data.epoch_order import SampleKey
+from captioner.data.epoch_order import SampleKey, in_order
 from captioner.data.pictures import CachedRecords
 from captioner.errors import CaptionerError
 from captioner.evaluation.metrics import Scores, ScoresByDataset, score_captions
@@ -26,12 +26,13 @@ from captioner.model.encoder import Encoder
 from captioner.records import CaptionedImage
 from captioner.training.captioning import CaptioningTask
 from captioner.training.log import RunLog
+from captioner.training.loss import CaptionLoss
 from captioner.training.recipe import Recipe, TrainingConfig
 from captioner.training.run import make_accelerator
 from captioner.training.state import data_digest, load_matching_state, save_state
 from captioner.training.step import TrainStep
 from captioner.training.trainer import Trainer
-from captioner.training.validation import validate
+from captioner.training.validation import dev_loss, validate
 from captioner.vocabulary import Vocabulary
 from tests.conftest import TINY_CNN, TINY_SIZE_PX, noise_picture
 
@@ -73,6 +74,7 @@ def no_extras(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
 def leave_extras_out(monkeypatch: pytest.MonkeyPatch, *, overlays: bool = False) -> None:
     """Each METEOR starts a Java process and each overlay takes half a second; most tests can do without."""
     monkeypatch.setattr("captioner.evaluation.metrics.has_java", lambda: False)
+    monkeypatch.setattr("captioner.training.captioning.LEAST_PICTURES_FOR_CIDER", len(CAPTIONS))
     if not overlays:
         monkeypatch.setattr(RunLog, "figures", lambda *_: None)
 
@@ -431,7 +433,35 @@ def test_fine_tuning_starts_whatever_the_patience_and_restarts_its_count(
     assert [entry["is_finetuning"] for entry in trainer.progress.history] == [False] * 4 + [True]
 
 
-def script_dev_ciders(monkeypatch: pytest.MonkeyPatch, values: list[float]) -> None:
+def test_loss_chooses_the_model_where_dev_is_too_small_for_cider(
+    make_trainer: MakeTrainer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A single dev picture has no CIDEr; the model with the least loss is kept, and decoding as it was."""
+    caplog.set_level("INFO")
+    monkeypatch.setattr("captioner.training.captioning.LEAST_PICTURES_FOR_CIDER", len(CAPTIONS) + 1)
+    script_dev_ciders(monkeypatch, [None] * 4)
+    losses = iter([3.0, 2.0, 2.5, 2.4])
+    monkeypatch.setattr("captioner.training.captioning.dev_loss", lambda *_: next(losses))
+    trainer = make_trainer(tmp_path, shorter(4, patience=2))
+    best = load_checkpoint(trainer.run())
+    assert [entry["dev"]["cross_entropy"] for entry in best.metrics["history"]] == [3.0, 2.0]
+    assert best.config.decoding == RECIPE.decoding
+    assert "8 dev pictures are too few for CIDEr" in caplog.text
+
+
+def test_dev_loss_is_that_of_the_training_loss(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, shorter(1))
+    task, model = trainer.task, trainer.train_step.averaged_model.eval()
+    loss = CaptionLoss(label_smoothing=0.0, attention_penalty=0.0)
+    (batch,) = load_batches(task.dev, in_order(len(task.dev), batch_size=99), num_workers=0)
+    with torch.inference_mode():
+        assert dev_loss(model, task.dev) == pytest.approx(float(loss(model(batch), batch)["total"]), rel=1e-4)
+
+
+def script_dev_ciders(monkeypatch: pytest.MonkeyPatch, values: Sequence[float | None]) -> None:
     ciders = iter(values)
 
     def scripted(*_: object, **__: object) -> tuple[ScoresByDataset, dict[str, str]]:
