@@ -9,7 +9,7 @@ from jaxtyping import Float
 from PIL import Image
 
 from captioner.config import GridConfig, PreprocessConfig
-from captioner.figures.style import DEFAULT_STYLE, FigureStyle
+from captioner.figures.style import DEFAULT_STYLE, FIGURE_PX, FigureStyle
 from captioner.images.geometry import heatmap
 from captioner.images.reading import ImageSource, load_image, upright_rgb
 
@@ -66,11 +66,14 @@ class Caption:
                 end = start + len(token)
         return pieces, self.text[end:]
 
-    def image(self) -> Image.Image:
-        """The picture, RGB and upright. Raises: ImageError, if its file has disappeared."""
+    def image(self, *, enough_px: int | None = None) -> Image.Image:
+        """The picture, RGB and upright, or a smaller one if its sides are far longer than `enough_px`.
+
+        Raises: ImageError, if its file has disappeared.
+        """
         if isinstance(self.picture, Image.Image):
             return upright_rgb(self.picture)
-        return load_image(self.picture)
+        return load_image(self.picture, enough_px=enough_px)
 
     def heatmap(
         self, word: int | str, image_size: tuple[int, int], *, is_smooth: bool = True
@@ -115,7 +118,7 @@ class Caption:
         """The matplotlib figure of `captioner.figures.overlay.draw_overlay`. Raises: ImageError."""
         from captioner.figures.overlay import draw_overlay
 
-        return draw_overlay(self, self.image(), style=style)
+        return draw_overlay(self, self.image(enough_px=FIGURE_PX), style=style)
 
     def matrix(self) -> "AttentionMatrix":
         """Words by cells of the grid, row by row from the top left."""

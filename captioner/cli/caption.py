@@ -28,7 +28,8 @@ from captioner.cli.output import FORMAT_OF, CaptionWriter, Failures, OutputForma
 from captioner.config import DecodingOptions, ModelOptions
 from captioner.errors import ImageError, UsageError
 from captioner.figures.style import FigureFormat, FigureStyle
-from captioner.images.discovery import MATRIX_STEM, OVERLAY_STEM, find_pictures, has_picture_suffix
+from captioner.images.discovery import MATRIX_STEM, OVERLAY_STEM, find_pictures
+from captioner.images.formats import has_picture_suffix
 from captioner.inference import Captioner
 
 if TYPE_CHECKING:

@@ -28,7 +28,7 @@ import tyro
 
 from captioner.config import DecodingOptions, ModelOptions, check_bounds
 from captioner.errors import UsageError, abbreviate
-from captioner.images.discovery import has_picture_suffix
+from captioner.images.formats import has_picture_suffix
 from captioner.records import RecordReader, SplitName
 
 PARSING = (tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes)

@@ -22,7 +22,8 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from captioner.errors import CaptionerError, ImageError, reject_string
-from captioner.images.discovery import HEAD_BYTES, has_picture_suffix, is_own_figure
+from captioner.images.discovery import HEAD_BYTES, is_own_figure
+from captioner.images.formats import has_picture_suffix
 from captioner.images.prefetch import batches
 from captioner.images.reading import ImageSource, PictureBytes
 

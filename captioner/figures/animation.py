@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from captioner.errors import CaptionerError
 from captioner.figures.heatmap import AttendedCaption, AttentionHeatmaps, find_colormap
-from captioner.figures.style import DEFAULT_STYLE, FigureStyle
+from captioner.figures.style import DEFAULT_STYLE, FIGURE_PX, FigureStyle
 from captioner.images.discovery import ANIMATION_COMMENT
 
 _SIDE_PX = 480  # the longer side of the picture
@@ -92,7 +92,9 @@ class AnimationWriter:
         self.count += 1
         path = self.path if self.count == 1 else self.path.with_stem(f"{self.path.stem}-{self.count}")
         _refuse_foreign(path)
-        frames, seconds = zip(*draw_frames(caption, caption.image(), style=self.style), strict=True)
+        frames, seconds = zip(
+            *draw_frames(caption, caption.image(enough_px=FIGURE_PX), style=self.style), strict=True
+        )
         try:
             frames[0].save(
                 path,

@@ -23,7 +23,7 @@ from PIL import Image
 
 from captioner.errors import CaptionerError
 from captioner.figures.heatmap import HEAT_SHARE, AttendedCaption, find_colormap
-from captioner.figures.style import FigureStyle
+from captioner.figures.style import FIGURE_PX, FigureStyle
 from captioner.images.geometry import cells_to_pixels
 
 _logger = logging.getLogger(__name__)
@@ -80,7 +80,7 @@ class GalleryWriter:
 
     def write(self, caption: AttendedCaption) -> None:
         """Add a picture with its caption and alternatives."""
-        article = self._article(caption, caption.image())
+        article = self._article(caption, caption.image(enough_px=FIGURE_PX))
         try:
             if not self._has_head:
                 self._stream.write(self._head(caption))

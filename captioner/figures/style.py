@@ -13,6 +13,9 @@ FigureFormat = Literal["png", "svg", "pdf"]
 
 MAX_FIGURE_PX = 40_000
 
+FIGURE_PX = 2_048
+"""Sides that a picture needs for any figure; far larger ones are read at a fraction of their size."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class FigureStyle(Bounded):

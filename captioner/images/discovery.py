@@ -7,12 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from captioner.errors import reject_string
-
-PICTURE_SUFFIXES = (
-    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".webp", ".avif", ".jp2"),
-    *(".bmp", ".dib", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".ico"),
-)
-"""Suffixes of the files captioned in a folder; a file given by name is tried whatever it is called."""
+from captioner.images.formats import has_picture_suffix
 
 OVERLAY_STEM, MATRIX_STEM = ".attention", ".matrix"
 """Endings of the stems of captioner's own figures, which are skipped in folders."""
@@ -91,7 +86,3 @@ def _head(path: Path) -> bytes:
             return file.read(HEAD_BYTES)
     except OSError:
         return b""  # reading it as a picture will name the reason
-
-
-def has_picture_suffix(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in PICTURE_SUFFIXES

@@ -1,6 +1,7 @@
 """Picture files to upright RGB images, with Pillow and numpy alone."""
 
 import io
+import math
 import os
 import struct
 import zipfile
@@ -11,12 +12,25 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
-from PIL import Image
+from PIL import Image, JpegImagePlugin, PngImagePlugin
 
 from captioner.errors import ImageError
+from captioner.images.colour import to_srgb
+from captioner.images.formats import is_raw, plugin_for
 
 MAX_PIXELS = 178_956_970
-"""Larger pictures are refused: Pillow's own limit for a decompression bomb (0.5 GiB of RGB)."""
+"""More are not decoded: Pillow's own limit for a decompression bomb (0.5 GiB of RGB)."""
+
+MAX_JPEG_PIXELS = 2**29
+"""Of a JPEG that is decoded at a fraction of its size; phones and panoramas have up to half as many."""
+
+_MUCH = 2**25  # pixels: larger pictures are shrunk before they are converted, to save memory
+
+_HEAD_BYTES = 16  # that tell the format
+_JPEG_HEAD = b"\xff\xd8\xff"
+
+# Pillow refuses texts of over a megabyte, which image generators write into PNGs; they are not kept.
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
 
 _WHITE = (255, 255, 255, 255)
 
@@ -90,9 +104,9 @@ def load_image(source: ImageSource, *, enough_px: int | None = None) -> Image.Im
     """Read a picture as upright RGB, whatever its format, mode or EXIF orientation.
 
     Of an animation this is the first frame; transparent parts become white; 16-bit and floating point
-    values are scaled to 8 bits. If the picture will be shrunk to a side of `enough_px`, a far larger JPEG
-    is decoded at a half, a quarter or an eighth of its size, which is faster; its sides stay at least
-    twice that long.
+    values are scaled to 8 bits; colours are converted to sRGB by the embedded profile. If the picture will be
+    shrunk to a side of `enough_px`, a far larger JPEG is decoded at a half, a quarter or an eighth of its
+    size, which is faster; its sides stay at least twice that long.
 
     Raises:
         ImageError: the file is missing, empty, truncated, too large or not a picture.
@@ -100,20 +114,14 @@ def load_image(source: ImageSource, *, enough_px: int | None = None) -> Image.Im
     try:
         if isinstance(source, Path) and not source.is_file():
             raise ImageError(str(source), "is not a file" if source.exists() else "no such file")
-        with source.open("rb") as file:
-            if not file.read(1):
-                raise ImageError(str(source), "the file is empty")
-            file.seek(0)
-            with Image.open(file) as image:
-                width, height = image.size
-                if width * height > MAX_PIXELS:
-                    raise ImageError(
-                        str(source),
-                        f"{width} x {height} pixels exceed the {MAX_PIXELS:,} allowed; shrink it first",
-                    )
-                if enough_px is not None:
-                    image.draft(image.mode, (2 * enough_px, 2 * enough_px))
-                return upright_rgb(image)
+        if is_raw(str(source)):
+            raise ImageError(str(source), "camera raw cannot be read; export it as JPEG, PNG or TIFF")
+        with source.open("rb") as file, _open(file, str(source)) as image:
+            size = image.size
+            if enough_px is not None:
+                image.draft(image.mode, (2 * enough_px, 2 * enough_px))
+            _check_size(image, size, str(source))
+            return upright_rgb(_shrunk(image, enough_px))
     except Image.UnidentifiedImageError:
         raise ImageError(str(source), "not a picture in a format that Pillow can read") from None
     except Image.DecompressionBombError:
@@ -129,14 +137,49 @@ def load_image(source: ImageSource, *, enough_px: int | None = None) -> Image.Im
         raise ImageError(str(source), f"damaged or truncated ({reason})") from None
 
 
+def _open(file: Any, name: str) -> Image.Image:
+    """A picture that is not decoded yet. Raises: ImageError, and what Pillow raises."""
+    head = file.read(_HEAD_BYTES)
+    if not head:
+        raise ImageError(name, "the file is empty")
+    file.seek(0)
+    if head.startswith(_JPEG_HEAD):  # Image.open would refuse a large one before it can be decoded smaller
+        return JpegImagePlugin.jpeg_factory(file)
+    plugin = plugin_for(head)
+    if plugin is not None:
+        plugin.load(name)
+    return Image.open(file)
+
+
+def _check_size(image: Image.Image, size: tuple[int, int], name: str) -> None:
+    """Refuse what takes too much memory to decode; `size` is the picture's own, `image.size` may be less.
+
+    Raises: ImageError.
+    """
+    # A progressive JPEG is held in memory at full size, whatever it is decoded to.
+    is_draft = image.size != size and not image.info.get("progressive")
+    most = MAX_JPEG_PIXELS if is_draft and math.prod(image.size) <= MAX_PIXELS else MAX_PIXELS
+    if math.prod(size) > most:
+        raise ImageError(name, f"{size[0]} x {size[1]} pixels exceed the {most:,} allowed; shrink it first")
+
+
+def _shrunk(image: Image.Image, enough_px: int | None) -> Image.Image:
+    """A very large picture at a fraction of its size, its sides at least twice `enough_px` long."""
+    if enough_px is None or math.prod(image.size) <= _MUCH or image.mode not in ("RGB", "RGBA", "L", "CMYK"):
+        return image
+    factor = min(image.size) // (2 * enough_px)
+    return image.reduce(factor) if factor > 1 else image
+
+
 def upright_rgb(image: Image.Image) -> Image.Image:
-    """Convert a picture of any Pillow mode to RGB and apply its EXIF orientation."""
+    """Convert a picture of any Pillow mode to RGB in sRGB, and apply its EXIF orientation."""
     # ImageOps.exif_transpose would also rewrite the other tags, and fail if one of them is malformed.
     transposition = _UPRIGHT_BY.get(image.getexif().get(_EXIF_ORIENTATION, 1))
     if transposition is not None:
         image = image.transpose(transposition)
     if image.mode.startswith("I") or image.mode == "F":
         image = _to_eight_bits(image)
+    image = to_srgb(image)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, _WHITE), image)

@@ -32,6 +32,7 @@ from captioner.evaluation.evaluate import caption_records
 from captioner.evaluation.metrics import ScoresByDataset, score_by_dataset
 from captioner.evaluation.statistics import CaptionStatistics
 from captioner.figures.overlay import draw_overlay
+from captioner.figures.style import FIGURE_PX
 from captioner.images.geometry import Preprocess
 from captioner.inference import Captioner
 from captioner.model.captioning import CaptioningModel, make_decoder
@@ -218,7 +219,7 @@ class CaptioningTask:
         for batch in captioner.caption_files(record.source for record in shown(self.dev.split.records)):
             for caption in batch:
                 if not isinstance(caption, ImageError):
-                    yield draw_overlay(caption, caption.image())
+                    yield draw_overlay(caption, caption.image(enough_px=FIGURE_PX))
 
     def tune_decoding(self, folder: Path, *, num_workers: int = 0) -> ScoresByDataset:
         """The receptive field of the CNN's cells is measured on the first dev pictures, for the figures.

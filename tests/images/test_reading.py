@@ -1,14 +1,17 @@
 import io
+import sys
 import zipfile
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
+from PIL.PngImagePlugin import PngInfo
 
 from captioner.config import GridConfig, PreprocessConfig
 from captioner.errors import ImageError
+from captioner.images.formats import PICTURE_SUFFIXES, PILLOW_SUFFIXES
 from captioner.images.geometry import Preprocess, cell_box, heatmap
 from captioner.images.reading import ZipMember, load_image
 from tests.conftest import noise_picture
@@ -267,3 +270,107 @@ def test_raw_cells_have_exactly_their_alpha(
     alpha = np.arange(9.0).reshape(3, 3)
     heat = heatmap(alpha, grid=even_grid, preprocess=preprocess_config, image_size=(6, 3), is_smooth=False)
     np.testing.assert_array_equal(heat, alpha.repeat(2, axis=1))
+
+
+def profile_with_swapped_primaries() -> bytes:
+    """sRGB with the names of red's and green's tags swapped: red is meant where the picture says green."""
+    content = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    for one, other in ((b"rXYZ", b"????"), (b"gXYZ", b"rXYZ"), (b"????", b"gXYZ")):
+        content = content.replace(one, other, 1)
+    return content
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P"])
+def test_colours_are_those_that_the_embedded_profile_means(mode: str, tmp_path: Path) -> None:
+    limited = noise_picture(0).convert("RGB").quantize(16)
+    picture = limited.convert("RGB")
+    stored = limited if mode == "P" else picture.convert(mode)
+    path = save(stored, tmp_path / "p.png", icc_profile=profile_with_swapped_primaries())
+    red, green, blue = picture.split()
+    meant = np.asarray(Image.merge("RGB", (green, red, blue)), dtype=int)
+    assert np.abs(np.asarray(load_image(path), dtype=int) - meant).max() <= 2
+
+
+@pytest.mark.parametrize("kind", ["sRGB", "damaged", "of another kind of picture"])
+def test_profile_that_changes_nothing_leaves_the_pixels_alone(kind: str, tmp_path: Path) -> None:
+    picture, profile = noise_picture(0).convert("RGB"), profile_with_swapped_primaries()
+    if kind == "sRGB":
+        profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    elif kind == "damaged":
+        profile = profile[:300]
+    else:
+        picture = picture.convert("CMYK")
+    path = save(picture, tmp_path / "p.tif", icc_profile=profile)
+    np.testing.assert_array_equal(np.asarray(load_image(path)), np.asarray(picture.convert("RGB")))
+
+
+def test_every_suffix_that_pillow_reads_counts_as_a_picture() -> None:
+    Image.init()
+    readable = {suffix for suffix, name in Image.registered_extensions().items() if name in Image.OPEN}
+    documents = {".eps", ".ps", ".wmf", ".emf"}  # Pillow needs other programs
+    not_pictures = {
+        ".bufr",
+        ".grib",
+        ".h5",
+        ".hdf",
+        ".mpg",
+        ".mpeg",
+        ".iim",
+    }  # Pillow only tells what they are
+    of_programs = {".blp", ".ftc", ".ftu", ".gbr", ".im", ".pxr"}  # of games and editors
+    plugins = set(PICTURE_SUFFIXES) - set(PILLOW_SUFFIXES)
+    assert readable - documents - not_pictures - of_programs - plugins | {".mpo"} == set(PILLOW_SUFFIXES)
+
+
+@pytest.mark.parametrize(("module", "suffix"), [("pillow_heif", "heic"), ("pillow_jxl", "jxl")])
+def test_formats_of_plugins_are_read_where_those_are_installed(
+    module: str, suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plugin = pytest.importorskip(module)
+    if module == "pillow_heif":
+        plugin.register_heif_opener()
+    picture = Image.new("RGB", (64, 48), RED)
+    path = save(picture, tmp_path / f"photo.{suffix}")
+    image = load_image(path)
+    assert image.size == (64, 48)
+    assert np.abs(np.asarray(image, dtype=int) - RED).max() < 16
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(
+        ImageError, match=rf"needs a plugin; install it with: pip install 'captioner\[{suffix}\]'"
+    ):
+        load_image(path)
+
+
+def test_camera_raw_is_refused_rather_than_its_thumbnail_read(tmp_path: Path) -> None:
+    path = save(noise_picture(0), tmp_path / "photo.tif").rename(tmp_path / "photo.NEF")
+    with pytest.raises(ImageError, match="camera raw cannot be read; export it as JPEG"):
+        load_image(path)
+
+
+def test_jpeg_that_is_decoded_smaller_may_be_larger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("captioner.images.reading.MAX_PIXELS", 100 * 100)
+    path = save(noise_picture(0).resize((400, 300)), tmp_path / "phone.jpg")
+    assert load_image(path, enough_px=35).size == (100, 75)
+    with pytest.raises(ImageError, match="400 x 300 pixels exceed the 10,000 allowed"):
+        load_image(path)
+    progressive = save(noise_picture(0).resize((400, 300)), tmp_path / "web.jpg", progressive=True)
+    with pytest.raises(ImageError, match="400 x 300 pixels exceed the 10,000 allowed"):
+        load_image(progressive, enough_px=35)
+    monkeypatch.setattr("captioner.images.reading.MAX_JPEG_PIXELS", 300 * 300)
+    with pytest.raises(ImageError, match="400 x 300 pixels exceed the 90,000 allowed"):
+        load_image(path, enough_px=35)
+
+
+def test_png_with_megabytes_of_text_is_read(tmp_path: Path) -> None:
+    information = PngInfo()
+    information.add_text("workflow", "nodes " * 500_000, zip=True)
+    assert load_image(save(noise_picture(0), tmp_path / "p.png", pnginfo=information)).mode == "RGB"
+
+
+def test_very_large_picture_is_shrunk_before_it_is_converted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("captioner.images.reading._MUCH", 1_000)
+    path = save(Image.new("RGB", (400, 900), GREEN), tmp_path / "large.png")
+    assert load_image(path, enough_px=50).size == (100, 225)
+    assert load_image(path).size == (400, 900)
