@@ -1,4 +1,4 @@
-"""Readers of Flickr8k and Flickr30k in their official layouts.
+"""Readers of Flickr8k and Flickr30k in their official layouts and as they are downloaded from Kaggle.
 
 Flickr8k (Hodosh, Young and Hockenmaier 2013, "Framing Image Description as a Ranking Task"):
 
@@ -9,21 +9,33 @@ Flickr8k (Hodosh, Young and Hockenmaier 2013, "Framing Image Description as a Ra
 Flickr30k (Young et al. 2014, "From Image Descriptions to Visual Denotations"):
 
     results_20130124.token       as above
+    train.txt, val.txt, test.txt the splits of Flickr30k Entities, with or without the pictures' suffix
     the pictures                 as above
-    train.txt, val.txt, test.txt the splits of Flickr30k Entities, if present: one picture per line,
-                                 with or without suffix
+
+From Kaggle:
+
+    captions.txt                 image,caption
+    results.csv                  image_name| comment_number| comment
+
+Caption files and split lists lie in the root or in a folder of it. Without split lists, 1,000 random pictures
+each are dev and test.
 """
 
+import csv
+import filecmp
+import re
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from captioner.errors import reject_string
+from captioner.errors import abbreviate, reject_string
+from captioner.images.discovery import walk_files
+from captioner.images.formats import has_picture_suffix
 from captioner.images.reading import StoredPicture, ZipMember
 from captioner.records import CaptionedImage, SplitName
 
-from . import CaptionerError
+from . import CaptionerError, MaySkipInvalid, say
 from .karpathy import read_karpathy
 from .splitting import split_by_picture
 
@@ -35,72 +47,109 @@ FLICKR8K_LISTS: Mapping[SplitName, str] = {
 }
 FLICKR30K_TOKENS = "results_20130124.token"
 FLICKR30K_LISTS: Mapping[SplitName, str] = {"train": "train.txt", "dev": "val.txt", "test": "test.txt"}
-FLICKR30K_HELD_OUT = 1_000
-"""Pictures of dev and of test if there are no split lists: as many as in Flickr30k Entities."""
+KAGGLE_CAPTIONS = ("captions.txt", "results.csv")
+HELD_OUT = 1_000
+"""Pictures of dev and of test if there are no split lists: as many as in the official splits."""
+
+_HEADERS = ("image,caption", "image_name,comment_number,comment", "image_name|comment_number|comment")
+# Of Flickr30k's rows on Kaggle, one lacks its second bar.
+_BARS = re.compile(r"\s*(?P<name>[^|]+?)\s*\|\s*\d+\s*\|?\s*(?P<caption>.*?)\s*")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Flickr8k:
-    """Flickr8k in its official layout."""
+class Flickr8k(MaySkipInvalid):
+    """Flickr8k, in its official layout or from Kaggle."""
 
     root: Path
-    """Folder with Flickr8k.token.txt, the split lists, and the pictures in folders or zips."""
+    """Folder with Flickr8k.token.txt or captions.txt, the split lists, the pictures in folders or zips."""
     karpathy: Path | None = None
     """dataset_flickr8k.json: use Karpathy's captions and splits instead of the official ones."""
+    split_seed: int = 0
+    """Without split lists: seed of the choice of 1,000 pictures each for dev and test."""
 
     def read(self, splits: Sequence[SplitName]) -> list[CaptionedImage]:
-        """The records of the given splits, in the order of the split lists.
+        """The records of the given splits, in the order of the split lists; random ones in the order of the
+        caption file.
 
         Raises:
-            CaptionerError: a file is missing or not in the official layout, or a listed picture has no
-                captions.
+            CaptionerError: a file is missing or in none of the layouts, or a listed picture has no captions.
         """
         reject_string(splits, "splits")
         if self.karpathy is not None:
             return _karpathy_records(self.root, self.karpathy, splits)
-        captions = _read_captions(self.root / FLICKR8K_TOKENS)
-        return _records(self.root, captions, _read_lists(self.root, FLICKR8K_LISTS, splits))
+        captions = _read_captions(_find_file(self.root, (FLICKR8K_TOKENS, *KAGGLE_CAPTIONS)))
+        return _records(
+            self.root, captions, _split(self.root, captions, FLICKR8K_LISTS, splits, seed=self.split_seed)
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Flickr30k:
-    """Flickr30k in its official layout, with the splits of Flickr30k Entities or random ones."""
+class Flickr30k(MaySkipInvalid):
+    """Flickr30k, in its official layout or from Kaggle."""
 
     root: Path
-    """Folder with results_20130124.token, the pictures in folders or zips, and optionally the split lists."""
+    """Folder with results_20130124.token or results.csv, the pictures in folders or zips, and optionally the
+    split lists of Flickr30k Entities."""
     karpathy: Path | None = None
     """dataset_flickr30k.json: use Karpathy's captions and splits instead."""
     split_seed: int = 0
     """Without split lists: seed of the choice of 1,000 pictures each for dev and test."""
 
     def read(self, splits: Sequence[SplitName]) -> list[CaptionedImage]:
-        """The records of the given splits; random ones in the order of the caption file.
-
-        Raises:
-            CaptionerError: a file is not in the official layout, or a listed picture has no captions.
-        """
+        """As `Flickr8k.read`."""
         reject_string(splits, "splits")
         if self.karpathy is not None:
             return _karpathy_records(self.root, self.karpathy, splits)
-        captions = _read_captions(self.root / FLICKR30K_TOKENS)
-        if any((self.root / name).exists() for name in FLICKR30K_LISTS.values()):
-            lists = _read_lists(self.root, FLICKR30K_LISTS, splits)
-            by_stem = {name.rpartition(".")[0]: name for name in captions}
-            names_of = {
-                split: [name if name in captions else by_stem.get(name, name) for name in names]
-                for split, names in lists.items()
-            }
-        else:
-            held_out = min(FLICKR30K_HELD_OUT, len(captions) // 3)
-            split_of = split_by_picture(captions, num_dev=held_out, num_test=held_out, seed=self.split_seed)
-            names_of = {split: [name for name in captions if split_of[name] == split] for split in splits}
-        return _records(self.root, captions, names_of)
+        captions = _read_captions(_find_file(self.root, (FLICKR30K_TOKENS, *KAGGLE_CAPTIONS)))
+        return _records(
+            self.root, captions, _split(self.root, captions, FLICKR30K_LISTS, splits, seed=self.split_seed)
+        )
+
+
+def _find_file(root: Path, names: Sequence[str]) -> Path:
+    """The first of these files that lies in the root, or in a folder of it. Raises: CaptionerError."""
+    for name in names:
+        found = [root / name, *sorted(root.glob(f"*/{name}"))]
+        for path in found:
+            if path.is_file():
+                return path
+    raise CaptionerError(f"{root} has no {' or '.join(names)}; see --root")
+
+
+def _split(
+    root: Path,
+    captions: Mapping[str, Sequence[str]],
+    lists: Mapping[SplitName, str],
+    splits: Sequence[SplitName],
+    *,
+    seed: int,
+) -> dict[SplitName, list[str]]:
+    """The pictures of each split, by the lists if there are any. Raises: CaptionerError."""
+    found = {split: _list_path(root, name) for split, name in lists.items()}
+    if not any(path.exists() for path in found.values()):
+        held_out = min(HELD_OUT, len(captions) // 3)
+        say(f"{root} has no split lists: {held_out:,} random pictures each are dev and test (--split-seed)")
+        split_of = split_by_picture(captions, num_dev=held_out, num_test=held_out, seed=seed)
+        return {split: [name for name in captions if split_of[name] == split] for split in splits}
+    by_stem = {name.rpartition(".")[0]: name for name in captions}
+    return {
+        split: [
+            name if name in captions else by_stem.get(name, name)
+            for name in _read_lines(found[split])
+            if name
+        ]
+        for split in splits
+    }
+
+
+def _list_path(root: Path, name: str) -> Path:
+    return next((path for path in sorted(root.glob(f"*/{name}")) if not (root / name).exists()), root / name)
 
 
 def _records(
     root: Path, captions: Mapping[str, Sequence[str]], names_of: Mapping[SplitName, Sequence[str]]
 ) -> list[CaptionedImage]:
-    sources = _find_pictures(root)
+    pictures = _Pictures(root)
     records = []
     for split, names in names_of.items():
         for name in names:
@@ -109,7 +158,7 @@ def _records(
             records.append(
                 CaptionedImage(
                     image_id=name,
-                    source=_find(sources, name, root),
+                    source=pictures.find(name),
                     captions=tuple(captions[name]),
                     split=split,
                 )
@@ -118,11 +167,11 @@ def _records(
 
 
 def _karpathy_records(root: Path, path: Path, splits: Sequence[SplitName]) -> list[CaptionedImage]:
-    sources = _find_pictures(root)
+    pictures = _Pictures(root)
     return [
         CaptionedImage(
             image_id=image.filename,
-            source=_find(sources, image.filename, root),
+            source=pictures.find(image.filename),
             captions=image.captions,
             split=split,
         )
@@ -130,15 +179,9 @@ def _karpathy_records(root: Path, path: Path, splits: Sequence[SplitName]) -> li
     ]
 
 
-def _read_lists(
-    root: Path, lists: Mapping[SplitName, str], splits: Sequence[SplitName]
-) -> dict[SplitName, list[str]]:
-    return {split: list(filter(None, _read_lines(root / lists[split]))) for split in splits}
-
-
 def _read_lines(path: Path) -> list[str]:
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except FileNotFoundError:
         raise CaptionerError(f"{path} is missing; --root must have the official layout") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -147,41 +190,116 @@ def _read_lines(path: Path) -> list[str]:
 
 
 def _read_captions(path: Path) -> dict[str, list[str]]:
+    """The captions of each picture, in the order of the file. Raises: CaptionerError."""
     captions: dict[str, list[str]] = {}
-    for number, line in enumerate(_read_lines(path), start=1):
-        if not line:
+    lines = _read_lines(path)
+    header = lines[0].replace(" ", "").lower()
+    parse = _parse_token
+    if header in _HEADERS:
+        parse = _parse_bars if "|" in header else _parse_commas
+        say(f"{path}: captions in Kaggle's layout, {lines[0]}")
+    for number, line in enumerate(lines, start=1):
+        if not line or (number == 1 and parse is not _parse_token):
             continue
-        key, tab, caption = line.partition("\t")
-        name, mark, _ = key.partition("#")
-        if not mark or "/" in name:
-            raise CaptionerError(f"{path}:{number}: expected picture#number<TAB>caption, not {line[:60]!r}")
-        captions.setdefault(name, []).append(caption.strip() if tab else "")
+        parsed = parse(line)
+        if parsed is None:
+            expected = "picture#number<TAB>caption" if parse is _parse_token else lines[0]
+            raise CaptionerError(f"{path}:{number}: expected {expected}, not {line[:60]!r}")
+        captions.setdefault(parsed[0], []).append(parsed[1])
     return captions
 
 
-def _find_pictures(root: Path) -> dict[str, StoredPicture]:
-    """Pictures by file name, from folders and zip archives inside the root; files take precedence."""
-    sources: dict[str, StoredPicture] = {}
-    for archive in sorted(path for path in root.glob("*") if path.suffix.lower() == ".zip"):
+def _parse_token(line: str) -> tuple[str, str] | None:
+    key, tab, caption = line.partition("\t")
+    name, mark, _ = key.partition("#")
+    return (name, caption.strip() if tab else "") if mark and "/" not in name else None
+
+
+def _parse_bars(line: str) -> tuple[str, str] | None:
+    match = _BARS.fullmatch(line)
+    return None if match is None else (match["name"], match["caption"])
+
+
+def _parse_commas(line: str) -> tuple[str, str] | None:
+    """image,caption or image_name,comment_number,comment; not every caption with commas is in quotes."""
+    try:
+        name, *cells = next(csv.reader([line]))
+    except (csv.Error, StopIteration):
+        return None
+    if len(cells) > 1 and cells[0].strip().isdigit():
+        del cells[0]
+    return (name.strip(), ",".join(cells).strip()) if cells and has_picture_suffix(name.strip()) else None
+
+
+class _Pictures:
+    """The pictures inside a root by file name, in folders and in zip archives.
+
+    A file may be an unpacked member of an archive.
+    """
+
+    def __init__(self, root: Path) -> None:
+        """Raises: CaptionerError, if an archive is damaged."""
+        self._root = root
+        self._by_name: dict[str, list[StoredPicture]] = {}
+        archives = []
+        for path in walk_files(root):
+            if path.suffix.lower() == ".zip" and path.parent == root:
+                archives.append(path)
+            elif has_picture_suffix(path.name):
+                self._add(path.name, path)
+        for archive in archives:
+            for name in _members(archive):
+                self._add(name.rpartition("/")[2], ZipMember(archive, name))
+        self._name_of_lower = {name.lower(): name for name in self._by_name}
+
+    def _add(self, name: str, picture: StoredPicture) -> None:
+        known = self._by_name.setdefault(name, [])
+        if not any(_are_copies(picture, other) for other in known):
+            known.append(picture)
+
+    def find(self, name: str) -> StoredPicture:
+        """The picture of that name, also if its file is spelled in another case.
+
+        Raises: CaptionerError, if there are several different ones.
+        """
+        found = self._by_name.get(name) or self._by_name.get(self._name_of_lower.get(name.lower(), ""))
+        if not found:
+            return self._root / name  # which the checks of a data set report as missing
+        if len(found) > 1:
+            raise CaptionerError(
+                f"{len(found)} different pictures are called {name}: "
+                f"{abbreviate([str(one) for one in found])}; move all but one out of {self._root}"
+            )
+        return found[0]
+
+
+def _members(archive: Path) -> list[str]:
+    """The names of an archive's pictures. Raises: CaptionerError."""
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            names = opened.namelist()
+    except (OSError, zipfile.BadZipFile) as error:
+        raise CaptionerError(f"{archive} is a damaged or truncated zip archive: {error}") from None
+    hidden = (".", "__MACOSX")  # a Mac's archives have a second entry for each file
+    return [
+        name
+        for name in names
+        if has_picture_suffix(name) and not any(part.startswith(hidden) for part in name.split("/"))
+    ]
+
+
+def _are_copies(one: StoredPicture, other: StoredPicture) -> bool:
+    """Whether two pictures of one name have the same content; of a file and a member of an archive, the same
+    size, because reading them all would take minutes."""
+    if isinstance(one, Path) and isinstance(other, Path):
         try:
-            with zipfile.ZipFile(archive) as opened:
-                names = opened.namelist()
-        except (OSError, zipfile.BadZipFile) as error:
-            raise CaptionerError(f"{archive} is a damaged or truncated zip archive: {error}") from None
-        for name in names:
-            if is_jpeg(name):
-                base = name.rpartition("/")[2]
-                sources[base] = sources[base.lower()] = ZipMember(archive, name)
-    for path in sorted(root.rglob("*")):
-        if is_jpeg(path.name):
-            sources[path.name] = sources[path.name.lower()] = path
-    return sources
-
-
-def _find(sources: Mapping[str, StoredPicture], name: str, root: Path) -> StoredPicture:
-    """The picture of that name, also if its file is spelled in another case."""
-    return sources.get(name) or sources.get(name.lower()) or root / name
-
-
-def is_jpeg(name: str) -> bool:
-    return name.lower().endswith((".jpg", ".jpeg"))
+            return filecmp.cmp(one, other, shallow=False)
+        except OSError:  # reading it will name the reason
+            return False
+    if isinstance(one, ZipMember) and isinstance(other, ZipMember):
+        return one.checksum == other.checksum
+    try:
+        sizes = {each.stat().st_size if isinstance(each, Path) else each.size for each in (one, other)}
+    except OSError:
+        return False
+    return len(sizes) == 1

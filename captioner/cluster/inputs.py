@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from captioner.errors import CaptionerError, ImageError, reject_string
-from captioner.images.discovery import HEAD_BYTES, is_own_figure
+from captioner.images.discovery import HEAD_BYTES, is_own_figure, walk_files
 from captioner.images.formats import has_picture_suffix
 from captioner.images.prefetch import batches
 from captioner.images.reading import ImageSource, PictureBytes
@@ -216,6 +216,8 @@ def _files_at(given: str, *, is_recursive: bool) -> list[str]:
             raise CaptionerError(f"{given}: no such file or folder")
         if info.type != fs.FileType.Directory:
             return [given]
+        if "://" not in given:
+            return _local_files(given, is_recursive=is_recursive)
         found = system.get_file_info(fs.FileSelector(path, recursive=is_recursive))
     except (OSError, pa.ArrowException, UnicodeError) as error:
         raise CaptionerError(f"cannot list {given}: {in_one_line(error)}") from error
@@ -225,13 +227,20 @@ def _files_at(given: str, *, is_recursive: bool) -> list[str]:
         if file.type == fs.FileType.File
         and not any(part.startswith(".") for part in Path(file.path).relative_to(path).parts)
     )
-    if "://" not in given:
-        return sorted(visible)
     # Host, port and options stay as given.
     uri = urlsplit(given)
     above = uri.path.rstrip("/")
     below = (quote(str(Path(name).relative_to(path))) for name in visible)
     return sorted(urlunsplit(uri._replace(path=f"{above}/{name}")) for name in below)
+
+
+def _local_files(folder: str, *, is_recursive: bool) -> list[str]:
+    """Raises: CaptionerError."""
+
+    def refuse(message: str) -> None:
+        raise CaptionerError(message)
+
+    return sorted(map(str, walk_files(folder, is_recursive=is_recursive, report=refuse)))
 
 
 def _row_groups(location: str, column: str | None) -> Iterator[InputShard]:

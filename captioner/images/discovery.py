@@ -51,15 +51,38 @@ def _pictures_at(path: str, is_recursive: bool, report: Callable[[str], None]) -
 
 
 def _walk(folder: str, is_recursive: bool, report: Callable[[str], None]) -> Iterator[Path]:
-    def report_unreadable(error: OSError) -> None:
-        report(f"{error.filename}: cannot list this folder ({error.strerror})")
+    for path in walk_files(folder, is_recursive=is_recursive, report=report):
+        if has_picture_suffix(path.name) and not is_own_figure(path.name, partial(_head, path)):
+            yield path
 
-    for top, subfolders, names in os.walk(folder, onerror=report_unreadable):
-        subfolders[:] = sorted(filter(_is_visible, subfolders)) if is_recursive else []
+
+def walk_files(
+    folder: str | Path, *, is_recursive: bool = True, report: Callable[[str], None] | None = None
+) -> Iterator[Path]:
+    """The files of a folder whose names do not start with a dot, in the order of their names.
+
+    Links to folders are followed, unless they lead back to a folder that they are in. A folder that cannot
+    be listed is reported.
+    """
+
+    def report_unreadable(error: OSError) -> None:
+        if report is not None:
+            report(f"{error.filename}: cannot list this folder ({error.strerror})")
+
+    for top, subfolders, names in os.walk(folder, onerror=report_unreadable, followlinks=True):
+        below = sorted(filter(_is_visible, subfolders)) if is_recursive else []
+        subfolders[:] = [name for name in below if not _leads_back(top, name)]
         for name in sorted(filter(_is_visible, names)):
-            path = Path(top) / name
-            if has_picture_suffix(name) and not is_own_figure(name, partial(_head, path)):
-                yield path
+            yield Path(top) / name
+
+
+def _leads_back(folder: str, name: str) -> bool:
+    """Whether an entry of a folder is a link to the folder itself or to one on the way to it."""
+    path = Path(folder).absolute() / name
+    if not path.is_symlink():
+        return False
+    target = os.path.realpath(path)
+    return any(os.path.realpath(above) == target for above in path.parents)
 
 
 def _is_visible(name: str) -> bool:

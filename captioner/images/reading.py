@@ -67,6 +67,11 @@ class ZipMember:
         return _opened_archive(self.archive, os.getpid()).open(self.name)
 
     @property
+    def size(self) -> int:
+        """Bytes of the member, from the archive's index."""
+        return _opened_archive(self.archive, os.getpid()).getinfo(self.name).file_size
+
+    @property
     def checksum(self) -> int:
         """CRC-32 of the member's bytes, from the archive's index."""
         return _opened_archive(self.archive, os.getpid()).getinfo(self.name).CRC

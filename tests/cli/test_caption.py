@@ -80,6 +80,22 @@ def test_folder_is_captioned_in_the_order_of_names(run: Run, pictures: Path) -> 
     assert all(len(line.split("\t")) == 2 for line in result.out.splitlines())
 
 
+def test_linked_folders_are_followed_and_circles_end(run: Run, pictures: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    (pictures / "below").rename(elsewhere)
+    (pictures / "below").symlink_to(elsewhere)
+    (elsewhere / "back").symlink_to(pictures)
+    assert files_of(run(pictures, "--recursive").out) == ["a.JPG", "b.png", "c.webp", "a.png"]
+
+
+def test_pictures_that_need_a_plugin_or_a_converter_are_named(run: Run, pictures: Path) -> None:
+    (pictures / "photo.NEF").write_bytes(b"II*\0")
+    result = run(pictures)
+    assert result.status == 1
+    assert files_of(result.out) == ["a.JPG", "b.png", "c.webp"]
+    assert "photo.NEF: camera raw cannot be read; export it as JPEG, PNG or TIFF" in result.err
+
+
 def test_recursive_walks_below(run: Run, pictures: Path) -> None:
     assert files_of(run(pictures, "--recursive").out) == ["a.JPG", "b.png", "c.webp", "a.png"]
 
@@ -738,7 +754,7 @@ def test_broken_plugin_is_skipped_with_one_line(
         main(["evaluate", "flickr8k", "--root", str(tmp_path)])
     first, second = capsys.readouterr().err.splitlines()
     assert "skipping data sets of broken plugins: theirs (ModuleNotFoundError: " in first
-    assert second.startswith(f"captioner: {tmp_path}/Flickr8k.token.txt is missing")
+    assert second.startswith(f"captioner: {tmp_path} has no Flickr8k.token.txt or captions.txt")
     assert exited.value.code == 1
 
 

@@ -168,3 +168,80 @@ def test_pictures_are_found_whatever_the_case_of_their_suffix(
     for record in records:
         assert record.image_id.endswith(suffix)
         load_image(record.source)
+
+
+def write_kaggle(root: Path, content: str, folder: str, numbers: range) -> None:
+    (root / folder).mkdir(parents=True)
+    for number in numbers:
+        noise_picture(number).save(root / folder / f"{number}.jpg")
+    name = "results.csv" if "|" in content else "captions.txt"
+    (root / name).write_text(content)
+
+
+@pytest.mark.parametrize(
+    ("content", "captions"),
+    [
+        (
+            "image,caption\n0.jpg,A dog , brown and wet , runs .\n"
+            '0.jpg,"A dog, brown, runs."\n1.jpg,"He said ""stop"" ."\n2.jpg,A cat .\n',
+            ("A dog , brown and wet , runs .", "A dog, brown, runs."),
+        ),
+        (
+            "image_name,comment_number,comment\n0.jpg,0,A dog .\n1.jpg,0,A cat .\n2.jpg,0,A boat .\n",
+            ("A dog .",),
+        ),
+        (
+            "image_name| comment_number| comment\n0.jpg| 0| A dog .\n0.jpg| 1   A dog runs .\n"
+            "1.jpg| 0| A cat .\n2.jpg| 0| A boat .\n",
+            ("A dog .", "A dog runs ."),
+        ),
+    ],
+    ids=["captions.txt", "with numbers", "results.csv, whose second row lacks a bar"],
+)
+@pytest.mark.parametrize("reader", [Flickr8k, Flickr30k])
+def test_kaggle_archives_are_read_as_they_are_unpacked(
+    tmp_path: Path, content: str, captions: tuple[str, ...], reader: type[Flickr8k | Flickr30k]
+) -> None:
+    write_kaggle(tmp_path, content, "Images", range(3))
+    records = reader(root=tmp_path).read(["train", "dev", "test"])
+    assert sorted(record.split for record in records) == ["dev", "test", "train"]
+    (found,) = (record for record in records if record.image_id == "0.jpg")
+    assert found.captions == captions
+    assert pixels(found.source).shape == (40, 50, 3)
+    assert reader(root=tmp_path).read(["train", "dev", "test"]) == records
+
+
+def test_kaggle_archive_takes_official_lists_and_files_in_a_folder(tmp_path: Path) -> None:
+    write_kaggle(
+        tmp_path / "archive", "image,caption\n0.jpg,A dog .\n1.jpg,A cat .\n2.jpg,x\n", "Images", range(3)
+    )
+    (tmp_path / "lists").mkdir()
+    for split, number in (("train", 1), ("dev", 0), ("test", 2)):
+        (tmp_path / "lists" / f"Flickr_8k.{split}Images.txt").write_text(f"{number}.jpg\n")
+    records = Flickr8k(root=tmp_path).read(["train", "dev"])
+    assert [(record.image_id, record.split) for record in records] == [("1.jpg", "train"), ("0.jpg", "dev")]
+
+
+def test_two_different_pictures_of_one_name_are_told_and_copies_are_one(root: Path) -> None:
+    original = root / "Flicker8k_Dataset" / "t1.jpg"
+    (root / "zz").mkdir()
+    (root / "zz" / "t1.jpg").write_bytes(original.read_bytes())
+    zip_pictures(root)
+    assert len(read(root)) == 3
+    noise_picture(0).resize((10, 8)).save(root / "zz" / "t1.jpg")  # a thumbnail
+    with pytest.raises(
+        CaptionerError, match=r"2 different pictures are called t1\.jpg: .*zz/t1\.jpg.*; move all"
+    ):
+        read(root)
+    (root / "zz").rename(root / ".zz")
+    assert len(read(root)) == 3
+
+
+def test_pictures_of_any_format_are_found_through_links(
+    root: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    elsewhere = tmp_path_factory.mktemp("disk") / "pictures"
+    (root / "Flicker8k_Dataset").rename(elsewhere)
+    (root / "linked").symlink_to(elsewhere)
+    (elsewhere / "back").symlink_to(root)
+    assert [pixels(record.source).shape for record in read(root)] == [(40, 50, 3)] * 3
