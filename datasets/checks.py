@@ -3,13 +3,14 @@
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
 from captioner.errors import CaptionerError, ImageError, abbreviate
 from captioner.images.prefetch import prefetch_batches
-from captioner.images.reading import StoredPicture, ZipMember, load_image
+from captioner.images.reading import StoredPicture, load_image
 from captioner.records import CaptionedImage, SplitName
 from captioner.tokenize import spaceless_share, tokenize
 from captioner.training.fitting import LEAST_COVERAGE, caption_limit, coverage
@@ -57,9 +58,9 @@ def find_problems(records: Sequence[CaptionedImage]) -> Problems:
 
 
 def exists(source: StoredPicture) -> bool:
-    """Whether the picture's file exists; members of an archive come from its own index."""
+    """Whether the picture's file exists; what is inside one comes from its own index."""
     try:
-        return isinstance(source, ZipMember) or source.is_file()
+        return not isinstance(source, Path) or source.is_file()
     except OSError:  # a name that is too long, or a folder without permission
         return False
 

@@ -240,7 +240,7 @@ class _Pictures:
     def __init__(self, root: Path) -> None:
         """Raises: CaptionerError, if an archive is damaged."""
         self._root = root
-        self._by_name: dict[str, list[StoredPicture]] = {}
+        self._by_name: dict[str, list[Path | ZipMember]] = {}
         archives = []
         for path in walk_files(root):
             if path.suffix.lower() == ".zip" and path.parent == root:
@@ -252,7 +252,7 @@ class _Pictures:
                 self._add(name.rpartition("/")[2], ZipMember(archive, name))
         self._name_of_lower = {name.lower(): name for name in self._by_name}
 
-    def _add(self, name: str, picture: StoredPicture) -> None:
+    def _add(self, name: str, picture: Path | ZipMember) -> None:
         known = self._by_name.setdefault(name, [])
         if not any(_are_copies(picture, other) for other in known):
             known.append(picture)
@@ -288,18 +288,18 @@ def _members(archive: Path) -> list[str]:
     ]
 
 
-def _are_copies(one: StoredPicture, other: StoredPicture) -> bool:
+def _are_copies(first: Path | ZipMember, second: Path | ZipMember) -> bool:
     """Whether two pictures of one name have the same content; of a file and a member of an archive, the same
     size, because reading them all would take minutes."""
-    if isinstance(one, Path) and isinstance(other, Path):
+    if isinstance(first, Path) and isinstance(second, Path):
         try:
-            return filecmp.cmp(one, other, shallow=False)
+            return filecmp.cmp(first, second, shallow=False)
         except OSError:  # reading it will name the reason
             return False
-    if isinstance(one, ZipMember) and isinstance(other, ZipMember):
-        return one.checksum == other.checksum
+    if isinstance(first, ZipMember) and isinstance(second, ZipMember):
+        return first.checksum == second.checksum
     try:
-        sizes = {each.stat().st_size if isinstance(each, Path) else each.size for each in (one, other)}
+        sizes = {one.stat().st_size if isinstance(one, Path) else one.size for one in (first, second)}
     except OSError:
         return False
     return len(sizes) == 1

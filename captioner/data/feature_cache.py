@@ -164,14 +164,14 @@ def _key(records: Sequence[CaptionedImage], encoder: Encoder, preprocess: Prepro
 
 
 def _fingerprint(source: StoredPicture) -> str:
-    """What changes with the picture: size and time of a file, checksum of a zip's member."""
+    """What changes with the picture: size and time of a file, or what its archive knows of it."""
     if isinstance(source, Path):
         try:
             status = source.stat()
         except OSError:
             return "missing"  # computing the features will name the file
         return f"{status.st_size}-{status.st_mtime_ns}"
-    return f"{source.checksum:08x}"
+    return source.fingerprint
 
 
 def _prepare_partial(folder: Path, shape: tuple[int, int, int], key: dict[str, Any]) -> Path:

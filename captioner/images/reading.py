@@ -6,6 +6,8 @@ import os
 import struct
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -14,7 +16,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from PIL import Image, JpegImagePlugin, PngImagePlugin
 
-from captioner.errors import ImageError
+from captioner.errors import CaptionerError, ImageError
 from captioner.images.colour import to_srgb
 from captioner.images.formats import is_raw, plugin_for
 
@@ -76,6 +78,88 @@ class ZipMember:
         """CRC-32 of the member's bytes, from the archive's index."""
         return _opened_archive(self.archive, os.getpid()).getinfo(self.name).CRC
 
+    @property
+    def fingerprint(self) -> str:
+        """What changes with the picture."""
+        return f"{self.checksum:08x}"
+
+
+@dataclass(frozen=True, slots=True)
+class TarMember:
+    """A picture inside an uncompressed tar archive, read without unpacking it."""
+
+    archive: Path
+    name: str
+    offset: int
+    num_bytes: int
+
+    def __str__(self) -> str:
+        return f"{self.archive}/{self.name}"
+
+    def open(self, mode: Literal["rb"] = "rb") -> Any:
+        """A binary file to read from. Raises: OSError."""
+        with self.archive.open(mode) as file:
+            file.seek(self.offset)
+            return io.BytesIO(file.read(self.num_bytes))
+
+    @property
+    def fingerprint(self) -> str:
+        """What changes with the picture."""
+        status = self.archive.stat()
+        return f"{status.st_size}-{status.st_mtime_ns}-{self.offset}"
+
+
+@dataclass(frozen=True, slots=True)
+class ParquetCell:
+    """A picture inside a Parquet file, as bytes or as a struct with the field bytes."""
+
+    file: Path
+    row_group: int
+    row: int
+    column: str
+
+    def __str__(self) -> str:
+        return f"{self.file}#{self.row_group}.{self.row}"
+
+    def open(self, mode: Literal["rb"] = "rb") -> Any:  # noqa: ARG002
+        """A binary file to read from. Raises: OSError, CaptionerError."""
+        value = _parquet_column(self.file, self.row_group, self.column)[self.row].as_py()
+        content = value.get("bytes") if isinstance(value, dict) else value
+        return io.BytesIO(content or b"")
+
+    @property
+    def fingerprint(self) -> str:
+        """What changes with the picture."""
+        status = self.file.stat()
+        return f"{status.st_size}-{status.st_mtime_ns}-{self.row_group}-{self.row}"
+
+
+@contextmanager
+def parquet_file(path: Path) -> Iterator[Any]:
+    """An opened Parquet file.
+
+    Raises: CaptionerError, if it is missing or damaged, or pyarrow is not installed.
+    """
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ModuleNotFoundError:
+        raise CaptionerError(f"{path}: Parquet needs pyarrow; install it with: pip install pyarrow") from None
+    try:
+        with pq.ParquetFile(path) as file:
+            yield file
+    except FileNotFoundError:
+        raise CaptionerError(f"{path} is missing") from None
+    except (OSError, pa.ArrowException) as error:
+        raise CaptionerError(f"{path} is not a valid Parquet file: {' '.join(str(error).split())}") from None
+
+
+@lru_cache(maxsize=4)
+def _parquet_column(path: Path, row_group: int, column: str) -> Any:
+    """A column of a row group; the last few are kept, because pictures are read in order."""
+    with parquet_file(path) as file:
+        return file.read_row_group(row_group, columns=[column]).column(0)
+
 
 @lru_cache(maxsize=64)
 def _opened_archive(path: Path, process: int) -> zipfile.ZipFile:  # noqa: ARG001
@@ -98,8 +182,8 @@ class PictureBytes:
         return io.BytesIO(self.content)
 
 
-StoredPicture: TypeAlias = Path | ZipMember
-"""A picture that can be read repeatedly: a file, or a member of a zip archive."""
+StoredPicture: TypeAlias = Path | ZipMember | TarMember | ParquetCell
+"""A picture that can be read repeatedly: a file, or inside one."""
 
 ImageSource: TypeAlias = StoredPicture | PictureBytes
 """Where a picture's bytes are."""
@@ -133,6 +217,10 @@ def load_image(source: ImageSource, *, enough_px: int | None = None) -> Image.Im
         raise ImageError(
             str(source), f"it has more than the {MAX_PIXELS:,} pixels allowed; shrink it first"
         ) from None
+    except ImageError:
+        raise
+    except CaptionerError as error:
+        raise ImageError(str(source), str(error)) from None
     except PermissionError:
         raise ImageError(str(source), "no permission to read it") from None
     except MemoryError:

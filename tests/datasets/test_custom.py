@@ -1,11 +1,16 @@
+import io
 import json
+import tarfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from captioner.errors import CaptionerError
+from captioner.images.reading import load_image
 from datasets.custom import CustomCaptions
+from tests.conftest import noise_picture
 
 ROWS = [
     {"image": "photos/1.jpg", "caption": 'A dog, "Rex", runs.', "split": "train"},
@@ -61,7 +66,11 @@ def test_without_a_split_all_captions_of_a_picture_are_in_the_same(tmp_path: Pat
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([{"image": "1.jpg"}], r"custom\.jsonl:1: a row needs image and caption"),
+        ([{"image": "1.jpg"}, ROWS[0]], r"custom\.jsonl:1: a row needs image and caption"),
+        (
+            [{"image": "1.jpg", "words": "A dog."}],
+            r"has the columns image, words; none is called caption, .* --caption-column",
+        ),
         ([{"image": "1.jpg", "caption": None}], r"custom\.jsonl:1: a row needs image and caption"),
         ([{"image": "1.jpg", "caption": 5}], r"custom\.jsonl:1: caption must be text, not 5"),
         ([["1.jpg", "A dog."]], r"custom\.jsonl:1: expected an object"),
@@ -91,14 +100,159 @@ def test_file_that_cannot_be_read_is_reported(tmp_path: Path) -> None:
     (tmp_path / "custom.jsonl").write_text('{"image": "1.jpg", "caption": "x"}\n{"image": ')
     with pytest.raises(CaptionerError, match=r"custom\.jsonl:2: not JSON"):
         CustomCaptions(captions=tmp_path / "custom.jsonl").read(["train"])
-    (tmp_path / "custom.csv").write_bytes(b"image,caption\n1.jpg,\xff\xfe")
-    with pytest.raises(CaptionerError, match=r"cannot read .*custom\.csv: "):
-        CustomCaptions(captions=tmp_path / "custom.csv").read(["train"])
+    (tmp_path / "custom.jsonl").write_bytes(b"\x81\xff\xfe")
+    with pytest.raises(CaptionerError, match=r"cannot read .*custom\.jsonl: "):
+        CustomCaptions(captions=tmp_path / "custom.jsonl").read(["train"])
     (tmp_path / "custom.csv").write_text("image,caption\n1.jpg,A dog, running fast\n")
     with pytest.raises(
         CaptionerError, match=r"custom\.csv:2: more cells than columns; quote captions that contain commas"
     ):
         CustomCaptions(captions=tmp_path / "custom.csv").read(["train"])
-    (tmp_path / "custom.txt").write_text("x")
-    with pytest.raises(CaptionerError, match=r"custom\.txt must end in \.jsonl or \.csv"):
-        CustomCaptions(captions=tmp_path / "custom.txt").read(["train"])
+    (tmp_path / "custom.xlsx").write_text("x")
+    with pytest.raises(CaptionerError, match=r"custom\.xlsx must end in \.jsonl, .* or be a folder"):
+        CustomCaptions(captions=tmp_path / "custom.xlsx").read(["train"])
+
+
+PICTURES = ["1.jpg", "2.jpg"]
+CAPTIONS = {"1.jpg": ("A dog; brown, runs.", "Ein Hund läuft."), "2.jpg": ("A cat.",)}
+PAIRS = [(name, text) for name, texts in CAPTIONS.items() for text in texts]
+
+
+def lines(header: str, delimiter: str, *, is_quoted: bool = False) -> str:
+    rows = ((name, f'"{text}"' if is_quoted else text) for name, text in PAIRS)
+    return "\n".join([header, *(delimiter.join(row) for row in rows)])
+
+
+def parquet(path: Path, rows: list[dict[str, Any]]) -> None:
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=1)
+
+
+def tar(path: Path, members: dict[str, bytes]) -> None:
+    with tarfile.open(path, "w") as archive:
+        for name, content in members.items():
+            header = tarfile.TarInfo(name)
+            header.size = len(content)
+            archive.addfile(header, io.BytesIO(content))
+
+
+def write_as(kind: str, folder: Path) -> Path:
+    """The pictures and captions above in a format that people have; gives what --captions takes."""
+    contents = {}
+    for number, name in enumerate(PICTURES):
+        noise_picture(number).save(folder / name)
+        contents[name] = (folder / name).read_bytes()
+    joined = {name: " ".join(texts) for name, texts in CAPTIONS.items()}
+    texts = {
+        "blip.json": json.dumps([{"image": name, "caption": texts} for name, texts in CAPTIONS.items()]),
+        "by-name.json": json.dumps(CAPTIONS),
+        "lines.json": "\n".join(json.dumps({"file_name": name, "text": text}) for name, text in PAIRS),
+        "european.csv": lines("Image;Caption", ";", is_quoted=True),
+        "tabs.tsv": lines("filename\ttext", "\t"),
+        "bars.csv": lines("image_name | comment", " | "),
+        "metadata.csv": lines("file_name,text", ",", is_quoted=True),
+        "numbered.csv": "image,caption_0,caption_1\n"
+        '1.jpg,"A dog; brown, runs.",Ein Hund läuft.\n2.jpg,A cat.,\n',
+    }
+    if kind in texts:
+        encoding = {"european.csv": "cp1252", "tabs.tsv": "utf-16", "bars.csv": "utf-8-sig"}.get(
+            kind, "utf-8"
+        )
+        (folder / kind).write_text(texts[kind], encoding=encoding)
+        return folder / kind
+    if kind == "imagefolder":
+        (folder / "metadata.jsonl").write_text(texts["lines.json"], encoding="utf-8")
+    elif kind == "beside":
+        for name, text in joined.items():
+            (folder / name).with_suffix(".txt").write_text(f"\ufeff{text}\n", encoding="utf-8")
+    elif kind == "webdataset":
+        members = {}
+        for name, content in contents.items():
+            members |= {name: content, f"{name[:-4]}.json": json.dumps({"caption": CAPTIONS[name]}).encode()}
+            (folder / name).unlink()
+        tar(folder / "shard-0.tar", members)
+    elif kind == "parquet":
+        rows = [{"image": {"bytes": contents[name], "path": name}, "text": text} for name, text in PAIRS]
+        parquet(folder / "data.parquet", rows)
+    elif kind == "paths.parquet":
+        parquet(folder / kind, [{"image": name, "caption": list(texts)} for name, texts in CAPTIONS.items()])
+        return folder / kind
+    return folder
+
+
+TABLES = ("blip.json", "by-name.json", "lines.json", "european.csv", "tabs.tsv", "bars.csv", "metadata.csv")
+
+
+@pytest.mark.parametrize("kind", [*TABLES, "numbered.csv", "imagefolder", "webdataset", "paths.parquet"])
+def test_each_format_gives_the_same_pictures_and_captions(kind: str, tmp_path: Path) -> None:
+    records = CustomCaptions(captions=write_as(kind, tmp_path)).read(["train", "dev", "test"])
+    assert {record.image_id.rpartition("/")[2]: record.captions for record in records} == CAPTIONS
+    for record in records:
+        expected = noise_picture(PICTURES.index(record.image_id.rpartition("/")[2]))
+        assert load_image(record.source).size == expected.size
+
+
+def test_captions_beside_pictures_are_one_each(tmp_path: Path) -> None:
+    records = CustomCaptions(captions=write_as("beside", tmp_path)).read(["train", "dev", "test"])
+    assert {record.image_id: record.captions for record in records} == {
+        name: (" ".join(texts),) for name, texts in CAPTIONS.items()
+    }
+
+
+def test_pictures_inside_parquet_are_read_in_any_order(tmp_path: Path) -> None:
+    records = CustomCaptions(captions=write_as("parquet", tmp_path)).read(["train", "dev", "test"])
+    assert [record.captions for record in records] == [(text,) for _, text in PAIRS]
+    for (name, _), record in reversed(list(zip(PAIRS, records, strict=True))):
+        picture = load_image(tmp_path / name)
+        np.testing.assert_array_equal(np.asarray(load_image(record.source)), np.asarray(picture))
+
+
+def test_folders_of_splits_say_the_split(tmp_path: Path) -> None:
+    for folder in ("train", "validation"):
+        (tmp_path / folder).mkdir()
+        write_as("imagefolder", tmp_path / folder)
+    records = CustomCaptions(captions=tmp_path).read(["train", "dev"])
+    assert [(record.image_id, record.split) for record in records] == [
+        *((f"train/{name}", "train") for name in PICTURES),
+        *((f"validation/{name}", "dev") for name in PICTURES),
+    ]
+
+
+def test_all_invalid_rows_are_named_at_once_or_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    rows = [
+        *ROWS,
+        {"image": "4.jpg", "caption": None},
+        {"image": "", "caption": "A cat."},
+        {"image": "5.jpg", "caption": 7},
+    ]
+    path = write_jsonl(tmp_path / "custom.jsonl", rows)
+    with pytest.raises(
+        CaptionerError, match=r"3 rows are not valid: \S+:9: .*, \S+:11: .*, \S+:13: .*7; --skip-inv"
+    ):
+        CustomCaptions(captions=path).read(["train"])
+    records = CustomCaptions(captions=path, skip_invalid=True).read(["train", "dev", "test"])
+    assert len(records) == 3
+    assert "left out 3: " in caplog.text
+
+
+def test_columns_of_any_name_can_be_given(tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+    path.write_text("foto,titre,note\na.jpg,Un chien,x\n")
+    with pytest.raises(
+        CaptionerError, match=r"has the columns foto, titre, note; none is called image, .* --image-col"
+    ):
+        CustomCaptions(captions=path).read(["train"])
+    reader = CustomCaptions(captions=path, image_column="foto", caption_column="titre", test_share=0.0)
+    assert [record.captions for record in reader.read(["train", "dev"])] == [("Un chien",)]
+
+
+def test_coco_format_is_recognised(tmp_path: Path) -> None:
+    path = tmp_path / "annotations.json"
+    path.write_text(json.dumps({"images": [], "annotations": []}))
+    with pytest.raises(CaptionerError, match="has COCO's format; read it with: coco --captions"):
+        CustomCaptions(captions=path).read(["train"])

@@ -1,0 +1,272 @@
+"""Rows of captions in the files that people have: what a file is, and which columns it has.
+
+.jsonl .ndjson   an object per line
+.json            an array of objects, or an object of captions by picture
+.csv .tsv .txt   columns with a header, separated by comma, semicolon, tab or bar, as UTF-8, UTF-16 or
+                 Windows-1252
+.parquet         columns; pictures by path, or inside, as in Hugging Face's data sets
+"""
+
+import csv
+import io
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from captioner.errors import abbreviate
+from captioner.images.reading import ParquetCell, parquet_file
+
+from . import CaptionerError, say
+
+IMAGE_COLUMNS = (
+    *(
+        "image",
+        "file_name",
+        "filename",
+        "image_path",
+        "image_file",
+        "image_name",
+        "img",
+        "img_path",
+        "picture",
+    ),
+    *("photo", "filepath", "file_path", "path", "file"),
+)
+CAPTION_COLUMNS = (
+    *("caption", "captions", "text", "texts", "description", "sentence", "sentences", "alt_text", "alt"),
+    *("comment", "title"),
+)
+SPLIT_COLUMNS = ("split", "subset", "set")
+_NUMBERED = re.compile(rf"(?:{'|'.join(CAPTION_COLUMNS)})_?\d+")
+
+TABLE_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".parquet")
+_DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+
+_PROBLEM = "\0problem"  # the column that says what is wrong with a row; for csv, of cells beyond the header's
+
+_Cells = tuple[str, Mapping[str, Any]]
+"""Where a row is, and its values by column."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A picture's name, or where it is inside a file, and captions of it. `problem` says what is wrong."""
+
+    where: str
+    image: str | ParquetCell = ""
+    captions: tuple[str, ...] = ()
+    split: str = ""
+    problem: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColumnNames:
+    """Columns by name, where the user gives them."""
+
+    image: str | None = None
+    caption: str | None = None
+
+
+def read_rows(path: Path, names: ColumnNames) -> Iterator[Row]:
+    """The rows of a file. A row that is not valid says why.
+
+    Raises:
+        CaptionerError: the file is missing, damaged or in none of the formats, or has no columns for pictures
+            and captions.
+    """
+    suffix = path.suffix.lower()
+    if suffix not in TABLE_SUFFIXES:
+        raise CaptionerError(
+            f"{path} must end in {', '.join(TABLE_SUFFIXES)}, or be a folder or a tar archive"
+        )
+    if suffix == ".parquet":
+        kind, rows = "Parquet", _parquet_rows(path)
+    elif suffix in (".csv", ".tsv", ".txt"):
+        kind, rows = _delimited_rows(path, names)
+    else:
+        kind, rows = _json_rows(path)
+    known = dict.fromkeys(column for _, cells in rows for column in cells if column != _PROBLEM)
+    columns = _Columns.find(list(known), path, names)
+    say(f"{path}: {kind}; pictures in {columns.image}, captions in {abbreviate(columns.captions)}")
+    return (columns.row(where, cells) for where, cells in rows)
+
+
+@dataclass(frozen=True)
+class _Columns:
+    image: str
+    captions: tuple[str, ...]
+    split: str | None
+
+    @classmethod
+    def find(cls, known: Sequence[str], path: Path, names: ColumnNames) -> "_Columns":
+        """Raises: CaptionerError, if a column is not there."""
+        for chosen, flag in ((names.image, "--image-column"), (names.caption, "--caption-column")):
+            if chosen is not None and chosen not in known:
+                raise CaptionerError(f"{path} has no column {chosen} ({flag}); it has {', '.join(known)}")
+        by_name = {column.strip().lower().replace(" ", "_").replace("-", "_"): column for column in known}
+
+        def first(wanted: Sequence[str]) -> str | None:
+            return next((by_name[name] for name in wanted if name in by_name), None)
+
+        image = names.image or first(IMAGE_COLUMNS)
+        caption = names.caption or first(CAPTION_COLUMNS)
+        numbered = [column for name, column in by_name.items() if _NUMBERED.fullmatch(name)]
+        captions = [caption] if caption is not None else numbered
+        for found, flag, wanted in (
+            (image, "--image-column", IMAGE_COLUMNS),
+            (captions, "--caption-column", CAPTION_COLUMNS),
+        ):
+            if not found and known:
+                raise CaptionerError(
+                    f"{path} has the columns {', '.join(known)}; none is called {abbreviate(wanted, 4)}: "
+                    f"name it with {flag}"
+                )
+        return cls(image or IMAGE_COLUMNS[0], tuple(captions) or CAPTION_COLUMNS[:1], first(SPLIT_COLUMNS))
+
+    def row(self, where: str, cells: Mapping[str, Any]) -> Row:
+        if _PROBLEM in cells:
+            return Row(where=where, problem=cells[_PROBLEM])
+        try:
+            captions = tuple(self._captions(cells))
+            image, split = _image(cells.get(self.image)), cells.get(self.split or "")
+            if not image or not captions:
+                return Row(where=where, problem="a row needs image and caption")
+            if split is not None and not isinstance(split, str):
+                raise ValueError(f"{self.split} must be text, not {split!r:.60}")
+        except ValueError as error:
+            return Row(where=where, problem=str(error))
+        return Row(where=where, image=image, captions=captions, split=(split or "").strip())
+
+    def _captions(self, cells: Mapping[str, Any]) -> Iterator[str]:
+        """Raises: ValueError."""
+        for column in self.captions:
+            value = cells.get(column)
+            for text in value if isinstance(value, list | tuple) else [value]:
+                if isinstance(text, Mapping):  # Karpathy's sentences
+                    text = text.get("raw")
+                if text is not None and not isinstance(text, str):
+                    raise ValueError(f"{column} must be text, not {text!r:.60}")
+                if text is not None and (text.strip() or len(self.captions) == 1):
+                    yield text
+
+
+def _image(value: Any) -> str | ParquetCell | None:
+    """Raises: ValueError."""
+    if isinstance(value, Mapping):  # Hugging Face's feature
+        value = value.get("path")
+    if value is not None and not isinstance(value, str | ParquetCell):
+        raise ValueError(f"image must be text, not {value!r:.60}")
+    return value.strip() if isinstance(value, str) else value
+
+
+def _read_text(path: Path, *, fallback: str = "utf-8") -> tuple[str, str]:
+    """The text of a file, and its encoding unless that is UTF-8. Raises: CaptionerError."""
+    try:
+        content = path.read_bytes()
+        encoding = "utf-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
+        try:
+            return content.decode(encoding), "" if encoding == "utf-8-sig" else f", {encoding}"
+        except UnicodeDecodeError:
+            return content.decode(fallback), f", {fallback}"
+    except FileNotFoundError:
+        raise CaptionerError(f"{path} is missing; see --captions") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise CaptionerError(f"cannot read {path}: {error}") from None
+
+
+def _delimited_rows(path: Path, names: ColumnNames) -> tuple[str, list[_Cells]]:
+    text, encoding = _read_text(path, fallback="cp1252")
+    header = next((line for line in text.splitlines() if line.strip()), "")
+
+    def fitness(delimiter: str) -> tuple[bool, int]:
+        cells = [cell.strip() for cell in next(csv.reader([header], delimiter=delimiter), [])]
+        try:
+            _Columns.find(cells, path, names)
+        except CaptionerError:
+            return False, len(cells)
+        return True, len(cells)
+
+    delimiter = max(_DELIMITERS, key=fitness)
+    rows: list[_Cells] = []
+    try:
+        reader: Any = csv.DictReader(
+            io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, restkey=_PROBLEM
+        )
+        reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
+        for cells in reader:
+            where = f"{path}:{reader.line_num}"
+            if _PROBLEM in cells:
+                unquoted = f"more cells than columns; quote captions that contain {_DELIMITERS[delimiter]}"
+                cells = {_PROBLEM: unquoted}
+            rows.append((where, cells))
+    except csv.Error as error:
+        raise CaptionerError(f"cannot read {path}: {error}") from None
+    return f"columns separated by {_DELIMITERS[delimiter]}{encoding}", rows
+
+
+def _json_rows(path: Path) -> tuple[str, list[_Cells]]:
+    text, encoding = _read_text(path)
+    if path.suffix.lower() == ".json":
+        try:
+            content = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            if "Extra data" not in str(error):  # that of a second line
+                raise CaptionerError(f"{path}: not JSON ({error})") from None
+        else:
+            return f"JSON{encoding}", list(_entries(path, content))
+    lines = (
+        (f"{path}:{number}", line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()
+    )
+    return f"JSON lines{encoding}", [(where, _object(line)) for where, line in lines]
+
+
+def _entries(path: Path, content: Any) -> Iterator[_Cells]:
+    """The rows of a JSON file. Raises: CaptionerError."""
+    if isinstance(content, dict) and {"images", "annotations"} <= content.keys():
+        raise CaptionerError(f"{path} has COCO's format; read it with: coco --captions {path} --images DIR")
+    if isinstance(content, dict):
+        for name, captions in content.items():
+            yield f"{path}, {name}", {IMAGE_COLUMNS[0]: name, CAPTION_COLUMNS[0]: captions}
+        return
+    if not isinstance(content, list):
+        raise CaptionerError(f"{path} must be an array of objects with image and caption")
+    for number, entry in enumerate(content, start=1):
+        if not isinstance(entry, dict):
+            entry = {_PROBLEM: f"expected an object, not {entry!r:.60}"}
+        yield f"{path}, entry {number}", entry
+
+
+def _object(line: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        return {_PROBLEM: f"not JSON ({error})"}
+    if not isinstance(row, dict):
+        return {_PROBLEM: f"expected an object with image and caption, not {line.strip()[:60]}"}
+    return row
+
+
+def _parquet_rows(path: Path) -> list[_Cells]:
+    """The rows of a Parquet file. Pictures that are inside stay there."""
+    rows: list[_Cells] = []
+    with parquet_file(path) as file:
+        inside = _columns_with_bytes(file.schema_arrow)
+        names = [name for name in file.schema_arrow.names if name not in inside]
+        for group in range(file.num_row_groups):
+            cells_of = file.read_row_group(group, columns=names).to_pylist()
+            num_rows = file.metadata.row_group(group).num_rows
+            for number, cells in enumerate(cells_of or [{}] * num_rows):
+                pictures = {name: ParquetCell(path, group, number, name) for name in inside}
+                rows.append((f"{path}#{len(rows)}", cells | pictures))
+    return rows
+
+
+def _columns_with_bytes(schema: Any) -> list[str]:
+    """Columns of bytes, or of structs with the field bytes."""
+    kinds = {name: str(schema.field(name).type) for name in schema.names}
+    return [
+        name for name, kind in kinds.items() if kind == "binary" or kind.startswith("struct<bytes: binary")
+    ]
