@@ -62,13 +62,13 @@ class Training:
         """Read the data, train, and return the exit status."""
         from captioner.training.fitting import fit_to_captions
         from captioner.training.run import training_run
-        from datasets.checks import require_valid
 
         records: Sequence[Any] = self.reader.read(["train", "dev"])
+        if self.name in DATASETS:
+            records = self._valid(records)
         train, dev = ([one for one in records if one.split == split] for split in ("train", "dev"))
         recipe = self.recipe
         if self.name in DATASETS:
-            require_valid(records)
             recipe = fit_to_captions(recipe, (caption for one in train for caption in one.captions))
         if self.instances is not None:
             train = [replace(one, instances=self.instances) for one in train]
@@ -80,6 +80,17 @@ class Training:
         ) as trainer:
             trainer.run()
         return 0
+
+    def _valid(self, records: Sequence[CaptionedImage]) -> Sequence[CaptionedImage]:
+        """The records, without the invalid ones if those may be left out. Raises: CaptionerError."""
+        from datasets.checks import leave_out_invalid, require_readable, require_valid
+
+        if getattr(self.reader, "skip_invalid", False):
+            records = leave_out_invalid(records)
+        require_valid(records)
+        if not self.options.resume and is_first_process():
+            require_readable(records)
+        return records
 
     def _task(self, recipe: Recipe, train: Sequence[Any], dev: Sequence[Any]) -> Callable[..., Any]:
         if self.name in TRANSLATION_DATASETS:
@@ -137,9 +148,13 @@ def _command(arguments: Sequence[str]) -> Training | Check:
     return Training(name, chosen.dataset, chosen.recipe.applied_to(PRESETS[name]), options, chosen.instances)
 
 
+def is_first_process() -> bool:
+    """As torchrun and accelerate launch number processes."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def main() -> None:
-    is_first_process = os.environ.get("RANK", "0") == "0"  # as torchrun and accelerate launch number them
-    level = logging.INFO if is_first_process else logging.ERROR
+    level = logging.INFO if is_first_process() else logging.ERROR
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
     with command_line("train.py"):
         sys.exit(_command(sys.argv[1:]).run())

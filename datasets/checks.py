@@ -1,8 +1,11 @@
 """Checks of a data set before training."""
 
 import hashlib
+import logging
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +25,11 @@ SHOWN = 10
 
 MAX_CAPTION_LENGTH = 10_000
 """Characters; anything longer is not a caption."""
+
+_DIGEST_PX = 512  # of a side; larger JPEGs are compared at a fraction of their size
+_GLANCE_PX = 32  # of a side, enough to see that a picture can be decoded
+
+_logger = logging.getLogger(__name__)
 
 Problems = dict[str, list[str]]
 """Names of pictures by the kind of problem."""
@@ -63,6 +71,53 @@ def exists(source: StoredPicture) -> bool:
         return not isinstance(source, Path) or source.is_file()
     except OSError:  # a name that is too long, or a folder without permission
         return False
+
+
+def leave_out_invalid(records: Sequence[CaptionedImage]) -> list[CaptionedImage]:
+    """The records without pictures that cannot be read, captions without a letter, and pictures without a
+    caption. What is left out is counted and named in the log."""
+    unreadable = {error.file: error for error in unreadable_pictures(records)}
+    problems = list(map(str, unreadable.values()))
+    kept: list[CaptionedImage] = []
+    for record in records:
+        if str(record.source) in unreadable:
+            continue
+        captions = tuple(text for text in record.captions if _is_caption(text))
+        if len(captions) < max(len(record.captions), 1):
+            what = "a caption" if captions else "the picture, which has no caption"
+            problems.append(f"{record.image_id}: {what}")
+        if captions:
+            kept.append(replace(record, captions=captions))
+    if problems:
+        _logger.info("left out %s: %s", f"{len(problems):,}", abbreviate(problems, SHOWN))
+    return kept
+
+
+def require_readable(records: Sequence[CaptionedImage]) -> None:
+    """Refuse pictures that cannot be read, all at once, before any work is done on the others.
+
+    Raises:
+        CaptionerError: naming some of them.
+    """
+    errors = list(map(str, unreadable_pictures(records)))
+    if errors:
+        raise CaptionerError(
+            f"{len(errors):,} pictures cannot be read: {abbreviate(errors, SHOWN)}. Fix or remove these, or "
+            "leave them out with --skip-invalid"
+        )
+
+
+def unreadable_pictures(records: Sequence[CaptionedImage]) -> list[ImageError]:
+    """Decode every picture, a large JPEG at a fraction of its size."""
+    load = partial(load_image, enough_px=_GLANCE_PX)
+    batches = prefetch_batches((record.source for record in records), load, batch_size=64)
+    results = (result for batch in batches for _, result in batch)
+    bar = tqdm(results, total=len(records), desc="checking", unit=" pictures", delay=2)
+    return [result for result in bar if isinstance(result, ImageError)]
+
+
+def _is_caption(text: str) -> bool:
+    return len(text) <= MAX_CAPTION_LENGTH and any(character.isalnum() for character in text)
 
 
 def require_valid(records: Sequence[CaptionedImage]) -> None:
@@ -231,7 +286,7 @@ def _listed(names: Sequence[str]) -> list[str]:
 
 def _digest(source: StoredPicture) -> bytes:
     """A digest of the pixels, the same for files with the same content."""
-    image = load_image(source)
+    image = load_image(source, enough_px=_DIGEST_PX)
     return hashlib.sha256(repr(image.size).encode() + image.tobytes()).digest()
 
 

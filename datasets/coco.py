@@ -12,17 +12,17 @@ from pathlib import Path
 from typing import Literal
 
 from captioner.errors import reject_string
-from captioner.evaluation.coco import read_coco_captions
+from captioner.evaluation.coco import read_valid_captions
 from captioner.records import CaptionedImage, SplitName
 
-from . import CaptionerError, picture_in
+from . import CaptionerError, MaySkipInvalid, picture_in
 
 COCO_NAME: dict[SplitName, str] = {"train": "train", "dev": "val"}
 """COCO's names of the splits. Its test captions are not public."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Coco:
+class Coco(MaySkipInvalid):
     """COCO captions as downloaded, or your own data in the same format."""
 
     root: Path = Path()
@@ -49,15 +49,20 @@ class Coco:
             raise CaptionerError("COCO's test captions are not public; use --split val, or Karpathy's splits")
         path = self.root / self._fill_in(self.captions, split)
         folder = self.root / self._fill_in(self.images, split)
-        return [
-            CaptionedImage(
-                image_id=image.image_id,
-                source=picture_in(folder, image.file_name, where=f"{path}, image {image.image_id}"),
-                captions=image.captions,
-                split=split,
+        images, problems = read_valid_captions(path)
+        records = []
+        for image in images:
+            where = f"{path}, image {image.image_id}"
+            try:
+                source = picture_in(folder, image.file_name, where=where)
+            except CaptionerError as error:
+                problems.append(str(error) if image.file_name else f"{where}: it has no file_name")
+                continue
+            records.append(
+                CaptionedImage(image_id=image.image_id, source=source, captions=image.captions, split=split)
             )
-            for image in read_coco_captions(path)
-        ]
+        self.report(problems)
+        return records
 
     def _fill_in(self, template: str, split: SplitName) -> str:
         return template.replace("{split}", COCO_NAME[split]).replace("{year}", self.year)

@@ -13,7 +13,7 @@ import msgspec
 from captioner.errors import reject_string
 from captioner.records import CaptionedImage, SplitName
 
-from . import CaptionerError, picture_in
+from . import CaptionerError, MaySkipInvalid, picture_in
 
 SPLIT_OF: dict[str, SplitName] = {"train": "train", "val": "dev", "test": "test"}
 """Karpathy's names of the splits; the reader decides about restval, the rest of COCO's val."""
@@ -59,7 +59,7 @@ def read_karpathy(
 
 
 @dataclass(frozen=True, kw_only=True)
-class CocoKarpathy:
+class CocoKarpathy(MaySkipInvalid):
     """COCO in Karpathy's splits: dataset_coco.json and the pictures of 2014."""
 
     captions: Path

@@ -26,7 +26,7 @@ from captioner.errors import reject_string
 from captioner.records import CaptionedImage, RecordReader, SplitName
 from captioner.training.recipe import from_plain, with_paths
 
-from . import CaptionerError
+from . import CaptionerError, MaySkipInvalid
 from .formats import FORMATS
 
 _NAME = re.compile(r"[\w.-]+")
@@ -69,7 +69,7 @@ class Part:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mixture:
+class Mixture(MaySkipInvalid):
     """Several data sets in one run, named by a JSON file with the format, settings and weight of each."""
 
     sets: Path
@@ -119,6 +119,8 @@ class Mixture:
             reader = self._converted(kind, {one: entry[one] for one in entry if one not in own}, where)
         except ValueError as error:
             raise CaptionerError(str(error)) from None
+        if self.skip_invalid:
+            reader = replace(reader, skip_invalid=True)
         return Part(sets=self.sets, name=name, settings=settings, reader=reader)
 
     def _converted(self, kind: type, values: dict[str, Any], where: str) -> Any:

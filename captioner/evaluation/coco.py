@@ -10,13 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from captioner.errors import CaptionerError
-from captioner.objects.coco_file import open_coco, reading
+from captioner.errors import CaptionerError, abbreviate
+from captioner.objects.coco_file import read_coco_file, reading
+
+_NAMED = 10  # entries
 
 
 @dataclass(frozen=True, slots=True)
 class CocoImage:
-    """An image of an annotation file. `image_id` is COCO's number, as text."""
+    """An image of an annotation file. `image_id` is its id as text; a missing `file_name` is empty."""
 
     image_id: str
     file_name: str
@@ -27,28 +29,41 @@ def read_coco_captions(path: Path) -> list[CocoImage]:
     """The images of an annotation file in their order.
 
     Raises:
-        CaptionerError: the file is missing or not in COCO's format.
+        CaptionerError: the file is missing or not in COCO's format, or has invalid entries, which are named.
     """
-    coco = open_coco(path, "captions")
+    images, problems = read_valid_captions(path)
+    if problems:
+        raise CaptionerError(f"{len(problems):,} entries are not valid: {abbreviate(problems, _NAMED)}")
+    return images
+
+
+def read_valid_captions(path: Path) -> tuple[list[CocoImage], list[str]]:
+    """As `read_coco_captions`, but invalid entries are left out; says what is wrong with each of them."""
+    images, annotations, _ = read_coco_file(path, "captions")
+    problems: list[str] = []
+    captions_of: dict[Any, list[str]] = {}
+    names: dict[Any, str] = {}
     with reading(path, "captions"):
-        images, num_listed = coco.imgs, len(coco.dataset["images"])
-        names = {image_id: image["file_name"] for image_id, image in images.items()}
-        captions_of = {
-            image_id: tuple(annotation["caption"] for annotation in annotations)
-            for image_id, annotations in coco.imgToAnns.items()
-        }
-    unlisted = captions_of.keys() - images.keys()
-    if unlisted:
-        raise CaptionerError(
-            f"{path} has captions of {min(map(str, unlisted))}, which is not among its images"
-        )
-    if len(images) < num_listed:
-        raise CaptionerError(f"{path} has the same image id twice")
-    for image_id, name in names.items():
-        for value in (name, *captions_of.get(image_id, ())):
-            if not isinstance(value, str):
-                raise CaptionerError(f"{path}, image {image_id}: expected text, not {value!r:.60}")
-    return [CocoImage(str(image_id), name, captions_of.get(image_id, ())) for image_id, name in names.items()]
+        for number, image in enumerate(images, start=1):
+            image_id, name = image["id"], image.get("file_name")
+            if not isinstance(image_id, int | str) or isinstance(image_id, bool):
+                problems.append(f"{path}, image number {number}: expected an id, not {image_id!r:.60}")
+            elif name is not None and not isinstance(name, str):
+                problems.append(f"{path}, image {image_id}: expected text, not {name!r:.60}")
+            elif image_id in names:
+                raise CaptionerError(f"{path} has the same image id twice: {image_id}")
+            else:
+                names[image_id], captions_of[image_id] = name or "", []
+        for annotation in annotations:
+            image_id, caption = annotation["image_id"], annotation.get("caption")
+            if image_id not in captions_of:
+                problems.append(f"{path} has captions of {image_id}, which is not among its images")
+            elif not isinstance(caption, str):
+                problems.append(f"{path}, image {image_id}: expected text, not {caption!r:.60}")
+            else:
+                captions_of[image_id].append(caption)
+    found = [CocoImage(str(one), name, tuple(captions_of[one])) for one, name in names.items()]
+    return found, problems
 
 
 def read_results(path: Path, images: Sequence[CocoImage]) -> dict[str, str]:

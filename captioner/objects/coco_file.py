@@ -2,9 +2,10 @@
 
 import contextlib
 import io
+import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from captioner.errors import CaptionerError
 
@@ -29,14 +30,49 @@ def reading(path: Path, content: str) -> Iterator[None]:
         raise CaptionerError(f"{path} is not a COCO file with {content} ({reason})") from None
 
 
-def open_coco(path: Path, content: str) -> "COCO":
-    """An annotation file, by pycocotools. Raises: CaptionerError."""
-    from pycocotools.coco import COCO
+def read_coco_file(path: Path, content: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]], Any]:
+    """The images and the annotations of a file, and everything in it; ids are as in `plain_id`.
 
+    Raises:
+        CaptionerError: the file is missing, or has no lists of objects of these names.
+    """
     if not path.is_file():
         raise CaptionerError(f"{path} is missing; give an annotation file with {content}")
+    with reading(path, content):
+        everything = json.loads(path.read_text(encoding="utf-8-sig"))
+        images, annotations = list(everything["images"]), list(everything["annotations"])
+        for entries, name in ((images, "id"), (annotations, "image_id")):
+            for entry in entries:
+                entry[name] = plain_id(entry.get(name))
+    return images, annotations, everything
+
+
+def plain_id(value: Any) -> Any:
+    """An id as COCO writes it: 7.0, "7" and "7.0" become 7. Other values stay."""
+    number = value
+    if isinstance(value, str):
+        try:
+            number = float(value)
+        except ValueError:
+            return value.strip()
+        if value.strip().lstrip("0") != value.strip() != "0":  # such as "007", which is another id than "7"
+            return value.strip()
+    is_whole = isinstance(number, float) and number.is_integer()
+    return int(number) if is_whole else value
+
+
+def open_coco(path: Path, content: str) -> "COCO":
+    """An annotation file, by pycocotools; annotations need no ids of their own. Raises: CaptionerError."""
+    from pycocotools.coco import COCO
+
+    _, annotations, everything = read_coco_file(path, content)
     with reading(path, content), contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
-        return COCO(path)
+        for number, annotation in enumerate(annotations):
+            annotation["id"] = number
+        coco = COCO()
+        coco.dataset = everything
+        coco.createIndex()
+        return coco
 
 
 def by_file_name(path: Path, named: Iterable[tuple[str, Value]]) -> dict[str, Value]:

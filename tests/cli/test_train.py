@@ -438,7 +438,7 @@ def test_errors_of_the_user_are_reported_in_one_line(run: Run, data: Path, tmp_p
         assert_refused(message, "--recipe", str(wrong))
     root = shutil.copytree(data / "flickr8k", tmp_path / "flickr8k")
     (root / "Flickr8k.token.txt").unlink()
-    assert_refused("Flickr8k.token.txt is missing", "--root", str(root))
+    assert_refused("has no Flickr8k.token.txt or captions.txt", "--root", str(root))
 
 
 def test_invalid_data_are_refused_and_named_by_the_check(

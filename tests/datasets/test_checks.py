@@ -8,7 +8,7 @@ import pytest
 from captioner.errors import CaptionerError
 from captioner.records import CaptionedImage
 from captioner.training.recipe import TrainingConfig
-from datasets.checks import check, find_problems, require_valid
+from datasets.checks import check, find_problems, leave_out_invalid, require_readable, require_valid
 from tests.conftest import noise_picture
 
 
@@ -125,3 +125,24 @@ def test_picture_id_in_two_splits_under_two_paths_is_found(
     page, is_valid = check([*records, leaked], {}, training=TrainingConfig(min_count=1))
     assert not is_valid
     assert "  1 picture ids are in two splits:\n    0.png (train and dev)" in page
+
+
+def test_pictures_that_cannot_be_read_are_named_at_once_or_left_out(
+    records: list[CaptionedImage], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    for record in records[:2]:
+        assert isinstance(record.source, Path)
+        record.source.write_bytes(record.source.read_bytes()[:-40])
+    empty = replace(records[2], image_id="empty", captions=("...",))
+    partly = replace(records[2], image_id="partly", captions=("...", "A dog."))
+    everything = [*records, empty, partly]
+    with pytest.raises(
+        CaptionerError, match=r"2 pictures cannot be read: \S+0\.png: damaged.*1\.png: damaged.*--skip"
+    ):
+        require_readable(everything)
+    kept = leave_out_invalid(everything)
+    assert [record.image_id for record in kept] == [*(record.image_id for record in records[2:]), "partly"]
+    assert kept[-1].captions == ("A dog.",)
+    assert "left out 4: " in caplog.text
+    require_readable(kept)

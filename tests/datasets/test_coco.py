@@ -70,7 +70,9 @@ def test_image_without_captions_stays_in_the_records(root: Path) -> None:
         ({"images": []}, "has captions of 3, which is not among its images"),
         ({"annotations": [{"id": 1, "image_id": 7, "caption": None}]}, "image 7: expected text, not None"),
         ({"annotations": [{"id": 1, "image_id": 7, "caption": 12}]}, "image 7: expected text, not 12"),
-        ({"annotations": [{"id": 1, "image_id": 7}]}, "is not a COCO file with captions .*caption"),
+        ({"annotations": [{"id": 1, "image_id": 7}]}, "image 7: expected text, not None"),
+        ({"images": [{"id": None, "file_name": "a"}]}, "image number 1: expected an id, not None"),
+        ({"images": [{"id": 7}], "annotations": []}, "image 7: it has no file_name"),
         (
             {"images": [{"id": 7, "file_name": "a"}, {"id": 7, "file_name": "b"}], "annotations": []},
             "id twice",
@@ -87,7 +89,9 @@ def test_inconsistent_annotations_are_reported(root: Path, parts: dict[str, Any]
 @pytest.mark.parametrize("name", ["../secret.jpg", "/etc/passwd", "a/../../b.jpg", ""])
 def test_picture_outside_the_folder_is_refused(root: Path, name: str) -> None:
     change(root, images=[{"id": 7, "file_name": name}], annotations=[])
-    with pytest.raises(CaptionerError, match=r"image 7: the picture .* is not a path inside"):
+    with pytest.raises(
+        CaptionerError, match=r"image 7: (the picture .* is not a path inside|it has no file_name)"
+    ):
         Coco(root=root).read(["train"])
 
 
@@ -155,3 +159,34 @@ def test_braces_other_than_those_of_split_and_year_are_part_of_the_name(root: Pa
     with pytest.raises(CaptionerError) as error:
         Coco(root=root, captions=template).read(["train"])
     assert f"{root / name} is missing" in str(error.value)
+
+
+def test_files_made_by_hand_need_only_what_captions_need(root: Path) -> None:
+    """No ids of annotations; ids of images as text and floats."""
+    images = [
+        {"id": "7", "file_name": "7.jpg"},
+        {"id": 8.0, "file_name": "8.jpg"},
+        {"id": "x1", "file_name": "x.jpg"},
+    ]
+    captions = [(7, "A dog."), ("8", "A cat."), ("x1", "A boat."), (8, "Two cats.")]
+    change(root, images=images, annotations=[{"image_id": one, "caption": text} for one, text in captions])
+    records = Coco(root=root).read(["train"])
+    assert [(record.image_id, record.captions) for record in records] == [
+        ("7", ("A dog.",)),
+        ("8", ("A cat.", "Two cats.")),
+        ("x1", ("A boat.",)),
+    ]
+
+
+def test_invalid_entries_are_named_at_once_or_left_out(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    images = [{"id": 7, "file_name": "7.jpg"}, {"id": 8}]
+    captions = [(7, "A dog."), (7, None), (9, "A cat."), (8, "A boat.")]
+    change(root, images=images, annotations=[{"image_id": one, "caption": text} for one, text in captions])
+    with pytest.raises(
+        CaptionerError, match=r"3 rows are not valid: .*image 7: expected text.* of 9, .*no file_name"
+    ):
+        Coco(root=root).read(["train"])
+    (record,) = Coco(root=root, skip_invalid=True).read(["train"])
+    assert record.captions == ("A dog.",)
+    assert "left out 3: " in caplog.text
