@@ -3,7 +3,7 @@
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from captioner.cli.options import (
     SPLIT_OF,
@@ -16,13 +16,16 @@ from captioner.cli.options import (
     model_options,
 )
 from captioner.cli.output import escape_controls
-from captioner.errors import CaptionerError, UsageError
+from captioner.errors import CaptionerError, UsageError, abbreviate
 from captioner.inference import Captioner
 from captioner.records import CaptionedImage, RecordReader
 
 _READERS, BROKEN = installed_datasets()
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from captioner.evaluation.coco import CocoImage
     from captioner.evaluation.evaluate import Evaluation
 
     Dataset = RecordReader
@@ -44,7 +47,7 @@ class EvaluateCommand:
     split: Annotated[Literal["train", "dev", "val", "test"], arg("SPLIT", "dev")] = "dev"
     """Split of DATASET: train, dev (also called val) or test. Choose settings on dev, never on test."""
     results: Annotated[Path | None, arg("FILE", "caption the pictures of DATASET")] = None
-    """Captions to score: COCO results, or JSON lines of `captioner caption`."""
+    """Captions to score: COCO results, or what `captioner caption` writes (JSON lines, CSV or text)."""
     references: Annotated[Path | None, arg("FILE", "those of DATASET")] = None
     """With --results and without DATASET: COCO annotation file with the references."""
     train_references: Annotated[Path | None, arg("FILE", "the train split of DATASET")] = None
@@ -85,17 +88,17 @@ class EvaluateCommand:
         if self.dataset is not None:
             records = self.dataset.read([SPLIT_OF[self.split]])
             check_references({record.image_id: record.captions for record in records})
-            images = [CocoImage(record.image_id, record.file_name, record.captions) for record in records]
+            images = [CocoImage(record.image_id, str(record.source), record.captions) for record in records]
         elif self.references is not None:
             images = read_coco_captions(self.references)
         annotated = self._annotated({image.image_id: image.file_name for image in images})
         if self.results is not None:
-            captions = read_results(self.results, images)
+            captions = _of_images(read_results(self.results, images), images)
         else:
             captioner = Captioner.from_options(model_options(self.machine))
             captions = caption_records(captioner, records, batch_size=self.batch_size)
         if self.results_out is not None:
-            write_results(self.results_out, captions)
+            write_results(self.results_out, captions, raw_ids=_raw_ids(images))
         check_complete(captions, {image.image_id: image.captions for image in images})
         train_captions = self._train_captions(records)
         dataset_of = {record.image_id: record.dataset for record in records}
@@ -137,6 +140,23 @@ class EvaluateCommand:
         if {record.image_id for record in records} & {record.image_id for record in evaluated}:
             return None  # one file serves as every split
         return [text for record in records for text in record.captions]
+
+
+def _of_images(captions: dict[str, str], images: "Sequence[CocoImage]") -> dict[str, str]:
+    """The captions of these images; how many there are of others is said."""
+    wanted = {image.image_id for image in images}
+    others = [name for name in captions if name not in wanted]
+    if others:
+        named = escape_controls(abbreviate(others))
+        sys.stderr.write(
+            f"captioner: {len(others):,} captions have no reference and are not scored: {named}\n"
+        )
+    return {image_id: text for image_id, text in captions.items() if image_id in wanted}
+
+
+def _raw_ids(images: "Sequence[CocoImage]") -> dict[str, Any]:
+    """The ids as the annotation file has them, if they come from one."""
+    return {image.image_id: image.raw_id for image in images if image.raw_id is not None}
 
 
 def report_broken_plugins() -> None:

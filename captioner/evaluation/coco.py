@@ -1,17 +1,21 @@
 """COCO's JSON formats: annotation files and results.
 
-https://cocodataset.org/#format-data and #format-results. Results are also read as `caption.py --format
-jsonl` writes them.
+https://cocodataset.org/#format-data and #format-results. Results are also read as caption.py
+writes captions.
 """
 
+import csv
+import io
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import takewhile
+from pathlib import Path, PurePath
 from typing import Any
 
 from captioner.errors import CaptionerError, abbreviate
-from captioner.objects.coco_file import read_coco_file, reading
+from captioner.objects.coco_file import plain_id, read_coco_file, reading
 
 _NAMED = 10  # entries
 
@@ -23,6 +27,8 @@ class CocoImage:
     image_id: str
     file_name: str
     captions: tuple[str, ...]
+    raw_id: Any = None
+    """The id as the file has it."""
 
 
 def read_coco_captions(path: Path) -> list[CocoImage]:
@@ -43,6 +49,7 @@ def read_valid_captions(path: Path) -> tuple[list[CocoImage], list[str]]:
     problems: list[str] = []
     captions_of: dict[Any, list[str]] = {}
     names: dict[Any, str] = {}
+    raw_ids: dict[Any, Any] = {}
     with reading(path, "captions"):
         for number, image in enumerate(images, start=1):
             image_id, name = image["id"], image.get("file_name")
@@ -54,6 +61,7 @@ def read_valid_captions(path: Path) -> tuple[list[CocoImage], list[str]]:
                 raise CaptionerError(f"{path} has the same image id twice: {image_id}")
             else:
                 names[image_id], captions_of[image_id] = name or "", []
+                raw_ids[image_id] = image["raw_id"]
         for annotation in annotations:
             image_id, caption = annotation["image_id"], annotation.get("caption")
             if image_id not in captions_of:
@@ -62,71 +70,133 @@ def read_valid_captions(path: Path) -> tuple[list[CocoImage], list[str]]:
                 problems.append(f"{path}, image {image_id}: expected text, not {caption!r:.60}")
             else:
                 captions_of[image_id].append(caption)
-    found = [CocoImage(str(one), name, tuple(captions_of[one])) for one, name in names.items()]
+    found = [CocoImage(str(one), name, tuple(captions_of[one]), raw_ids[one]) for one, name in names.items()]
     return found, problems
 
 
 def read_results(path: Path, images: Sequence[CocoImage]) -> dict[str, str]:
-    """Captions by image id from COCO results, or from JSON lines of caption.py, matched by file name.
+    """Captions by image id from COCO results, or from what caption.py writes: JSON lines, CSV or text.
+
+    A file of caption.py is matched by the pictures' names, where several have one by the end of their paths.
+    Of several captions of a picture it has the best first, which counts. A name that the references do not
+    have keeps its caption, under that name.
 
     Raises:
-        CaptionerError: the file is missing or in neither format, or an image has two captions.
+        CaptionerError: the file is missing or in none of the formats, an image of COCO results has two
+            captions, or several images have a name.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
-        entries = (
-            json.loads(text)
-            if text.lstrip().startswith("[")
-            else [json.loads(line) for line in text.split("\n") if line.strip()]
-        )
+        text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
+        entries = list(_best_first(_entries(path, text)))
     except FileNotFoundError:
         raise CaptionerError(f"{path} is missing") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise CaptionerError(f"{path} is neither COCO results nor JSON lines: {error}") from None
-    id_of = _ids_by_file_name(images)
+    except (OSError, ValueError, RecursionError, csv.Error) as error:
+        raise CaptionerError(f"{path} is neither COCO results nor a file of caption.py: {error}") from None
+    names = _Names(images)
     captions: dict[str, str] = {}
     for number, entry in enumerate(entries, start=1):
         where = f"{path}, entry {number}"
         if not isinstance(entry, dict) or not isinstance(entry.get("caption"), str):
             raise CaptionerError(f"{where}: expected an object with caption and image_id or file")
-        image_id = _image_id(entry, id_of, where)
+        image_id = _image_id(entry, names, where)
         if image_id in captions:
             raise CaptionerError(f"{where}: image {image_id} already has a caption")
         captions[image_id] = entry["caption"]
     return captions
 
 
-def _ids_by_file_name(images: Sequence[CocoImage]) -> dict[str, str | None]:
-    """Image ids by file names without folders; None if two images share one."""
-    id_of: dict[str, str | None] = {}
-    for image in images:
-        name = Path(image.file_name).name
-        id_of[name] = None if name in id_of else image.image_id
-    return id_of
+def _best_first(entries: Iterator[Any]) -> Iterator[Any]:
+    """The first of the entries of caption.py that follow each other with the same file."""
+    last = None
+    for entry in entries:
+        file = entry.get("file") if isinstance(entry, dict) else None
+        if file is None or file != last:
+            yield entry
+        last = file
 
 
-def _image_id(entry: dict[str, Any], id_of: Mapping[str, str | None], where: str) -> str:
-    if isinstance(entry.get("image_id"), int | str):
-        return str(entry["image_id"])
+def _entries(path: Path, text: str) -> Iterator[Any]:
+    """Raises: ValueError, csv.Error."""
+    start = text.lstrip()[:1]
+    if start == "[":
+        yield from json.loads(text)
+    elif start == "{":
+        yield from (json.loads(line) for line in text.split("\n") if line.strip())
+    elif path.suffix.lower() == ".csv":
+        for row in csv.DictReader(io.StringIO(text, newline="")):
+            if row.keys() < {"file", "caption"} or None in row:
+                raise ValueError("a CSV file needs the columns file and caption")
+            name, caption = (row[column].removeprefix("'") for column in ("file", "caption"))
+            yield {"file": _unescaped(name), "caption": caption}
+    else:
+        for line in filter(None, text.split("\n")):
+            name, tab, rest = line.partition("\t")
+            if not tab:
+                raise ValueError(f"expected path<TAB>caption, not {line[:60]!r}")
+            yield {"file": _unescaped(name), "caption": rest.partition("\t")[0]}
+
+
+def _unescaped(name: str) -> str:
+    """A name as it was before caption.py escaped what a line cannot have."""
+    return re.sub(r"\\(\\|t|n|r|x[0-9a-f]{2}|u[0-9a-f]{4})", _character, name)
+
+
+def _character(match: re.Match[str]) -> str:
+    code = match[1]
+    named = {"\\": "\\", "t": "\t", "n": "\n", "r": "\r"}
+    return named.get(code) or chr(int(code[1:], 16))
+
+
+class _Names:
+    """Images by the names of their files."""
+
+    def __init__(self, images: Sequence[CocoImage]) -> None:
+        self._by_name: dict[str, list[CocoImage]] = {}
+        for image in images:
+            self._by_name.setdefault(PurePath(image.file_name).name, []).append(image)
+
+    def find(self, file: str) -> str | None:
+        """The id of the image whose path ends as this one does for longest; None if there is no such image.
+
+        Raises: CaptionerError, if there are several.
+        """
+        found = self._by_name.get(PurePath(file).name, [])
+        shared = [_shared_end(image.file_name, file) for image in found]
+        if shared.count(max(shared, default=0)) > 1:
+            raise CaptionerError(f"several images have the file name {PurePath(file).name} in the references")
+        return found[shared.index(max(shared))].image_id if found else None
+
+
+def _shared_end(one: str, other: str) -> int:
+    """How many parts two paths have in common at their ends."""
+    pairs = zip(reversed(PurePath(one).parts), reversed(PurePath(other).parts), strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+
+def _image_id(entry: dict[str, Any], names: _Names, where: str) -> str:
+    image_id = plain_id(entry.get("image_id"))
+    if isinstance(image_id, int | str) and not isinstance(image_id, bool):
+        return str(image_id)
     if not isinstance(entry.get("file"), str):
         raise CaptionerError(f"{where}: neither image_id nor file is given")
-    name = Path(entry["file"]).name
-    image_id = id_of.get(name)
-    if image_id is None:
-        reason = "several images have" if name in id_of else "no image has"
-        raise CaptionerError(f"{where}: {reason} the file name {name} in the references")
-    return image_id
+    try:
+        return names.find(entry["file"]) or entry["file"]
+    except CaptionerError as error:
+        raise CaptionerError(f"{where}: {error}") from None
 
 
-def write_results(path: Path, captions: Mapping[str, str]) -> None:
-    """Write captions in the format of COCO's evaluation server; numeric ids become numbers.
+def write_results(
+    path: Path, captions: Mapping[str, str], *, raw_ids: Mapping[str, Any] | None = None
+) -> None:
+    """Write captions in the format of COCO's evaluation server, with ids as in `raw_ids`; others become
+    numbers if they are.
 
     Raises:
         CaptionerError: the disk refuses.
     """
     entries = [
         {
-            "image_id": _as_number(image_id),
+            "image_id": (raw_ids or {}).get(image_id, _as_number(image_id)),
             "caption": text,
         }
         for image_id, text in captions.items()

@@ -140,6 +140,9 @@ def score_captions(
     truths = {
         image_id: [" ".join(ptb_tokenize(text)) for text in texts] for image_id, texts in references.items()
     }
+    _refuse(
+        "have references without a word", {image_id for image_id, texts in truths.items() if not any(texts)}
+    )
     results = {image_id: [" ".join(ptb_tokenize(captions[image_id]))] for image_id in references}
     bleu, _ = Bleu(4).compute_score(truths, results, verbose=0)
     rouge_l, _ = Rouge().compute_score(truths, results)

@@ -43,6 +43,7 @@ def read_coco_file(path: Path, content: str) -> tuple[list[dict[str, Any]], list
         images, annotations = list(everything["images"]), list(everything["annotations"])
         for entries, name in ((images, "id"), (annotations, "image_id")):
             for entry in entries:
+                entry[f"raw_{name}"] = entry.get(name)
                 entry[name] = plain_id(entry.get(name))
     return images, annotations, everything
 

@@ -1,17 +1,21 @@
 """`captioner evaluate`: its values against hand counts, and the formats it reads and writes."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from captioner.cli.main import main
+from captioner.cli.output import CaptionWriter, OutputFormat
+from captioner.config import GridConfig, PreprocessConfig
 from captioner.errors import CaptionerError
-from captioner.evaluation.coco import CocoImage, read_results, write_results
+from captioner.evaluation.coco import CocoImage, read_coco_captions, read_results, write_results
 from captioner.evaluation.evaluate import evaluate_captions
 from captioner.evaluation.metrics import score_captions
 from captioner.evaluation.statistics import CaptionStatistics
+from tests.conftest import make_caption
 from tests.datasets.test_coco import annotation_file
 
 REFERENCES = {
@@ -115,7 +119,10 @@ def test_picture_without_caption_or_reference_is_reported(
     status, printed, error = evaluate(capsys, *command)
     assert (status, printed, error) == (1, "", "captioner: 1 pictures have no caption: 1\n")
     files["results"].write_text(json.dumps([*results, {"image_id": 4, "caption": "a dog"}]))
-    assert evaluate(capsys, *command)[2] == "captioner: 1 pictures have a caption but no reference: 4\n"
+    assert evaluate(capsys, *command)[::2] == (
+        0,
+        "captioner: 1 captions have no reference and are not scored: 4\n",
+    )
 
 
 def test_wrong_usage_is_reported(files: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
@@ -145,8 +152,7 @@ IMAGES = [CocoImage("1", "a/x.jpg", ()), CocoImage("2", "b/x.jpg", ()), CocoImag
             "image 3 already has a caption",
         ),
         ('{"file": "x.jpg", "caption": "a"}', r"several images have the file name x\.jpg in the references"),
-        ('{"file": "w.jpg", "caption": "a"}', r"no image has the file name w\.jpg in the references"),
-        ("[1, 2", "neither COCO results nor JSON lines"),
+        ("[1, 2", "neither COCO results nor a file of caption.py"),
     ],
 )
 def test_results_that_cannot_be_matched_are_reported(tmp_path: Path, text: str, message: str) -> None:
@@ -160,3 +166,40 @@ def test_written_results_are_read_back_and_numbers_stay_numbers(tmp_path: Path) 
     write_results(tmp_path / "results.json", captions)
     assert read_results(tmp_path / "results.json", []) == captions
     assert json.loads((tmp_path / "results.json").read_text())[0] == {"image_id": 42, "caption": "a dog"}
+
+
+def test_what_the_command_writes_is_read_in_each_format(
+    tmp_path: Path, even_grid: GridConfig, preprocess_config: PreprocessConfig
+) -> None:
+    """Names with what a line cannot have, and two folders with a picture of one name."""
+    names = ("a/x.jpg", "b/x.jpg", "=t\ty.jpg")
+    images = [CocoImage(str(number), name, ()) for number, name in enumerate(names, start=1)]
+    for kind in get_args(OutputFormat):
+        path = tmp_path / f"captions.{kind}"
+        with CaptionWriter(path, kind, with_attention=False, settings={}) as writer:
+            for folder, name, text in zip(
+                ("/p", "/p", ""), names, ("a dog", "a cat", "=a boat"), strict=True
+            ):
+                picture = Path(folder, name)
+                best = make_caption(tuple(text.split()), even_grid, preprocess_config)
+                best = replace(best, picture=picture, text=text)
+                writer.write(replace(best, alternatives=(replace(best, text="another"),)))
+        assert read_results(path, images) == {"1": "a dog", "2": "a cat", "3": "=a boat"}
+
+
+def test_ids_may_be_text_or_floats_and_are_written_as_they_came(tmp_path: Path) -> None:
+    references = tmp_path / "references.json"
+    content = {"images": [{"id": "7"}, {"id": 8.0}], "annotations": [{"image_id": 7, "caption": "a"}]}
+    references.write_text(json.dumps(content))
+    images = read_coco_captions(references)
+    results = tmp_path / "results.json"
+    results.write_text('[{"image_id": 7.0, "caption": "a"}, {"image_id": "8", "caption": "b"}]')
+    captions = read_results(results, images)
+    assert captions == {"7": "a", "8": "b"}
+    write_results(results, captions, raw_ids={image.image_id: image.raw_id for image in images})
+    assert [entry["image_id"] for entry in json.loads(results.read_text())] == ["7", 8.0]
+
+
+def test_references_without_a_word_are_refused() -> None:
+    with pytest.raises(CaptionerError, match="1 pictures have references without a word: 2"):
+        score_captions({"1": "a cat", "2": "a dog"}, {"1": ["...", "a cat"], "2": ["..."]}, with_meteor=False)
