@@ -1,11 +1,12 @@
 """Captioner: from pictures to captions."""
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -20,8 +21,11 @@ from captioner.decoding.search import Hypothesis
 from captioner.errors import CaptionerError, ImageError, reject_string
 from captioner.images.geometry import Preprocess
 from captioner.images.prefetch import map_in_threads, prefetch_batches
-from captioner.images.reading import ImageSource, upright_rgb
+from captioner.images.reading import BinaryFile, ImageSource, as_picture, upright_rgb
 from captioner.vocabulary import UNK, Vocabulary
+
+PictureLike: TypeAlias = ImageSource | str | os.PathLike[str] | bytes | BinaryFile | Image.Image
+"""What `captioner.images.reading.as_picture` takes."""
 
 Loaded = tuple[ImageSource | Image.Image, UInt8[np.ndarray, "size size 3"] | ImageError]
 
@@ -71,10 +75,8 @@ class Captioner:
         folder = options.model or SHIPPED_MODEL
         return cls.load(folder, device=options.device, backend=options.backend, threads=options.threads)
 
-    def caption(
-        self, picture: ImageSource | str | Image.Image, options: DecodingOptions | None = None
-    ) -> Caption:
-        """Caption one picture, given as a file or as a Pillow image.
+    def caption(self, picture: PictureLike, options: DecodingOptions | None = None) -> Caption:
+        """Caption one picture: a path, its bytes, a binary file, or a Pillow image.
 
         `options` are by default the model's own, those with the best score on its dev split. Further
         captions are the result's `alternatives`.
@@ -82,8 +84,9 @@ class Captioner:
         Raises:
             ImageError: the file cannot be read as a picture.
             CaptionerError: a word in `must_include` is not in the model's vocabulary.
+            TypeError: it is none of these, such as an array; the message says what to pass.
         """
-        picture = Path(picture) if isinstance(picture, str) else picture
+        picture = as_picture(picture)
         options = options or self.config.decoding
         (caption,) = self._caption_batch(
             (0, [(picture, self._load(picture))]), options, self._required_tokens(options)
@@ -91,14 +94,14 @@ class Captioner:
         assert isinstance(caption, Caption)
         return caption
 
-    def annotations(self, picture: ImageSource | Image.Image) -> Any:
+    def annotations(self, picture: PictureLike) -> Any:
         """The annotation vectors of a picture, (1, cells, annotation), as an array of the backend's kind.
 
         Raises: ImageError.
         """
-        return self.backend.encode(self._load(picture)[None])
+        return self.backend.encode(self._load(as_picture(picture))[None])
 
-    def attend(self, picture: ImageSource | str | Image.Image, captions: Sequence[str]) -> list[Caption]:
+    def attend(self, picture: PictureLike, captions: Sequence[str]) -> list[Caption]:
         """What the model attends to while it reads given captions (teacher forcing).
 
         A word that is not in the vocabulary keeps its position and is read as <unk>.
@@ -107,7 +110,7 @@ class Captioner:
             ImageError: the file cannot be read as a picture.
         """
         reject_string(captions, "captions")
-        picture = Path(picture) if isinstance(picture, str) else picture
+        picture = as_picture(picture)
         if not captions:
             return []
         tokens = padded([self.vocabulary.encode(text) for text in captions])
@@ -136,7 +139,7 @@ class Captioner:
         reject_string(sources, "sources")
         options = options or self.config.decoding
         required = self._required_tokens(options)
-        paths = (Path(source) if isinstance(source, str) else source for source in sources)
+        paths = map(_as_source, sources)
         loaded = prefetch_batches(
             paths, self.preprocess.load, batch_size=batch_size, num_threads=self.threads
         )
@@ -224,3 +227,10 @@ class Captioner:
             grid=grid,
             preprocess=self.config.preprocess,
         )
+
+
+def _as_source(given: ImageSource | str) -> ImageSource:
+    source = as_picture(given)
+    if isinstance(source, Image.Image):
+        raise TypeError("caption_files takes files; caption a Pillow image with caption")
+    return source

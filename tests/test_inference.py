@@ -1,5 +1,7 @@
+import io
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from PIL import Image
 from captioner.backends.torch_backend import choose_device
 from captioner.caption import Caption
 from captioner.errors import CaptionerError, ImageError
+from captioner.images.reading import as_picture
 from captioner.inference import Captioner
 from captioner.tokenize import detokenize
 from captioner.vocabulary import END
@@ -114,3 +117,28 @@ def test_text_is_split_at_its_words(
 def test_captions_to_attend_are_a_list(captioner: Captioner) -> None:
     with pytest.raises(TypeError, match="captions must be a list, not the single text 'a dog'"):
         captioner.attend(noise_picture(0), "a dog")
+
+
+def test_pictures_are_taken_as_programs_have_them(captioner: Captioner, tmp_path: Path) -> None:
+    path = tmp_path / "p.png"
+    noise_picture(3).save(path)
+    expected = captioner.caption(path).text
+    content = path.read_bytes()
+    with path.open("rb") as file, Image.open(path) as image:
+        for given in (str(path), content, io.BytesIO(content), file, image):
+            assert captioner.caption(given).text == expected
+    assert as_picture(bytearray(content)) == as_picture(content)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (np.zeros((4, 4, 3), np.uint8), r"not a numpy\.ndarray; of an array .* Image\.fromarray\(array\)"),
+        (torch.zeros(3, 4, 4), r"not a torch\.Tensor; of an array"),
+        (None, "a picture is a path, bytes, a binary file or a Pillow image, not a builtins.NoneType"),
+        (io.StringIO("x"), "must be opened in binary mode"),
+    ],
+)
+def test_what_is_no_picture_is_refused_with_what_to_pass(given: Any, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        as_picture(given)

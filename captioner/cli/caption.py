@@ -25,6 +25,7 @@ from captioner.cli.options import (
     given,
 )
 from captioner.cli.output import FORMAT_OF, CaptionWriter, Failures, OutputFormat
+from captioner.cli.sidecar import SidecarWriter
 from captioner.config import DecodingOptions, ModelOptions
 from captioner.errors import ImageError, UsageError
 from captioner.figures.style import FigureFormat, FigureStyle
@@ -78,6 +79,8 @@ class CaptionCommand:
         "hardware",
         "batch_size",
         "with_attention",
+        "null",
+        "overwrite",
         "search",
         "sampling",
         "figures",
@@ -89,14 +92,22 @@ class CaptionCommand:
     """Pictures, folders of pictures, or - to read paths from standard input, one per line."""
     recursive: Annotated[bool, arg("")] = False
     """Search subfolders too."""
-    format: Annotated[OutputFormat | None, arg("text|jsonl|csv", "by the suffix of --output, else text")] = (
-        None
-    )
-    """Output format; jsonl has the file, caption, tokens, log-probability and grid of each picture."""
+    null: Annotated[bool, arg("")] = False
+    """Names on standard input end in NUL, as `find -print0` writes them, not in a line's end."""
+    format: Annotated[
+        OutputFormat | None, arg("text|jsonl|csv|exiftool", "by the suffix of --output, else text")
+    ] = None
+    """Output format; jsonl has the file, caption, tokens, log-probability and grid of each picture, and
+    exiftool is CSV from which exiftool writes captions into the pictures."""
     output: Annotated[Path | None, arg("FILE", "standard output")] = None
     """File to write captions to."""
     resume: Annotated[bool, arg("")] = False
     """Skip the pictures that --output already has captions of, and append the others."""
+    sidecar: Annotated[str | None, arg("SUFFIX")] = None
+    """Write each caption into a file beside its picture with this suffix, such as .txt. Pictures that have
+    one are skipped."""
+    overwrite: Annotated[bool, arg("")] = False
+    """With --sidecar: replace the captions that are there."""
     overlay: Annotated[Path | None, arg("DIR")] = None
     """Write a figure per picture into this folder: one panel per word with its attention."""
     gallery: Annotated[Path | None, arg("FILE.html")] = None
@@ -139,9 +150,18 @@ class CaptionCommand:
                 is_resumed=self.resume,
             )
             captions, progress = stack.enter_context(writer), stack.enter_context(self._progress())
-            named = find_pictures(self.paths, is_recursive=self.recursive, report=failures.report)
+            sidecar = self._sidecar()
+            if sidecar is not None:
+                figures.append(sidecar)
+            named = find_pictures(
+                self.paths, is_recursive=self.recursive, report=failures.report, is_null=self.null
+            )
             results = captioner.caption_files(
-                (path for path in named if not captions.is_done(str(path))),
+                (
+                    path
+                    for path in named
+                    if not captions.is_done(str(path)) and (sidecar is None or sidecar.is_wanted(path))
+                ),
                 batch_size=self.batch_size,
                 options=searched,
             )
@@ -180,10 +200,17 @@ class CaptionCommand:
             suffixes = _PAGE_SUFFIXES[flag]
             if path is not None and path.suffix.lower() not in suffixes:
                 raise UsageError(f"{flag} {path} must end in {suffixes[0]}")
+        self._sidecar()  # which may be refused
+        if self.overwrite and self.sidecar is None:
+            raise UsageError("--overwrite needs --sidecar SUFFIX; --output is overwritten anyway")
         if self.figures.references and not self.gallery:
             raise UsageError("--references needs --gallery FILE.html; captioner evaluate scores without it")
         check_words("--must-include", changes.get("must_include", ()))
         check_words("--words", self.figures.style.words)
+
+    def _sidecar(self) -> SidecarWriter | None:
+        """Raises: UsageError."""
+        return None if self.sidecar is None else SidecarWriter(self.sidecar, overwrite=self.overwrite)
 
     def _format(self) -> OutputFormat:
         by_suffix = FORMAT_OF.get(self.output.suffix.lower(), "text") if self.output else "text"

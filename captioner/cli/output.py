@@ -19,14 +19,18 @@ from captioner.atomic import replace_text
 from captioner.caption import Caption
 from captioner.errors import CaptionerError
 
-OutputFormat = Literal["text", "jsonl", "csv"]
+OutputFormat = Literal["text", "jsonl", "csv", "exiftool"]
 
 FORMAT_OF: dict[str, OutputFormat] = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".csv": "csv"}
 """The format of an output file by its suffix; other files are text."""
 
 _MAX_PATH_BYTES = 4096  # in Linux
 _MAX_NAME_BYTES = 200  # of an output, to leave room for what its settings file adds
-CSV_HEADER = ("file", "caption", "log_prob")
+CSV_HEADERS: dict[OutputFormat, tuple[str, ...]] = {
+    "csv": ("file", "caption", "log_prob"),
+    "exiftool": ("SourceFile", "XMP-dc:Description"),
+}
+"""The columns of the formats that are CSV. exiftool writes those of the second into the pictures."""
 
 _NAMED_ESCAPES = {"\t": "\\t", "\n": "\\n", "\r": "\\r"}
 _INVISIBLE = ("Cc", "Zl", "Zp")  # Unicode categories: control characters, line and paragraph separators
@@ -106,8 +110,8 @@ class CaptionWriter:
             raise self._error(error) from error
 
     def __enter__(self) -> "CaptionWriter":
-        if self.format == "csv" and not (self.output and self.output.stat().st_size):
-            self._write(_csv_line(CSV_HEADER))
+        if self.format in CSV_HEADERS and not (self.output and self.output.stat().st_size):
+            self._write(_csv_line(CSV_HEADERS[self.format]))
         return self
 
     def is_done(self, file: str) -> bool:
@@ -195,6 +199,8 @@ def format_caption(caption: Caption, output_format: OutputFormat, *, with_attent
             _csv_line((file, _defuse_formula(escape_controls(one.text)), f"{one.log_prob:.4f}"))
             for one in captions
         )
+    if output_format == "exiftool":  # text as it is to be stored, of which a picture has one
+        return _csv_line((file, escape_controls(caption.text)))
     return json.dumps(caption.as_json(with_attention=with_attention)) + "\n"
 
 
@@ -225,8 +231,8 @@ def _cut_to_whole_lines(output: Path, output_format: OutputFormat) -> frozenset[
                     raise _not_ours(output, f"it is not {output_format}")
                 break
             end += len(line)
-            if number == 0 and output_format == "csv":
-                if line != _csv_line(CSV_HEADER).encode():
+            if number == 0 and output_format in CSV_HEADERS:
+                if line != _csv_line(CSV_HEADERS[output_format]).encode():
                     raise _not_ours(output, "its header differs")
                 continue
             try:
@@ -241,7 +247,8 @@ def _may_start(line: bytes, output_format: OutputFormat) -> bool:
     """Whether an incomplete first line may be ours."""
     if output_format == "text":
         return len(line) < _MAX_PATH_BYTES
-    start = _csv_line(CSV_HEADER).encode() if output_format == "csv" else b'{"file": "'
+    header = CSV_HEADERS.get(output_format)
+    start = b'{"file": "' if header is None else _csv_line(header).encode()
     return line.startswith(start) or start.startswith(line)
 
 

@@ -41,7 +41,7 @@ DecoderFlags: Any = flags(
     DecoderConfig, ("kind", "attention", "score"), override=_RECIPES, rename={"kind": "decoder"}
 )
 _BEFORE = "as when the run was started"
-MemoryFlags: Any = flags(TrainingConfig, ("gradient_accumulation_steps",), override=_BEFORE)
+ChangeableFlags: Any = flags(TrainingConfig, ("gradient_accumulation_steps", "epochs"), override=_BEFORE)
 ResumedFlags: Any = flags(RunOptions, _KEPT_BY_A_RUN, override=_BEFORE)
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ class ResumeFlags:
 
     folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="")]
     """Folder of the run."""
-    memory: MemoryFlags = field(default_factory=MemoryFlags)
+    training: ChangeableFlags = field(default_factory=ChangeableFlags)
     machine: ResumedFlags = field(default_factory=ResumedFlags)
 
 
@@ -171,9 +171,9 @@ class StoredCommand:
             reader = from_plain(readers[dataset], stored["reader"], "reader")
         except (OSError, ValueError, LookupError, TypeError) as error:
             raise CaptionerError(f"{folder} does not contain a run that can be resumed ({error})") from None
-        check_flags(TrainingConfig, given(flags.memory))
+        check_flags(TrainingConfig, given(flags.training))
         check_flags(RunOptions, given(flags.machine))
-        sections["training"] = replace(sections["training"], **given(flags.memory))
+        sections["training"] = replace(sections["training"], **given(flags.training))
         command = cls(dataset, reader, Recipe(**sections), options, instances, folder, out)
         if not options.cache_dir.parent.exists():  # it was moved too; else a cache is made again where it was
             options = replace(options, cache_dir=command._beside(options.cache_dir))

@@ -1,13 +1,16 @@
 """Discovery of the pictures that paths name."""
 
+import codecs
+import glob
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from captioner.errors import reject_string
-from captioner.images.formats import has_picture_suffix
+from captioner.errors import CaptionerError, reject_string
+from captioner.images.formats import has_picture_suffix, is_picture
 
 OVERLAY_STEM, MATRIX_STEM = ".attention", ".matrix"
 """Endings of the stems of captioner's own figures, which are skipped in folders."""
@@ -20,21 +23,53 @@ HEAD_BYTES = 2_048
 
 
 def find_pictures(
-    paths: Sequence[str], *, is_recursive: bool, report: Callable[[str], None]
+    paths: Sequence[str], *, is_recursive: bool, report: Callable[[str], None], is_null: bool = False
 ) -> Iterator[Path]:
     """The pictures that the paths name, in order; those of a folder in the order of their names.
 
-    "-" stands for the lines of standard input. A folder without pictures is reported; whether a named
-    file is a picture shows when it is read.
+    "-" stands for the lines of standard input, or with `is_null` for names that end in NUL. A pattern such as
+    *.jpg, which some shells do not expand, stands for the files that it matches. A folder without pictures is
+    reported; whether a named file is a picture shows when it is read.
+
+    Raises:
+        CaptionerError: standard input is a picture.
     """
     reject_string(paths, "paths")
     for path in paths:
         if path == "-":
-            for line in sys.stdin.buffer:  # in bytes: a name need not be UTF-8
-                if name := os.fsdecode(line.rstrip(b"\r\n")):
-                    yield from _pictures_at(name, is_recursive, report)
+            for name in _names_on_standard_input(is_null):
+                yield from _pictures_at(name, is_recursive, report)
         else:
-            yield from _pictures_at(path, is_recursive, report)
+            for name in _expanded(path):
+                yield from _pictures_at(name, is_recursive, report)
+
+
+def _expanded(path: str) -> list[str]:
+    """The files that a pattern matches; a path that is no pattern, or that exists, is itself."""
+    if os.path.lexists(path) or not glob.has_magic(path):
+        return [path]
+    return sorted(glob.glob(path, recursive=True)) or [path]
+
+
+def _names_on_standard_input(is_null: bool) -> Iterator[str]:
+    """In bytes, because a name need not be UTF-8. Raises: CaptionerError."""
+    stream: Any = sys.stdin.buffer
+    end, rest = b"\0" if is_null else b"\n", b""
+    is_first = True
+    while chunk := stream.read1(2**16):
+        if is_first:
+            if is_picture(chunk):
+                raise CaptionerError(
+                    "standard input is a picture, but - reads the names of pictures; give the file itself"
+                )
+            chunk, is_first = chunk.removeprefix(codecs.BOM_UTF8), False
+        *names, rest = (rest + chunk).split(end)
+        yield from filter(None, map(_name, names))
+    yield from filter(None, [_name(rest)])
+
+
+def _name(line: bytes) -> str:
+    return os.fsdecode(line.rstrip(b"\r\n"))
 
 
 def _pictures_at(path: str, is_recursive: bool, report: Callable[[str], None]) -> Iterator[Path]:

@@ -84,6 +84,14 @@ def _suffix(name: str) -> str:
     return os.path.splitext(name)[1].lower()
 
 
+_HEADS = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"RIFF")
+
+
+def is_picture(head: bytes) -> bool:
+    """Whether a file that starts like this is a picture in a common format, rather than text."""
+    return (head.startswith(_HEADS) and b"\0" in head[:64]) or plugin_for(head) is not None
+
+
 def plugin_for(head: bytes) -> Plugin | None:
     """The plugin for a file that starts like this, if it needs one."""
     return next((plugin for plugin in PLUGINS if plugin.is_format(head)), None)

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from PIL import Image, JpegImagePlugin, PngImagePlugin
@@ -182,11 +182,43 @@ class PictureBytes:
         return io.BytesIO(self.content)
 
 
+@runtime_checkable
+class BinaryFile(Protocol):
+    """A file that is open for reading in binary mode, or what behaves like one."""
+
+    def read(self) -> bytes: ...
+
+
 StoredPicture: TypeAlias = Path | ZipMember | TarMember | ParquetCell
 """A picture that can be read repeatedly: a file, or inside one."""
 
 ImageSource: TypeAlias = StoredPicture | PictureBytes
 """Where a picture's bytes are."""
+
+
+def as_picture(given: Any) -> "ImageSource | Image.Image":
+    """What can be read as a picture: a path, bytes, a binary file, a Pillow image or an `ImageSource`.
+
+    Raises:
+        TypeError: it is something else; arrays and tensors do not say what their axes and colours are.
+    """
+    if isinstance(given, Image.Image | ZipMember | TarMember | ParquetCell | PictureBytes):
+        return given
+    if isinstance(given, str | os.PathLike):
+        return Path(given)
+    if isinstance(given, bytes | bytearray | memoryview):
+        return PictureBytes("picture", bytes(given))
+    if hasattr(given, "read"):
+        content = given.read()
+        if not isinstance(content, bytes):
+            raise TypeError("a picture's file must be opened in binary mode: open(path, 'rb')")
+        return PictureBytes(str(getattr(given, "name", "picture")), content)
+    kind = f"{type(given).__module__.partition('.')[0]}.{type(given).__name__}"
+    hint = ""
+    if hasattr(given, "shape"):
+        hint = "; of an array in RGB, height x width x 3 and uint8, that is Image.fromarray(array)"
+        hint += " (OpenCV's are BGR: array[..., ::-1])"
+    raise TypeError(f"a picture is a path, bytes, a binary file or a Pillow image, not a {kind}{hint}")
 
 
 def load_image(source: ImageSource, *, enough_px: int | None = None) -> Image.Image:
@@ -202,7 +234,7 @@ def load_image(source: ImageSource, *, enough_px: int | None = None) -> Image.Im
     """
     try:
         if isinstance(source, Path) and not source.is_file():
-            raise ImageError(str(source), "is not a file" if source.exists() else "no such file")
+            raise ImageError(str(source), _why_missing(source))
         if is_raw(str(source)):
             raise ImageError(str(source), "camera raw cannot be read; export it as JPEG, PNG or TIFF")
         with source.open("rb") as file, _open(file, str(source)) as image:
@@ -228,6 +260,14 @@ def load_image(source: ImageSource, *, enough_px: int | None = None) -> Image.Im
     except _DECODING_ERRORS as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ImageError(str(source), f"damaged or truncated ({reason})") from None
+
+
+def _why_missing(path: Path) -> str:
+    if path.exists():
+        return "is not a file"
+    if str(path).lower().startswith(("http:/", "https:/", "ftp:/", "s3:/")):
+        return "URLs are not fetched: download it first"
+    return "no such file"
 
 
 def _open(file: Any, name: str) -> Image.Image:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from captioner.config import EncoderConfig, GridConfig, Interpolation, PreprocessConfig
 from captioner.errors import CaptionerError
 from captioner.model.batch import Pictures
+from captioner.model.pretrained import require_reachable
 from captioner.model.receptive_field import grid_config, receptive_field_std_px
 
 
@@ -38,6 +39,8 @@ class Encoder(nn.Module):
             similar = timm.list_models(f"*{backbone.split('.')[0][:8]}*")[:5]
             hint = f"; similar names: {', '.join(similar)}" if similar else ""
             raise CaptionerError(f"timm has no model named {backbone!r}{hint}")
+        if is_pretrained and weights is None:
+            require_reachable(backbone)
         overlay = {"file": str(weights)} if weights else None
         try:
             self.cnn = timm.create_model(
@@ -49,7 +52,8 @@ class Encoder(nn.Module):
             )
         except (OSError, RuntimeError, KeyError, SafetensorError) as error:
             raise CaptionerError(
-                f"cannot load weights of {backbone} from {weights or 'the hub'}: {error}"
+                f"cannot load weights of {backbone} from {weights or 'the hub'}: "
+                f"{' '.join(str(error).split())}"
             ) from error
         if hasattr(self.cnn, "pre_logits"):
             self.cnn.pre_logits = nn.Identity()  # VGG's two wide layers before the classifier: 240 MB

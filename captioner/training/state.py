@@ -18,7 +18,7 @@ from captioner.training.recipe import Recipe
 from captioner.vocabulary import Vocabulary
 
 _STATE_FILE = "training_state.pt"
-_MAY_DIFFER = ("gradient_accumulation_steps", "start_from", "weights")
+_MAY_DIFFER = ("gradient_accumulation_steps", "epochs", "start_from", "weights")
 
 
 @dataclass
@@ -81,7 +81,7 @@ def load_matching_state(folder: Path, recipe: Recipe) -> dict[str, Any]:
     """Load onto the CPU what `save_state` saved, if it belongs to this recipe.
 
     `gradient_accumulation_steps` may differ: it changes the memory that is needed and nothing else. So may
-    the paths of initial weights, which may have been moved.
+    `epochs`, by which a run goes on longer, and the paths of initial weights, which may have been moved.
 
     Raises:
         CaptionerError: nothing was saved, or it was made by another recipe.

@@ -255,5 +255,9 @@ class Trainer:
         state = load_state(self.out / "last", recipe=self.recipe, data=self.digest)
         self.train_step.load_state(state)
         self.progress = Progress.from_json(state["progress"])
+        before, epochs = json.loads(state["recipe"])["training"]["epochs"], self.recipe.training.epochs
+        if epochs != before:
+            self.progress.epochs_without_improvement = 0
+            _logger.info("%d epochs instead of %d; the learning rate anneals over them all", epochs, before)
         if self._is_finetuning():
             self._drop_feature_cache()

@@ -3,6 +3,7 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import unicodedata
@@ -111,6 +112,95 @@ def test_paths_come_from_standard_input_too(
     assert result.status == 0
     files = [os.fsencode(json.loads(line)["file"]) for line in result.out.splitlines()]
     assert files == [bytes(pictures / "c.webp"), latin, bytes(pictures / "b.png")]
+
+
+@pytest.mark.parametrize(
+    ("given", "flags"),
+    [
+        (b"\xef\xbb\xbf%s/b.png\r\n%s/c.webp", ()),  # as Windows' editors save it
+        (b"%s/b.png\0%s/c.webp\0", ("--null",)),
+    ],
+)
+def test_lists_of_names_as_programs_write_them(
+    run: Run, pictures: Path, monkeypatch: pytest.MonkeyPatch, given: bytes, flags: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(given.replace(b"%s", bytes(pictures)))))
+    assert files_of(run("-", *flags).out) == ["b.png", "c.webp"]
+
+
+def test_picture_on_standard_input_is_refused(
+    run: Run, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO((pictures / "a.JPG").read_bytes())))
+    result = run("-")
+    assert (result.status, result.out) == (1, "")
+    assert (
+        "standard input is a picture, but - reads the names of pictures; give the file itself" in result.err
+    )
+
+
+def test_patterns_that_the_shell_did_not_expand_and_urls(run: Run, pictures: Path) -> None:
+    (pictures / "[1].png").write_bytes((pictures / "b.png").read_bytes())  # a name, which exists
+    assert files_of(run(pictures / "?.png", pictures / "[1].png").out) == ["b.png", "[1].png"]
+    result = run(pictures / "*.bmp", "https://example.org/a.jpg")
+    assert result.status == 1
+    assert "*.bmp: no such file" in result.err
+    assert "example.org/a.jpg: URLs are not fetched: download it first" in result.err
+
+
+def test_captions_are_written_beside_the_pictures(run: Run, pictures: Path) -> None:
+    (pictures / "b.txt").write_text("by hand")
+    result = run(pictures, "--sidecar", ".txt")
+    assert result.status == 0
+    assert files_of(result.out) == ["a.JPG", "c.webp"]
+    texts = [line.split("\t")[1] for line in result.out.splitlines()]
+    assert [(pictures / name).read_text() for name in ("a.txt", "b.txt", "c.txt")] == [
+        f"{texts[0]}\n",
+        "by hand",
+        f"{texts[1]}\n",
+    ]
+    assert run(pictures, "--sidecar", ".txt").out == ""
+    assert files_of(run(pictures, "--sidecar", ".txt", "--overwrite").out) == ["a.JPG", "b.png", "c.webp"]
+    assert (pictures / "b.txt").read_text() != "by hand"
+
+
+def test_two_pictures_of_one_stem_are_refused_a_sidecar(run: Run, pictures: Path) -> None:
+    (pictures / "b.bmp").write_bytes((pictures / "b.png").read_bytes())
+    result = run(pictures, "--sidecar", ".txt")
+    assert result.status == 1
+    assert "b.bmp: b.png would share b.txt; rename one of them" in result.err
+    assert sorted(path.name for path in pictures.glob("?.txt")) == ["a.txt", "c.txt"]
+
+
+@pytest.mark.parametrize("suffix", ["txt", ".", ".png", "./x"])
+def test_sidecar_needs_a_suffix(run: Run, pictures: Path, suffix: str) -> None:
+    result = run(pictures, "--sidecar", suffix)
+    assert result.status == 2
+    assert "must be a suffix such as .txt, and not that of a picture" in result.err
+
+
+def test_exiftool_takes_the_captions(run: Run, pictures: Path, tmp_path: Path) -> None:
+    table = tmp_path / "captions.csv"
+    assert run(pictures, "--format", "exiftool", "--output", table, "--num-captions", "2").status == 0
+    rows = list(csv.reader(table.read_text().splitlines()))
+    texts = [line.split("\t")[1] for line in run(pictures).out.splitlines()]
+    names = ("a.JPG", "b.png", "c.webp")
+    assert rows == [
+        ["SourceFile", "XMP-dc:Description"],
+        *([str(pictures / name), text] for name, text in zip(names, texts, strict=True)),
+    ]
+    if shutil.which("exiftool") is None:
+        return
+    command = ["exiftool", f"-csv={table}", "-overwrite_original", *(pictures / name for name in names)]
+    subprocess.run(command, check=True, capture_output=True)
+    for name, text in zip(names, texts, strict=True):
+        shown = subprocess.run(
+            ["exiftool", "-s3", "-XMP-dc:Description", pictures / name],
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        assert shown.stdout == f"{text}\n"
 
 
 def test_bad_files_are_named_and_the_rest_is_captioned(run: Run, pictures: Path) -> None:

@@ -4,10 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from captioner.config import GridConfig
+from captioner.config import EncoderConfig, GridConfig
 from captioner.errors import CaptionerError
 from captioner.model.captioning import CaptioningModel
-from captioner.model.encoder import Encoder
+from captioner.model.encoder import Encoder, build_encoder
+from captioner.model.pretrained import require_reachable
 
 
 @pytest.mark.parametrize(
@@ -174,3 +175,26 @@ def test_cell_that_sees_nothing_has_no_field_of_view() -> None:
     encoder.cnn, encoder.annotation_dim = blind, 4
     grid = GridConfig(rows=8, cols=8, stride_px=8, offset_px=0)
     assert encoder.receptive_field_std_px(torch.randn(2, 3, 64, 64), grid) is None
+
+
+def test_weights_that_cannot_be_downloaded_are_refused_at_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The message has the file's address; a file that the cache has needs no network."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError("Network is unreachable")
+
+    monkeypatch.setattr("captioner.model.pretrained.getproxies", dict)
+    monkeypatch.setattr("socket.create_connection", refuse)
+    monkeypatch.setattr("captioner.model.pretrained.try_to_load_from_cache", lambda *_: None)
+    message = (
+        r"cannot be reached.*; download \S+/timm/resnet50\.\S+/model\.safetensors elsewhere .* with --weights"
+    )
+    with pytest.raises(CaptionerError, match=message) as raised:
+        require_reachable("resnet50")
+    assert "\n" not in str(raised.value)
+    with pytest.raises(CaptionerError, match=message):
+        build_encoder(EncoderConfig(backbone="resnet50"))
+    monkeypatch.setattr("captioner.model.pretrained.try_to_load_from_cache", lambda *_: str(tmp_path))
+    require_reachable("resnet50")

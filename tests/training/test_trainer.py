@@ -601,3 +601,16 @@ def test_tuning_keeps_the_weights_and_stores_the_decoding_options_with_the_best_
     assert loaded.metrics["dev"]["cider"] == scores.mean.cider
     assert loaded.metrics["dev"]["beam_size"] == loaded.config.decoding.beam_size
     assert loaded.metrics["dev"]["length_penalty"] == loaded.config.decoding.length_penalty
+
+
+def test_run_goes_on_longer_if_resumed_with_more_epochs(
+    make_trainer: MakeTrainer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    make_trainer(tmp_path, shorter(2)).run()
+    resumed = make_trainer(tmp_path, shorter(4))
+    resumed.resume()
+    resumed.progress.best_score = 1e9  # the first epochs were better, but patience starts again
+    resumed.run()
+    assert resumed.progress.epoch == 4
+    assert "4 epochs instead of 2; the learning rate anneals over them all" in caplog.text
