@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from matplotlib import font_manager
 from PIL import Image, ImageDraw, ImageFont
 
 from captioner.errors import CaptionerError
+from captioner.figures.fonts import font_file_for
 from captioner.figures.heatmap import AttendedCaption, AttentionHeatmaps, find_colormap
 from captioner.figures.style import DEFAULT_STYLE, FIGURE_PX, FigureStyle
 from captioner.images.discovery import ANIMATION_COMMENT
@@ -43,8 +43,7 @@ class _Page:
     """Positions of the picture and of each word; the same for all frames."""
 
     def __init__(self, caption: AttendedCaption, picture_size: tuple[int, int]) -> None:
-        font_file = font_manager.findfont("DejaVu Sans")  # comes with matplotlib and has most alphabets
-        self.font = ImageFont.truetype(font_file, _FONT_PX)
+        self.font = ImageFont.truetype(font_file_for(caption.text), _FONT_PX)
         pieces, tail = caption.pieces()
         self.width = max(picture_size[0], _MIN_WIDTH_PX)
         self.text_top = picture_size[1] + _EDGE_PX // 2

@@ -4,7 +4,7 @@ The positions are the cells of the grid in reading order, or for a translation t
 (Bahdanau et al. 2015, figure 3).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -16,6 +16,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure
 
+from captioner.figures.fonts import fonts_for
 from captioner.figures.heatmap import find_colormap
 from captioner.figures.style import DEFAULT_STYLE, FigureStyle
 
@@ -93,37 +94,50 @@ def draw_matrices(given: Sequence[HasMatrix], *, style: FigureStyle = DEFAULT_ST
     title_width_pt = 72 * (width / len(matrices) - 0.1)
     below = max(_names_height(matrix, heat_width) for matrix in matrices)
     height = _TOP_IN + _MARGIN_IN + heat_height + below + _BOTTOM_IN
-    figure = Figure(figsize=(width, height), facecolor="white")
-    FigureCanvasAgg(figure)
-    for number, matrix in enumerate(matrices):
-        left = number * width / len(matrices) + words_width
-        scale = scales[matrix.positions]
-        rows_height = _ROW_IN * max(len(matrix.rows), 1)
-        bottom = height - _TOP_IN - _MARGIN_IN - rows_height
+    with fonts_for("".join(_texts(matrices))):
+        figure = Figure(figsize=(width, height), facecolor="white")
+        FigureCanvasAgg(figure)
+        for number, matrix in enumerate(matrices):
+            left = number * width / len(matrices) + words_width
+            scale = scales[matrix.positions]
+            rows_height = _ROW_IN * max(len(matrix.rows), 1)
+            bottom = height - _TOP_IN - _MARGIN_IN - rows_height
 
-        def axes_at(x: float, y: float, wide: float, high: float) -> Axes:
-            return figure.add_axes((x / width, y / height, wide / width, high / height))
+            def axes_at(x: float, y: float, wide: float, high: float) -> Axes:
+                return figure.add_axes((x / width, y / height, wide / width, high / height))
 
-        centre = axes_at(left, bottom, heat_width, rows_height)
-        _draw_heat(centre, matrix, scale.heat, colormap)
-        if _names_height(matrix, heat_width):
-            centre.tick_params(axis="x", labelrotation=90)
-        _draw_sums(
-            axes_at(left, bottom + rows_height + 0.03, heat_width, _MARGIN_IN - 0.06), matrix, scale.most_sum
-        )
-        _draw_perplexity(axes_at(left + heat_width + 0.03, bottom, _MARGIN_IN - 0.06, rows_height), matrix)
-        figure.text(
-            (left - words_width + 0.06) / width,
-            1 - 0.4 * _TOP_IN / height,
-            matrix.title,
-            fontsize=min(_WORD_PT, title_width_pt / (_BOLD_EM * max(len(matrix.title), 1))),
-            fontweight="bold",
-            va="center",
-            parse_math=False,
-        )
-        if matrix.positions not in [earlier.positions for earlier in matrices[:number]]:
-            _draw_scale(axes_at(left, 0.28, 1.2, 0.06), scale.heat, colormap)
+            centre = axes_at(left, bottom, heat_width, rows_height)
+            _draw_heat(centre, matrix, scale.heat, colormap)
+            if _names_height(matrix, heat_width):
+                centre.tick_params(axis="x", labelrotation=90)
+            _draw_sums(
+                axes_at(left, bottom + rows_height + 0.03, heat_width, _MARGIN_IN - 0.06),
+                matrix,
+                scale.most_sum,
+            )
+            _draw_perplexity(
+                axes_at(left + heat_width + 0.03, bottom, _MARGIN_IN - 0.06, rows_height), matrix
+            )
+            figure.text(
+                (left - words_width + 0.06) / width,
+                1 - 0.4 * _TOP_IN / height,
+                matrix.title,
+                fontsize=min(_WORD_PT, title_width_pt / (_BOLD_EM * max(len(matrix.title), 1))),
+                fontweight="bold",
+                va="center",
+                parse_math=False,
+            )
+            if matrix.positions not in [earlier.positions for earlier in matrices[:number]]:
+                _draw_scale(axes_at(left, 0.28, 1.2, 0.06), scale.heat, colormap)
     return figure
+
+
+def _texts(matrices: Sequence[AttentionMatrix]) -> Iterator[str]:
+    """What is written beside the matrices."""
+    for matrix in matrices:
+        yield matrix.title
+        yield from matrix.rows
+        yield from (name for name, _ in matrix.groups)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure
 from PIL import Image
 
+from captioner.figures.fonts import fonts_for
 from captioner.figures.heatmap import AttendedCaption, AttentionHeatmaps
 from captioner.figures.style import DEFAULT_STYLE, FigureStyle
 
@@ -47,12 +48,13 @@ def draw_overlay(
         for word, pixels in zip(caption.tokens, heatmaps.drawn(), strict=True)
         if not style.words or word in style.words
     ]
-    figure, axes = _panels(len(drawn) + 1, heatmaps.picture.size, style.columns)
-    _show(axes[0], np.asarray(heatmaps.picture), "")
-    for axis, (word, pixels) in zip(axes[1:], drawn, strict=True):
-        _show(axis, pixels, word)
-    _write_caption(figure, caption.text)
-    _draw_scale(figure, heatmaps.scale, heatmaps.colormap)
+    with fonts_for(caption.text):
+        figure, axes = _panels(len(drawn) + 1, heatmaps.picture.size, style.columns)
+        _show(axes[0], np.asarray(heatmaps.picture), "")
+        for axis, (word, pixels) in zip(axes[1:], drawn, strict=True):
+            _show(axis, pixels, word)
+        _write_caption(figure, caption.text)
+        _draw_scale(figure, heatmaps.scale, heatmaps.colormap)
     return figure
 
 
