@@ -112,7 +112,7 @@ class Check:
 
     def run(self) -> int:
         """Print the page and return the exit status."""
-        from datasets.checks import check
+        from datasets.checks import check, leave_out_invalid
 
         training = checked(TrainingConfig, vars(self.vocabulary))
         records: list[CaptionedImage] = []
@@ -123,6 +123,8 @@ class Check:
                 records += part.read([split])
             except CaptionerError as error:  # noqa: PERF203 (a few times)
                 unreadable.setdefault(split, []).append(str(error))
+        if getattr(self.dataset, "skip_invalid", False):
+            records = leave_out_invalid(records)
         page, is_valid = check(records, unreadable, training=training)
         sys.stdout.writelines(f"{escape_controls(line)}\n" for line in page.split("\n"))
         return 0 if is_valid else 1

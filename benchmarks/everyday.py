@@ -266,7 +266,7 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
                 f"{row.supervision:g}" if row.supervision else "off",
                 str(row.seed),
                 f"{found['train_pictures']:,}",
-                *(f"{found['cider'][name]:.1f}" for name in _DEV),
+                *("-" if found["cider"][name] is None else f"{found['cider'][name]:.1f}" for name in _DEV),
                 *("-" if found[name] is None else f"{found[name]:.2f}" for name in ("chair_i", "recall")),
                 *(f"{found['pointing_game'][name]:.0%}" for name in ("model", "gaussian")),
                 f"{found['attention_share']['model']:.0%}",

@@ -11,7 +11,7 @@ from PIL import Image
 from captioner.config import GridConfig, PreprocessConfig
 from captioner.figures.style import DEFAULT_STYLE, FIGURE_PX, FigureStyle
 from captioner.images.geometry import heatmap
-from captioner.images.reading import ImageSource, load_image, upright_rgb
+from captioner.images.reading import ImageSource, load_image, load_opened
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -72,7 +72,7 @@ class Caption:
         Raises: ImageError, if its file has disappeared.
         """
         if isinstance(self.picture, Image.Image):
-            return upright_rgb(self.picture)
+            return load_opened(self.picture)
         return load_image(self.picture, enough_px=enough_px)
 
     def heatmap(

@@ -21,7 +21,7 @@ from captioner.decoding.search import Hypothesis
 from captioner.errors import CaptionerError, ImageError, reject_string
 from captioner.images.geometry import Preprocess
 from captioner.images.prefetch import map_in_threads, prefetch_batches
-from captioner.images.reading import BinaryFile, ImageSource, as_picture, upright_rgb
+from captioner.images.reading import BinaryFile, ImageSource, as_picture, load_opened
 from captioner.vocabulary import UNK, Vocabulary
 
 PictureLike: TypeAlias = ImageSource | str | os.PathLike[str] | bytes | BinaryFile | Image.Image
@@ -165,7 +165,7 @@ class Captioner:
 
     def _load(self, picture: ImageSource | Image.Image) -> UInt8[np.ndarray, "size size 3"]:
         if isinstance(picture, Image.Image):
-            return self.preprocess(upright_rgb(picture))
+            return self.preprocess(load_opened(picture))
         return self.preprocess.load(picture)
 
     def _caption_batch(

@@ -5,8 +5,11 @@ gives its records. train.py imports this package as datasets; installed it is ca
 because `datasets` is the name of Hugging Face's package.
 """
 
+import codecs
 import logging
+import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path, PurePosixPath
@@ -48,11 +51,44 @@ class MaySkipInvalid:
 
 
 def picture_in(folder: Path, name: str, *, where: str) -> Path:
-    """The picture that an annotation names, which must be inside the folder.
+    """The picture that an annotation names, which must be inside the folder; Windows' backslashes are taken.
 
     `where` names the annotation in an error. Raises: CaptionerError.
     """
+    if _URL.match(name):
+        raise CaptionerError(f"{where}: URLs are not fetched: download {name[:60]} first")
     path = PurePosixPath(name)
+    if "\\" in name and not (folder / name).exists():
+        path = PurePosixPath(name.replace("\\", "/"))
+    if path.is_absolute() and path.is_relative_to(folder.absolute()):
+        path = path.relative_to(folder.absolute())
     if not name or path.is_absolute() or ".." in path.parts or "\0" in name:
         raise CaptionerError(f"{where}: the picture {name!r} is not a path inside {folder}")
-    return folder / name
+    return folder / path
+
+
+_URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
+
+
+def decode_text(content: bytes, *, where: object) -> tuple[str, str]:
+    """A text that people have typed, and its encoding unless that is UTF-8.
+
+    Text with few bytes beyond ASCII that is not UTF-8 is Windows-1252, as European spreadsheets write it.
+
+    Raises:
+        CaptionerError: it is in another encoding, or no text.
+    """
+    encoding = "utf-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+    try:
+        if b"\0" in content and encoding != "utf-16":
+            raise CaptionerError(f"cannot read {where}: it is not text in UTF-8; save it as UTF-8")
+        return content.decode(encoding), "" if encoding == "utf-8-sig" else f", {encoding}"
+    except UnicodeDecodeError:
+        num_foreign = len(content) - len(content.decode("ascii", "ignore"))
+        if num_foreign <= _MOST_FOREIGN * len(content):
+            with suppress(UnicodeDecodeError):
+                return content.decode("cp1252"), ", Windows-1252"
+    raise CaptionerError(f"cannot read {where}: it is not text in UTF-8; save it as UTF-8")
+
+
+_MOST_FOREIGN = 0.15  # of the bytes; in the encodings of Chinese and Japanese it is most of them

@@ -40,7 +40,7 @@ def find_problems(records: Sequence[CaptionedImage]) -> Problems:
     empty or endless. No picture is opened."""
     problems: Problems = defaultdict(list)
     ids: set[tuple[str, str]] = set()
-    split_of_id: dict[str, str] = {}
+    first_of_id: dict[str, CaptionedImage] = {}
     split_of_source: dict[StoredPicture, str] = {}
     for record in records:
         if not exists(record.source):
@@ -59,9 +59,12 @@ def find_problems(records: Sequence[CaptionedImage]) -> Problems:
         other = split_of_source.setdefault(record.source, record.split)
         if other != record.split:
             problems["pictures are in two splits"].append(f"{record.source} ({other} and {record.split})")
-        elif split_of_id.setdefault(record.image_id, record.split) != record.split:
-            found = f"{record.image_id} ({split_of_id[record.image_id]} and {record.split})"
-            problems["picture ids are in two splits"].append(found)
+        elif first_of_id.setdefault(record.image_id, record).split != record.split:
+            first = first_of_id[record.image_id]
+            # A number may be that of different pictures, if each split counts its own from 1.
+            if first.file_name == record.file_name or not record.image_id.isdigit():
+                found = f"{record.image_id} ({first.split} and {record.split})"
+                problems["picture ids are in two splits"].append(found)
     return dict(problems)
 
 

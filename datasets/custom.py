@@ -9,15 +9,15 @@ Several rows may name the same picture. Paths are relative to the file. A folder
     metadata.jsonl, metadata.csv     Hugging Face's imagefolder, in the folder or in train/, validation/, ...
     *.tar                            webdataset: 1.jpg, 1.txt, 2.jpg, 2.txt, ...
     *.parquet                        tables with the pictures inside
-    1.jpg, 1.txt, 2.jpg, 2.txt, ...  pictures, each with its caption beside it, also in subfolders
+    1.jpg, 1.txt, 2.jpg, 2.txt, ...  pictures, each with captions beside it, one per line, also in subfolders
 """
 
 import json
+import re
 import tarfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from captioner.errors import reject_string
 from captioner.images.discovery import walk_files
@@ -25,9 +25,9 @@ from captioner.images.formats import has_picture_suffix
 from captioner.images.reading import ParquetCell, StoredPicture, TarMember
 from captioner.records import CaptionedImage, SplitName
 
-from . import CaptionerError, MaySkipInvalid, picture_in, say
+from . import CaptionerError, MaySkipInvalid, decode_text, picture_in, say
 from .splitting import split_by_picture
-from .tables import CAPTION_COLUMNS, ColumnNames, Row, read_rows
+from .tables import ColumnNames, Row, captions_in, read_rows
 
 SPLIT_OF: dict[str, SplitName] = {
     "train": "train",
@@ -41,7 +41,9 @@ SPLIT_OF: dict[str, SplitName] = {
 }
 """Values that the column `split` may have, and names of folders and files of a split."""
 
-_CAPTION_SUFFIXES = (".txt", ".caption")
+_BESIDE = (".txt", ".caption")
+_METADATA = ("metadata.jsonl", "metadata.csv")
+_TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,9 @@ class _Found:
     source: StoredPicture
     captions: tuple[str, ...]
     split: str
+    """What the row says, if it says a split."""
+    place: str
+    """The split that the names of its folder, table or archive say, if they do."""
     where: str
 
 
@@ -86,24 +91,14 @@ class CustomCaptions(MaySkipInvalid):
             raise CaptionerError("--dev-share and --test-share must be positive and leave some for train")
         problems: list[str] = []
         by_name: dict[str, list[_Found]] = {}
-        num_with_split = num_rows = 0
         for found in self._found(problems):
             problem = _conflict(found, by_name.get(found.name, []))
             if problem:
                 problems.append(f"{found.where}: {problem}")
-                continue
-            by_name.setdefault(found.name, []).append(found)
-            num_rows += 1
-            num_with_split += bool(found.split)
+            else:
+                by_name.setdefault(found.name, []).append(found)
         self.report(problems)
-        if 0 < num_with_split < num_rows:
-            raise CaptionerError(
-                f"{self.captions}: {num_rows - num_with_split} of {num_rows} rows have no split; "
-                "fill in all or none"
-            )
-        split_of = self._random_splits(by_name)
-        if num_with_split:
-            split_of = {name: SPLIT_OF[rows[0].split] for name, rows in by_name.items()}
+        split_of = self._splits(by_name)
         return [
             CaptionedImage(
                 image_id=name,
@@ -115,46 +110,83 @@ class CustomCaptions(MaySkipInvalid):
             if split_of[name] in splits
         ]
 
-    def _random_splits(self, names: Iterable[str]) -> dict[str, SplitName]:
+    def _splits(self, by_name: Mapping[str, Sequence[_Found]]) -> dict[str, SplitName]:
+        """The split of each picture: by the rows, else by the names of folders and files if they name train
+        and another split, else at random. Without dev, some of train is dev.
+
+        Raises: CaptionerError.
+        """
+        rows = [row for found in by_name.values() for row in found]
+        num_with_split = sum(bool(row.split) for row in rows)
+        if 0 < num_with_split < len(rows):
+            raise CaptionerError(
+                f"{self.captions}: {len(rows) - num_with_split} of {len(rows)} rows have no split; "
+                "fill in all or none"
+            )
+        by_place = {SPLIT_OF[row.place] for row in rows if row.place}
+        if num_with_split:
+            split_of = {name: SPLIT_OF[found[0].split] for name, found in by_name.items()}
+        elif all(row.place for row in rows) and "train" in by_place and len(by_place) > 1:
+            split_of = {name: SPLIT_OF[found[0].place] for name, found in by_name.items()}
+            say(f"{self.captions}: splits by the names of folders and files")
+        else:
+            say(f"{self.captions}: random splits (--dev-share, --test-share, --split-seed)")
+            return self._random_splits(by_name, test_share=self.test_share)
+        if "dev" not in split_of.values():
+            say(f"{self.captions}: it has no dev split; random pictures of train are dev (--dev-share)")
+            train = [name for name, split in split_of.items() if split == "train"]
+            split_of |= self._random_splits(train, test_share=0.0)
+        return split_of
+
+    def _random_splits(self, names: Iterable[str], *, test_share: float) -> dict[str, SplitName]:
         names = list(names)
-        num_dev, num_test = (round(share * len(names)) for share in (self.dev_share, self.test_share))
+        num_dev, num_test = (round(share * len(names)) for share in (self.dev_share, test_share))
         return split_by_picture(names, num_dev=max(num_dev, 1), num_test=num_test, seed=self.split_seed)
 
     def _found(self, problems: list[str]) -> Iterator[_Found]:
         """The pictures with captions; invalid rows are added to `problems`. Raises: CaptionerError."""
         path = self.captions
+        if not path.exists():
+            raise CaptionerError(f"{path} is missing; see --captions")
         if path.is_dir():
             yield from self._in_folder(path, problems)
-        elif path.suffix.lower() == ".tar":
-            yield from _in_tar(path, problems, prefix="")
+        elif path.name.lower().endswith(_TAR_SUFFIXES):
+            yield from _in_tar(path, problems, below=path.parent)
         else:
-            yield from self._in_table(path, problems)
+            yield from self._in_table(path, problems, below=path.parent)
 
-    def _in_table(self, path: Path, problems: list[str], *, below: Path | None = None) -> Iterator[_Found]:
-        """The rows of a table. One in a folder of a data set has names relative to the folder `below`."""
+    def _in_table(self, path: Path, problems: list[str], *, below: Path) -> Iterator[_Found]:
+        """The rows of a table, with names relative to the folder `below`."""
         folder = self.images or path.parent
-        split = "" if below is None else _split_of_path(path.relative_to(below))
-        prefix = "" if below is None else _prefix(path.parent.relative_to(below))
+        prefix = path.parent.relative_to(below)
         for row in read_rows(path, ColumnNames(image=self.image_column, caption=self.caption_column)):
             try:
                 name, source = _source(row, folder)
             except CaptionerError as error:
                 problems.append(str(error))
                 continue
-            yield _Found(f"{prefix}{name}", source, row.captions, row.split or split, row.where)
+            name = (prefix / name).as_posix()
+            place = _split_of_name(path.name) or _split_of_folders(Path(name))
+            yield _Found(name, source, row.captions, row.split, place, row.where)
 
     def _in_folder(self, folder: Path, problems: list[str]) -> Iterator[_Found]:
         files = list(walk_files(folder))
-        tables = [path for path in files if path.stem == "metadata" and path.suffix in (".jsonl", ".csv")]
-        archives = [path for path in files if path.suffix.lower() == ".tar"]
+        tables = [path for path in files if path.name.lower() in _METADATA]
         parquet = [path for path in files if path.suffix.lower() == ".parquet"]
+        archives = [path for path in files if path.name.lower().endswith(_TAR_SUFFIXES)]
+        doubled = {path.parent for path in tables if sum(path.parent == one.parent for one in tables) > 1}
+        if doubled:
+            raise CaptionerError(f"{doubled.pop()} has both {' and '.join(_METADATA)}; remove one")
         if tables or parquet:
             for path in tables or parquet:
                 yield from self._in_table(path, problems, below=folder)
-        elif archives:
-            say(f"{folder}: {len(archives):,} tar archives, in webdataset's layout")
+            return
+        if self.images or self.image_column or self.caption_column:
+            raise CaptionerError("--images, --image-column and --caption-column need a table as --captions")
+        if archives:
+            say(f"{folder}: {len(archives):,} tar archives, in WebDataset's layout")
             for path in archives:
-                yield from _in_tar(path, problems, prefix=f"{path.relative_to(folder).as_posix()}/")
+                yield from _in_tar(path, problems, below=folder)
         else:
             yield from _beside(folder, files, problems)
 
@@ -174,86 +206,104 @@ def _source(row: Row, folder: Path) -> tuple[str, StoredPicture]:
     if row.problem:
         raise CaptionerError(f"{row.where}: {row.problem}")
     if isinstance(row.image, ParquetCell):
-        return str(row.image), row.image
+        return f"{row.image.file.name}#{row.image.row_group}.{row.image.row}", row.image
     path = picture_in(folder, row.image, where=row.where)
-    if "\\" in row.image and not path.exists():  # as Windows writes paths
-        path = picture_in(folder, row.image.replace("\\", "/"), where=row.where)
-    return row.image, path
+    return path.relative_to(folder).as_posix(), path
 
 
-def _prefix(folder: Path) -> str:
-    return "" if folder == Path() else f"{folder.as_posix()}/"
+def _split_of_folders(path: Path) -> str:
+    """The split that a folder of a picture says, such as train/."""
+    return next((name.lower() for name in reversed(path.parts[:-1]) if name.lower() in SPLIT_OF), "")
 
 
-def _split_of_path(path: Path) -> str:
-    """The split that a folder or the start of a file's name says, such as train/ or test-00000-of-00002."""
-    names = [*path.parts[:-1], path.name.partition("-")[0].partition("_")[0].partition(".")[0]]
-    return next((name.lower() for name in reversed(names) if name.lower() in SPLIT_OF), "")
+def _split_of_name(name: str) -> str:
+    """The split that the name of a table or an archive says, such as test-00000-of-00001.parquet."""
+    return next((word for word in re.split(r"[-_.]", name.lower()) if word in SPLIT_OF), "")
 
 
 def _beside(folder: Path, files: Sequence[Path], problems: list[str]) -> Iterator[_Found]:
-    """Pictures with their captions beside them."""
+    """Pictures with their captions beside them, one in each line. Raises: CaptionerError."""
+    by_name = {(path.parent, path.name.lower()): path for path in files}
     pictures = [path for path in files if has_picture_suffix(path.name)]
-    if not pictures:
-        raise CaptionerError(f"{folder} has no pictures, tables or tar archives; see --captions")
-    say(f"{folder}: {len(pictures):,} pictures with captions in files beside them")
-    for path in pictures:
-        text = next(
-            (beside for suffix in _CAPTION_SUFFIXES if (beside := path.with_suffix(suffix)).is_file()), None
+    texts = [
+        next(
+            filter(None, (by_name.get((path.parent, f"{path.stem}{suffix}".lower())) for suffix in _BESIDE)),
+            None,
         )
+        for path in pictures
+    ]
+    if not any(texts):
+        raise CaptionerError(
+            f"{folder} has no captions: neither metadata.jsonl, tar archives, Parquet, nor a .txt beside a "
+            "picture; a table is given by its own name, such as --captions DIR/captions.csv"
+        )
+    unused = {path for path in files if path.suffix.lower() in _BESIDE} - set(texts)
+    say(
+        f"{folder}: {len(pictures):,} pictures with captions in files beside them; {len(unused):,} other "
+        "texts are ignored"
+    )
+    for path, text in zip(pictures, texts, strict=True):
         name = path.relative_to(folder)
         if text is None:
             problems.append(f"{path}: no {path.stem}.txt with its caption beside it")
             continue
         try:
-            caption = text.read_text(encoding="utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
-            problems.append(f"{text}: cannot be read ({error})")
+            captions = _lines(text.read_bytes(), text)
+        except (OSError, CaptionerError) as error:
+            problems.append(str(error))
             continue
-        split = _split_of_path(name) if len(name.parts) > 1 else ""
-        yield _Found(name.as_posix(), path, (" ".join(caption.split()),), split, str(path))
+        yield _Found(name.as_posix(), path, captions, "", _split_of_folders(name), str(path))
 
 
-def _in_tar(path: Path, problems: list[str], *, prefix: str) -> Iterator[_Found]:
-    """The pictures of an archive in webdataset's layout: files of one picture have one name before the dot.
+def _lines(content: bytes, where: object) -> tuple[str, ...]:
+    """The captions in a text, one in each line; an empty one if there is none. Raises: CaptionerError."""
+    lines = (" ".join(line.split()) for line in decode_text(content, where=where)[0].splitlines())
+    return tuple(filter(None, lines)) or ("",)
 
-    Raises: CaptionerError, if it is missing, damaged or compressed.
+
+def _in_tar(path: Path, problems: list[str], *, below: Path) -> Iterator[_Found]:
+    """The pictures of an archive in WebDataset's layout: a picture and its caption have one name.
+
+    Raises: CaptionerError, if it is damaged or compressed.
     """
-    pictures: dict[str, TarMember] = {}
+    if path.suffix.lower() != ".tar":
+        raise CaptionerError(f"{path} is compressed; unpack it, or store it as an uncompressed .tar")
+    pictures: list[tuple[str, TarMember]] = []
     captions: dict[str, tuple[str, ...]] = {}
     try:
         with tarfile.open(path, mode="r:") as archive:
             for member in archive:
                 name = PurePosixPath(member.name)
-                key = str(name.parent / name.name.partition(".")[0])
-                if not member.isfile():
+                key, suffix = str(name.with_suffix("")), name.suffix.lower()
+                if not member.isfile() or name.name.startswith("."):
                     continue
                 if has_picture_suffix(name.name):
-                    pictures[key] = TarMember(path, member.name, member.offset_data, member.size)
-                elif name.suffix.lower() in (*_CAPTION_SUFFIXES, ".json"):
-                    content = archive.extractfile(member)
-                    assert content is not None  # because it is a file
-                    captions.setdefault(key, _caption(content.read(), is_json=name.suffix.lower() == ".json"))
-    except FileNotFoundError:
-        raise CaptionerError(f"{path} is missing; see --captions") from None
+                    pictures.append((key, TarMember(path, member.name, member.offset_data, member.size)))
+                elif suffix in (*_BESIDE, ".json"):
+                    stream = archive.extractfile(member)
+                    assert stream is not None  # because it is a file
+                    found = _caption(stream.read(), f"{path}/{member.name}", is_json=suffix == ".json")
+                    if found and (suffix != ".json" or key not in captions):  # .json has other things, too
+                        captions[key] = found
+            if path.stat().st_size < archive.offset + tarfile.BLOCKSIZE:
+                raise tarfile.ReadError("its end is missing")
     except (OSError, tarfile.TarError) as error:
-        raise CaptionerError(f"{path} is a damaged or compressed tar archive: {error}") from None
-    split = _split_of_path(Path(path.name))
-    for key, picture in pictures.items():
-        if captions.get(key):
-            yield _Found(f"{prefix}{picture.name}", picture, captions[key], split, str(picture))
+        raise CaptionerError(f"{path} is a damaged or truncated tar archive: {error}") from None
+    place = path.relative_to(below)
+    split = _split_of_name(path.name) or _split_of_folders(place)
+    for key, picture in pictures:
+        if key in captions:
+            named = f"{place.as_posix()}/{picture.name}"
+            yield _Found(named, picture, captions[key], "", split, str(picture))
         else:
-            problems.append(f"{picture}: no .txt or .json with its caption beside it")
+            problems.append(f"{picture}: neither a .txt nor a .json of that name has a caption")
 
 
-def _caption(content: bytes, *, is_json: bool) -> tuple[str, ...]:
-    text = content.decode("utf-8-sig", errors="replace")
+def _caption(content: bytes, where: str, *, is_json: bool) -> tuple[str, ...]:
+    """The captions in a member, none if it has none. Raises: CaptionerError."""
     if not is_json:
-        return (" ".join(text.split()),)
+        return _lines(content, where)
     try:
-        fields: Any = json.loads(text)
-        found = next(fields[name] for name in CAPTION_COLUMNS if name in fields)
-    except (ValueError, TypeError, StopIteration, RecursionError):
+        return captions_in(json.loads(content), where)
+    except (ValueError, TypeError, AttributeError, RecursionError, CaptionerError):
         return ()
-    texts = found if isinstance(found, list) else [found]
-    return tuple(one for one in texts if isinstance(one, str))

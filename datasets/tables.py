@@ -12,14 +12,15 @@ import io
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from captioner.errors import abbreviate
 from captioner.images.reading import ParquetCell, parquet_file
 
-from . import CaptionerError, say
+from . import CaptionerError, decode_text, say
 
 IMAGE_COLUMNS = (
     *(
@@ -37,7 +38,7 @@ IMAGE_COLUMNS = (
 )
 CAPTION_COLUMNS = (
     *("caption", "captions", "text", "texts", "description", "sentence", "sentences", "alt_text", "alt"),
-    *("comment", "title"),
+    *("comment", "title", "raw"),
 )
 SPLIT_COLUMNS = ("split", "subset", "set")
 _NUMBERED = re.compile(rf"(?:{'|'.join(CAPTION_COLUMNS)})_?\d+")
@@ -89,6 +90,8 @@ def read_rows(path: Path, names: ColumnNames) -> Iterator[Row]:
     else:
         kind, rows = _json_rows(path)
     known = dict.fromkeys(column for _, cells in rows for column in cells if column != _PROBLEM)
+    if not rows:
+        raise CaptionerError(f"{path} has no rows")
     columns = _Columns.find(list(known), path, names)
     say(f"{path}: {kind}; pictures in {columns.image}, captions in {abbreviate(columns.captions)}")
     return (columns.row(where, cells) for where, cells in rows)
@@ -114,7 +117,9 @@ class _Columns:
         image = names.image or first(IMAGE_COLUMNS)
         caption = names.caption or first(CAPTION_COLUMNS)
         numbered = [column for name, column in by_name.items() if _NUMBERED.fullmatch(name)]
-        captions = [caption] if caption is not None else numbered
+        captions = [caption, *numbered] if caption is not None else numbered
+        if names.caption is not None:
+            captions = [names.caption]
         for found, flag, wanted in (
             (image, "--image-column", IMAGE_COLUMNS),
             (captions, "--caption-column", CAPTION_COLUMNS),
@@ -130,7 +135,7 @@ class _Columns:
         if _PROBLEM in cells:
             return Row(where=where, problem=cells[_PROBLEM])
         try:
-            captions = tuple(self._captions(cells))
+            captions = tuple(self.captions_of(cells))
             image, split = _image(cells.get(self.image)), cells.get(self.split or "")
             if not image or not captions:
                 return Row(where=where, problem="a row needs image and caption")
@@ -138,19 +143,34 @@ class _Columns:
                 raise ValueError(f"{self.split} must be text, not {split!r:.60}")
         except ValueError as error:
             return Row(where=where, problem=str(error))
-        return Row(where=where, image=image, captions=captions, split=(split or "").strip())
+        return Row(where=where, image=image, captions=captions, split=(split or "").strip().lower())
 
-    def _captions(self, cells: Mapping[str, Any]) -> Iterator[str]:
+    def captions_of(self, cells: Mapping[str, Any]) -> Iterator[str]:
         """Raises: ValueError."""
         for column in self.captions:
-            value = cells.get(column)
-            for text in value if isinstance(value, list | tuple) else [value]:
-                if isinstance(text, Mapping):  # Karpathy's sentences
-                    text = text.get("raw")
-                if text is not None and not isinstance(text, str):
-                    raise ValueError(f"{column} must be text, not {text!r:.60}")
-                if text is not None and (text.strip() or len(self.captions) == 1):
+            for text in _texts(cells.get(column), column):
+                if text.strip() or len(self.captions) == 1:
                     yield text
+
+
+def captions_in(fields: Mapping[str, Any], where: str) -> tuple[str, ...]:
+    """The captions among the fields of an object, by their names. Raises: CaptionerError, ValueError."""
+    columns = _Columns.find([IMAGE_COLUMNS[0], *fields], Path(where), ColumnNames())
+    return tuple(columns.captions_of(fields))
+
+
+def _texts(value: Any, column: str) -> Iterator[str]:
+    """The captions in a value: a text, or a list of texts or of objects with one. Raises: ValueError."""
+    if isinstance(value, str) and value.startswith("["):  # a list that was written into a cell
+        with suppress(ValueError, RecursionError):
+            value = json.loads(value)
+    for one in value if isinstance(value, list | tuple) else [value]:
+        if isinstance(one, Mapping):
+            one = next((one[name] for name in CAPTION_COLUMNS if name in one), one)
+        if one is not None and not isinstance(one, str):
+            raise ValueError(f"{column} must be text, not {one!r:.60}")
+        if one is not None:
+            yield one
 
 
 def _image(value: Any) -> str | ParquetCell | None:
@@ -162,24 +182,21 @@ def _image(value: Any) -> str | ParquetCell | None:
     return value.strip() if isinstance(value, str) else value
 
 
-def _read_text(path: Path, *, fallback: str = "utf-8") -> tuple[str, str]:
+def _read_text(path: Path) -> tuple[str, str]:
     """The text of a file, and its encoding unless that is UTF-8. Raises: CaptionerError."""
     try:
-        content = path.read_bytes()
-        encoding = "utf-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
-        try:
-            return content.decode(encoding), "" if encoding == "utf-8-sig" else f", {encoding}"
-        except UnicodeDecodeError:
-            return content.decode(fallback), f", {fallback}"
+        return decode_text(path.read_bytes(), where=path)
     except FileNotFoundError:
         raise CaptionerError(f"{path} is missing; see --captions") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise CaptionerError(f"cannot read {path}: {error}") from None
 
 
 def _delimited_rows(path: Path, names: ColumnNames) -> tuple[str, list[_Cells]]:
-    text, encoding = _read_text(path, fallback="cp1252")
-    header = next((line for line in text.splitlines() if line.strip()), "")
+    text, encoding = _read_text(path)
+    lines = text.splitlines(keepends=True)
+    first = next((number for number, line in enumerate(lines) if not _is_preamble(line)), len(lines))
+    header = "".join(lines[first : first + 1])
 
     def fitness(delimiter: str) -> tuple[bool, int]:
         cells = [cell.strip() for cell in next(csv.reader([header], delimiter=delimiter), [])]
@@ -190,21 +207,52 @@ def _delimited_rows(path: Path, names: ColumnNames) -> tuple[str, list[_Cells]]:
         return True, len(cells)
 
     delimiter = max(_DELIMITERS, key=fitness)
-    rows: list[_Cells] = []
     try:
-        reader: Any = csv.DictReader(
-            io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, restkey=_PROBLEM
-        )
-        reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
-        for cells in reader:
-            where = f"{path}:{reader.line_num}"
-            if _PROBLEM in cells:
-                unquoted = f"more cells than columns; quote captions that contain {_DELIMITERS[delimiter]}"
-                cells = {_PROBLEM: unquoted}
-            rows.append((where, cells))
-    except csv.Error as error:
-        raise CaptionerError(f"cannot read {path}: {error}") from None
+        rows = _parse(path, lines, first, delimiter, csv.QUOTE_MINIMAL)
+    except csv.Error:  # a quote that is part of a caption
+        try:
+            rows = _parse(path, lines, first, delimiter, csv.QUOTE_NONE)
+        except csv.Error as error:
+            raise CaptionerError(f"cannot read {path}: {error}") from None
     return f"columns separated by {_DELIMITERS[delimiter]}{encoding}", rows
+
+
+def _is_preamble(line: str) -> bool:
+    """A line before the header: a blank one, or Excel's sep=;"""
+    return not line.strip() or line.lower().startswith("sep=")
+
+
+def _parse(
+    path: Path, lines: Sequence[str], first: int, delimiter: str, quoting: Literal[0, 3]
+) -> list[_Cells]:
+    """Raises: csv.Error, also if a quoted cell contains other rows."""
+    text = io.StringIO("".join(lines[first:]), newline="")
+    reader = csv.reader(
+        text, delimiter=delimiter, skipinitialspace=True, quoting=quoting, strict=quoting == csv.QUOTE_MINIMAL
+    )
+    header = _distinct(next(reader, []))
+    rows: list[_Cells] = []
+    for cells in reader:
+        where = f"{path}:{first + reader.line_num}"
+        if not any(cells):
+            continue
+        if any(delimiter in line for cell in cells for line in cell.splitlines()[1:]):
+            raise csv.Error(f"a quoted cell before line {first + reader.line_num} contains other rows")
+        if any(cells[len(header) :]):
+            unquoted = f"more cells than columns; quote captions that contain {_DELIMITERS[delimiter]}"
+            rows.append((where, {_PROBLEM: unquoted}))
+        else:
+            padded = [*cells, *[None] * len(header)]
+            rows.append((where, dict(zip(header, padded, strict=False))))
+    return rows
+
+
+def _distinct(header: Sequence[str]) -> list[str]:
+    """The names of columns; of two that are called caption, the second is caption_2."""
+    names: list[str] = []
+    for number, name in enumerate(map(str.strip, header), start=1):
+        names.append(f"{name}_{number}" if name in names else name)
+    return names
 
 
 def _json_rows(path: Path) -> tuple[str, list[_Cells]]:
@@ -226,7 +274,7 @@ def _json_rows(path: Path) -> tuple[str, list[_Cells]]:
 def _entries(path: Path, content: Any) -> Iterator[_Cells]:
     """The rows of a JSON file. Raises: CaptionerError."""
     if isinstance(content, dict) and {"images", "annotations"} <= content.keys():
-        raise CaptionerError(f"{path} has COCO's format; read it with: coco --captions {path} --images DIR")
+        raise CaptionerError(f"{path} has COCO's format; read it with the format coco; see docs/data.md")
     if isinstance(content, dict):
         for name, captions in content.items():
             yield f"{path}, {name}", {IMAGE_COLUMNS[0]: name, CAPTION_COLUMNS[0]: captions}
@@ -265,8 +313,13 @@ def _parquet_rows(path: Path) -> list[_Cells]:
 
 
 def _columns_with_bytes(schema: Any) -> list[str]:
-    """Columns of bytes, or of structs with the field bytes."""
-    kinds = {name: str(schema.field(name).type) for name in schema.names}
-    return [
-        name for name, kind in kinds.items() if kind == "binary" or kind.startswith("struct<bytes: binary")
-    ]
+    """Columns of pictures as bytes, or as structs with the field bytes."""
+    import pyarrow as pa
+
+    def is_inside(name: str) -> bool:
+        kind = schema.field(name).type
+        if pa.types.is_struct(kind):
+            return kind.get_field_index("bytes") >= 0
+        return name.lower() in IMAGE_COLUMNS and (pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+    return [name for name in schema.names if is_inside(name)]

@@ -160,7 +160,8 @@ class CaptionCommand:
                 (
                     path
                     for path in named
-                    if not captions.is_done(str(path)) and (sidecar is None or sidecar.is_wanted(path))
+                    if not captions.is_done(str(path))
+                    and (sidecar is None or sidecar.is_wanted(path, failures.report))
                 ),
                 batch_size=self.batch_size,
                 options=searched,
@@ -194,6 +195,8 @@ class CaptionCommand:
         draws = self.overlay or self.gallery or self.figures.matrix or self.figures.animate
         if self.resume and self.output is None:
             raise UsageError("--resume needs --output FILE")
+        if self.resume and self.sidecar is not None:
+            raise UsageError("--sidecar skips what is done by itself; leave --resume out")
         if self.resume and draws:
             raise UsageError("--resume cannot continue figures; draw them without it")
         for flag, path in (("--animate", self.figures.animate), ("--gallery", self.gallery)):

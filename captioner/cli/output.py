@@ -205,8 +205,8 @@ def format_caption(caption: Caption, output_format: OutputFormat, *, with_attent
 
 
 def format_name(file: str, output_format: OutputFormat) -> str:
-    """A picture's name as it appears in a line."""
-    if output_format == "jsonl":
+    """A picture's name as it appears in a line. exiftool must find the file by it."""
+    if output_format == "jsonl" or (output_format == "exiftool" and not {"\n", "\r"} & set(file)):
         return file
     return _defuse_formula(escape_name(file)) if output_format == "csv" else escape_name(file)
 

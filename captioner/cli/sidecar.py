@@ -1,13 +1,15 @@
 """Captions in files beside the pictures, as trainers of image generators and photo tools read them."""
 
+import errno
 import os
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
 from captioner.atomic import replace_text
 from captioner.caption import Caption
 from captioner.errors import CaptionerError, ImageError, UsageError
-from captioner.images.formats import has_picture_suffix
+from captioner.images.formats import has_picture_suffix, is_raw
 
 
 class SidecarWriter:
@@ -26,37 +28,46 @@ class SidecarWriter:
         ):
             raise UsageError(f"--sidecar {suffix} must be a suffix such as .txt, and not that of a picture")
         self.suffix, self.overwrite = suffix, overwrite
+        self._picture_of: dict[Path, Path] = {}
 
-    def is_wanted(self, picture: Path) -> bool:
-        """Whether the picture has no caption beside it yet, or it is to be replaced."""
-        return self.overwrite or not self._path(picture).exists()
+    def is_wanted(self, picture: Path, report: Callable[[str], None]) -> bool:
+        """Whether the picture is to be captioned: it has no caption beside it, or that is to be replaced. One
+        that would share its file with another is reported."""
+        try:
+            path = picture.with_suffix(self.suffix)
+            exists = path.exists()
+        except (OSError, ValueError):
+            return True  # reading it will name the reason
+        others = [name for name in _same_stem(picture.parent, picture.stem) if name != picture.name]
+        first = self._picture_of.setdefault(path, picture)
+        if path == picture:
+            report(f"{picture}: a file of that suffix cannot have a sidecar; choose another --sidecar")
+        elif others or first != picture:
+            report(f"{picture}: {others[0] if others else first} would share {path.name}; rename one of them")
+        else:
+            return self.overwrite or not exists
+        return False
 
     def write(self, caption: Caption) -> None:
         """
         Raises:
-            ImageError: another picture would have the same file.
-            CaptionerError: the disk refuses.
+            ImageError: the file cannot be written here.
+            CaptionerError: the disk refuses any file.
         """
-        picture = Path(caption.file)
-        others = [name for name in _same_stem(picture.parent, picture.stem) if name != picture.name]
-        if others:
-            raise ImageError(
-                caption.file, f"{others[0]} would share {self._path(picture).name}; rename one of them"
-            )
+        path = Path(caption.file).with_suffix(self.suffix)
         try:
-            replace_text(self._path(picture), f"{caption.text}\n")
+            replace_text(path, f"{caption.text}\n")
         except OSError as error:
-            raise CaptionerError(f"cannot write {self._path(picture)}: {error.strerror}") from error
-
-    def _path(self, picture: Path) -> Path:
-        return picture.with_suffix(self.suffix)
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+                raise CaptionerError(f"cannot write {path}: {error.strerror}") from error
+            raise ImageError(caption.file, f"cannot write {path.name} beside it: {error.strerror}") from error
 
 
 @lru_cache(maxsize=8)
 def _pictures_by_stem(folder: Path) -> dict[str, list[str]]:
     by_stem: dict[str, list[str]] = {}
     for name in sorted(os.listdir(folder)):
-        if has_picture_suffix(name):
+        if has_picture_suffix(name) and not is_raw(name):  # which many cameras store beside a JPEG
             by_stem.setdefault(os.path.splitext(name)[0], []).append(name)
     return by_stem
 

@@ -4,6 +4,7 @@ https://cocodataset.org/#format-data and #format-results. Results are also read 
 writes captions.
 """
 
+import codecs
 import csv
 import io
 import json
@@ -11,7 +12,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
-from pathlib import Path, PurePath
+from pathlib import Path, PurePath, PureWindowsPath
 from typing import Any
 
 from captioner.errors import CaptionerError, abbreviate
@@ -58,13 +59,13 @@ def read_valid_captions(path: Path) -> tuple[list[CocoImage], list[str]]:
             elif name is not None and not isinstance(name, str):
                 problems.append(f"{path}, image {image_id}: expected text, not {name!r:.60}")
             elif image_id in names:
-                raise CaptionerError(f"{path} has the same image id twice: {image_id}")
+                problems.append(f"{path} has the same image id twice: {image_id}")
             else:
                 names[image_id], captions_of[image_id] = name or "", []
                 raw_ids[image_id] = image["raw_id"]
         for annotation in annotations:
             image_id, caption = annotation["image_id"], annotation.get("caption")
-            if image_id not in captions_of:
+            if isinstance(image_id, bool) or image_id not in captions_of:
                 problems.append(f"{path} has captions of {image_id}, which is not among its images")
             elif not isinstance(caption, str):
                 problems.append(f"{path}, image {image_id}: expected text, not {caption!r:.60}")
@@ -86,8 +87,7 @@ def read_results(path: Path, images: Sequence[CocoImage]) -> dict[str, str]:
             captions, or several images have a name.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
-        entries = list(_best_first(_entries(path, text)))
+        entries = list(_best_first(iter(_decoded_entries(path))))
     except FileNotFoundError:
         raise CaptionerError(f"{path} is missing") from None
     except (OSError, ValueError, RecursionError, csv.Error) as error:
@@ -115,6 +115,20 @@ def _best_first(entries: Iterator[Any]) -> Iterator[Any]:
         last = file
 
 
+def _decoded_entries(path: Path) -> list[Any]:
+    """Raises: OSError, ValueError, csv.Error."""
+    content = path.read_bytes()
+    encoding = "utf-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+    entries = list(_entries(path, content.decode(encoding, "surrogateescape")))  # names may have any bytes
+    if any(isinstance(entry, dict) and _has_raw_bytes(entry.get("caption")) for entry in entries):
+        entries = list(_entries(path, content.decode("cp1252")))  # as a spreadsheet saves it again
+    return entries
+
+
+def _has_raw_bytes(text: Any) -> bool:
+    return isinstance(text, str) and any("\ud800" <= character <= "\udfff" for character in text)
+
+
 def _entries(path: Path, text: str) -> Iterator[Any]:
     """Raises: ValueError, csv.Error."""
     start = text.lstrip()[:1]
@@ -123,17 +137,36 @@ def _entries(path: Path, text: str) -> Iterator[Any]:
     elif start == "{":
         yield from (json.loads(line) for line in text.split("\n") if line.strip())
     elif path.suffix.lower() == ".csv":
-        for row in csv.DictReader(io.StringIO(text, newline="")):
-            if row.keys() < {"file", "caption"} or None in row:
-                raise ValueError("a CSV file needs the columns file and caption")
-            name, caption = (row[column].removeprefix("'") for column in ("file", "caption"))
-            yield {"file": _unescaped(name), "caption": caption}
+        yield from _csv_entries(text)
     else:
         for line in filter(None, text.split("\n")):
             name, tab, rest = line.partition("\t")
             if not tab:
                 raise ValueError(f"expected path<TAB>caption, not {line[:60]!r}")
             yield {"file": _unescaped(name), "caption": rest.partition("\t")[0]}
+
+
+def _csv_entries(text: str) -> Iterator[Any]:
+    """Raises: ValueError, csv.Error."""
+    header = text.partition("\n")[0]
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=header.count))
+    columns = {name.strip().lower(): name for name in reader.fieldnames or ()}
+    caption, image = (
+        next((columns[name] for name in names if name in columns), None)
+        for names in (
+            ("caption", "xmp-dc:description", "text"),
+            ("file", "sourcefile", "image", "file_name", "image_id"),
+        )
+    )
+    if caption is None or image is None:
+        raise ValueError(f"a CSV file needs the columns file and caption, and has {', '.join(columns)}")
+    for row in reader:
+        if row[image] is None or row[caption] is None or None in row:
+            raise ValueError(f"line {reader.line_num} has another number of cells than the header")
+        name, text = row[image], row[caption]
+        if image == "file":  # our own, in which formulas are defused
+            name, text = _unescaped(name.removeprefix("'")), text.removeprefix("'")
+        yield {"image_id" if image.lower() == "image_id" else "file": name, "caption": text}
 
 
 def _unescaped(name: str) -> str:
@@ -160,7 +193,9 @@ class _Names:
 
         Raises: CaptionerError, if there are several.
         """
-        found = self._by_name.get(PurePath(file).name, [])
+        found = self._by_name.get(PurePath(file).name, []) or self._by_name.get(
+            PureWindowsPath(file).name, []
+        )
         shared = [_shared_end(image.file_name, file) for image in found]
         if shared.count(max(shared, default=0)) > 1:
             raise CaptionerError(f"several images have the file name {PurePath(file).name} in the references")

@@ -32,7 +32,8 @@ def to_srgb(image: Image.Image) -> Image.Image:
     converted: Image.Image = transform.apply(image.convert(mode))
     if image.mode in ("RGBA", "LA"):
         converted.putalpha(image.getchannel("A"))
-    converted.info = {name: value for name, value in image.info.items() if name != "icc_profile"}
+    left = ("icc_profile", "transparency")  # what is transparent is in the alpha channel
+    converted.info = {name: value for name, value in image.info.items() if name not in left}
     return converted
 
 

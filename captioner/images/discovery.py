@@ -48,28 +48,38 @@ def _expanded(path: str) -> list[str]:
     """The files that a pattern matches; a path that is no pattern, or that exists, is itself."""
     if os.path.lexists(path) or not glob.has_magic(path):
         return [path]
-    return sorted(glob.glob(path, recursive=True)) or [path]
+    folder, name = os.path.split(path)
+    if os.path.isdir(folder):  # whose name may have brackets
+        path = os.path.join(glob.escape(folder), name)
+    return sorted(glob.glob(path)) or [path]
 
 
 def _names_on_standard_input(is_null: bool) -> Iterator[str]:
     """In bytes, because a name need not be UTF-8. Raises: CaptionerError."""
     stream: Any = sys.stdin.buffer
-    end, rest = b"\0" if is_null else b"\n", b""
-    is_first = True
-    while chunk := stream.read1(2**16):
-        if is_first:
-            if is_picture(chunk):
-                raise CaptionerError(
-                    "standard input is a picture, but - reads the names of pictures; give the file itself"
-                )
-            chunk, is_first = chunk.removeprefix(codecs.BOM_UTF8), False
-        *names, rest = (rest + chunk).split(end)
-        yield from filter(None, map(_name, names))
-    yield from filter(None, [_name(rest)])
+    chunk = stream.read1(_CHUNK_BYTES)
+    if is_picture(chunk):
+        raise CaptionerError(
+            "standard input is a picture, but - reads the names of pictures; give the file itself"
+        )
+    if chunk.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # as PowerShell writes lists
+        yield from filter(None, (chunk + stream.read()).decode("utf-16", "replace").splitlines())
+        return
+    if b"\0" in chunk and not is_null:
+        raise CaptionerError("standard input is no list of lines; if its names end in NUL, give --null")
+    chunk, rest = chunk.removeprefix(codecs.BOM_UTF8), b""
+    while chunk:
+        *names, rest = (rest + chunk).split(b"\0" if is_null else b"\n")
+        yield from filter(None, (_name(name, is_null) for name in names))
+        chunk = stream.read1(_CHUNK_BYTES)
+    yield from filter(None, [_name(rest, is_null)])
 
 
-def _name(line: bytes) -> str:
-    return os.fsdecode(line.rstrip(b"\r\n"))
+def _name(line: bytes, is_null: bool) -> str:
+    return os.fsdecode(line if is_null else line.rstrip(b"\r\n"))
+
+
+_CHUNK_BYTES = 2**16
 
 
 def _pictures_at(path: str, is_recursive: bool, report: Callable[[str], None]) -> Iterator[Path]:

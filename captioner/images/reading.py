@@ -3,6 +3,7 @@
 import io
 import math
 import os
+import re
 import struct
 import zipfile
 import zlib
@@ -43,6 +44,7 @@ _DECODING_ERRORS = (
 )
 
 _EXIF_ORIENTATION = 0x0112
+_PHOTOMETRIC = 262  # of TIFF
 _UPRIGHT_BY = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -125,6 +127,8 @@ class ParquetCell:
         """A binary file to read from. Raises: OSError, CaptionerError."""
         value = _parquet_column(self.file, self.row_group, self.column)[self.row].as_py()
         content = value.get("bytes") if isinstance(value, dict) else value
+        if content is None and isinstance(value, dict) and value.get("path"):
+            return (self.file.parent / value["path"]).open("rb")
         return io.BytesIO(content or b"")
 
     @property
@@ -232,40 +236,57 @@ def load_image(source: ImageSource, *, enough_px: int | None = None) -> Image.Im
     Raises:
         ImageError: the file is missing, empty, truncated, too large or not a picture.
     """
-    try:
+    name = str(source)
+    with translated_errors(name):
         if isinstance(source, Path) and not source.is_file():
-            raise ImageError(str(source), _why_missing(source))
-        if is_raw(str(source)):
-            raise ImageError(str(source), "camera raw cannot be read; export it as JPEG, PNG or TIFF")
-        with source.open("rb") as file, _open(file, str(source)) as image:
+            raise ImageError(name, _why_missing(source))
+        if is_raw(name):
+            raise ImageError(name, "camera raw cannot be read; export it as JPEG, PNG or TIFF")
+        with source.open("rb") as file, _open(file, name) as image:
             size = image.size
             if enough_px is not None:
                 image.draft(image.mode, (2 * enough_px, 2 * enough_px))
-            _check_size(image, size, str(source))
-            return upright_rgb(_shrunk(image, enough_px))
-    except Image.UnidentifiedImageError:
-        raise ImageError(str(source), "not a picture in a format that Pillow can read") from None
-    except Image.DecompressionBombError:
-        raise ImageError(
-            str(source), f"it has more than the {MAX_PIXELS:,} pixels allowed; shrink it first"
-        ) from None
+            _check_size(image, size, name)
+            return upright_rgb(image, enough_px=enough_px)
+
+
+def load_opened(image: Image.Image) -> Image.Image:
+    """A picture that a program has opened with Pillow, as upright RGB. Raises: ImageError."""
+    name = str(getattr(image, "filename", "") or "picture")
+    with translated_errors(name):
+        if not math.prod(image.size):
+            raise ImageError(name, "it has no pixels")
+        return upright_rgb(image)
+
+
+@contextmanager
+def translated_errors(name: str) -> Iterator[None]:
+    """Turn whatever shows that a picture cannot be read into an `ImageError` that names it."""
+    try:
+        yield
     except ImageError:
         raise
     except CaptionerError as error:
-        raise ImageError(str(source), str(error)) from None
+        raise ImageError(name, str(error)) from None
+    except Image.UnidentifiedImageError:
+        raise ImageError(name, "not a picture in a format that Pillow can read") from None
+    except Image.DecompressionBombError:
+        raise ImageError(
+            name, f"it has more than the {MAX_PIXELS:,} pixels allowed; shrink it first"
+        ) from None
     except PermissionError:
-        raise ImageError(str(source), "no permission to read it") from None
+        raise ImageError(name, "no permission to read it") from None
     except MemoryError:
-        raise ImageError(str(source), "not enough memory to decode it") from None
+        raise ImageError(name, "not enough memory to decode it") from None
     except _DECODING_ERRORS as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise ImageError(str(source), f"damaged or truncated ({reason})") from None
+        raise ImageError(name, f"damaged or truncated ({reason})") from None
 
 
 def _why_missing(path: Path) -> str:
     if path.exists():
         return "is not a file"
-    if str(path).lower().startswith(("http:/", "https:/", "ftp:/", "s3:/")):
+    if re.match(r"[a-z][a-z0-9+.-]+:/", str(path), re.IGNORECASE):
         return "URLs are not fetched: download it first"
     return "no such file"
 
@@ -304,14 +325,21 @@ def _shrunk(image: Image.Image, enough_px: int | None) -> Image.Image:
     return image.reduce(factor) if factor > 1 else image
 
 
-def upright_rgb(image: Image.Image) -> Image.Image:
-    """Convert a picture of any Pillow mode to RGB in sRGB, and apply its EXIF orientation."""
-    # ImageOps.exif_transpose would also rewrite the other tags, and fail if one of them is malformed.
-    transposition = _UPRIGHT_BY.get(image.getexif().get(_EXIF_ORIENTATION, 1))
+def upright_rgb(image: Image.Image, *, enough_px: int | None = None) -> Image.Image:
+    """Convert a picture of any Pillow mode to RGB in sRGB, and apply its EXIF orientation.
+
+    A very large one is shrunk first, to sides at least twice `enough_px` long.
+    """
+    image.load()  # after which a TIFF is upright already
+    transposition = _UPRIGHT_BY.get(_orientation(image))
+    image = _shrunk(image, enough_px)
     if transposition is not None:
+        # ImageOps.exif_transpose would also rewrite the other tags, and fail if one of them is malformed.
         image = image.transpose(transposition)
     if image.mode.startswith("I") or image.mode == "F":
         image = _to_eight_bits(image)
+    if image.has_transparency_data:  # before colours change, because one of them may mean transparency
+        image = image.convert("LA" if image.mode in ("1", "L", "LA") else "RGBA")
     image = to_srgb(image)
     if image.has_transparency_data:
         image = image.convert("RGBA")
@@ -319,10 +347,19 @@ def upright_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 (upright) if there is none or the EXIF data are malformed."""
+    try:
+        return image.getexif().get(_EXIF_ORIENTATION, 1)
+    except _DECODING_ERRORS:
+        return 1
+
+
 def _to_eight_bits(image: Image.Image) -> Image.Image:
     """Scale grey levels to 8 bits: 16-bit ones by their range; 32-bit ones, which have no customary range,
     as 8 or 16 bits if they fit, else by their own extremes."""
-    levels = np.asarray(image, dtype=np.float64)
+    raw = np.asarray(image)
+    levels = raw.astype(np.float64)
     levels = np.where(np.isfinite(levels), levels, 0.0)
     if image.mode == "I" and levels.min() >= 0 and levels.max() < 2**8:
         pass
@@ -331,4 +368,11 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
     else:
         span = levels.max() - levels.min()
         levels = (levels - levels.min()) * (255 / span if span > 0 else 0.0)
-    return Image.fromarray(np.round(levels).astype(np.uint8), mode="L")
+    eight = np.round(levels).astype(np.uint8)
+    if getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == 0:
+        eight = 255 - eight  # white is zero
+    grey = Image.fromarray(eight, mode="L")
+    if isinstance(transparent := image.info.get("transparency"), int):
+        grey.putalpha(Image.fromarray(np.where(raw == transparent, 0, 255).astype(np.uint8)))
+    grey.info["icc_profile"] = image.info.get("icc_profile")
+    return grey

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -50,16 +51,13 @@ def read_coco_file(path: Path, content: str) -> tuple[list[dict[str, Any]], list
 
 def plain_id(value: Any) -> Any:
     """An id as COCO writes it: 7.0, "7" and "7.0" become 7. Other values stay."""
-    number = value
     if isinstance(value, str):
-        try:
-            number = float(value)
-        except ValueError:
-            return value.strip()
-        if value.strip().lstrip("0") != value.strip() != "0":  # such as "007", which is another id than "7"
-            return value.strip()
-    is_whole = isinstance(number, float) and number.is_integer()
-    return int(number) if is_whole else value
+        text = value.strip()
+        return int(text.partition(".")[0]) if _NUMBER.fullmatch(text) else text
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+_NUMBER = re.compile(r"(?:0|[1-9][0-9]{0,17})(?:\.0+)?")  # "007" is another id than "7"
 
 
 def open_coco(path: Path, content: str) -> "COCO":

@@ -119,12 +119,15 @@ def test_paths_come_from_standard_input_too(
     [
         (b"\xef\xbb\xbf%s/b.png\r\n%s/c.webp", ()),  # as Windows' editors save it
         (b"%s/b.png\0%s/c.webp\0", ("--null",)),
+        ("%s/b.png\r\n%s/c.webp".encode("utf-16"), ()),  # as PowerShell writes it
     ],
 )
 def test_lists_of_names_as_programs_write_them(
     run: Run, pictures: Path, monkeypatch: pytest.MonkeyPatch, given: bytes, flags: tuple[str, ...]
 ) -> None:
-    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(given.replace(b"%s", bytes(pictures)))))
+    encoding = "utf-16" if given.startswith(b"\xff\xfe") else "latin-1"
+    filled = given.decode(encoding).replace("%s", str(pictures)).encode(encoding)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(filled)))
     assert files_of(run("-", *flags).out) == ["b.png", "c.webp"]
 
 
@@ -142,6 +145,9 @@ def test_picture_on_standard_input_is_refused(
 def test_patterns_that_the_shell_did_not_expand_and_urls(run: Run, pictures: Path) -> None:
     (pictures / "[1].png").write_bytes((pictures / "b.png").read_bytes())  # a name, which exists
     assert files_of(run(pictures / "?.png", pictures / "[1].png").out) == ["b.png", "[1].png"]
+    (pictures / "below [2]").mkdir()
+    (pictures / "below [2]" / "d.png").write_bytes((pictures / "b.png").read_bytes())
+    assert files_of(run(pictures / "below [2]" / "*.png").out) == ["d.png"]
     result = run(pictures / "*.bmp", "https://example.org/a.jpg")
     assert result.status == 1
     assert "*.bmp: no such file" in result.err
@@ -169,7 +175,30 @@ def test_two_pictures_of_one_stem_are_refused_a_sidecar(run: Run, pictures: Path
     result = run(pictures, "--sidecar", ".txt")
     assert result.status == 1
     assert "b.bmp: b.png would share b.txt; rename one of them" in result.err
+    assert files_of(result.out) == ["a.JPG", "c.webp"]
+    for name in ("frame.001", "frame.002"):  # of no known suffix, given by name
+        (pictures / name).write_bytes((pictures / "c.webp").read_bytes())
+    result = run(pictures / "frame.001", pictures / "frame.002", "--sidecar", ".txt")
+    assert files_of(result.out) == ["frame.001"]
+    assert "frame.001 would share frame.txt" in result.err
+    (pictures / "frame.txt").unlink()
     assert sorted(path.name for path in pictures.glob("?.txt")) == ["a.txt", "c.txt"]
+
+
+def test_sidecar_spares_pictures_and_goes_on_after_what_cannot_be_written(run: Run, pictures: Path) -> None:
+    """A picture that has the sidecar's own name, raw files beside JPEGs, names that are too long or empty."""
+    content = (pictures / "c.webp").read_bytes()
+    for name in ("photo.cap", f"{'n' * 248}.png", "a.CR2"):
+        (pictures / name).write_bytes(content)
+    named = [pictures / "photo.cap", "", pictures / f"{'n' * 248}.png", pictures / "a.JPG"]
+    result = run(*named, "--sidecar", ".caption")
+    assert result.status == 1
+    assert (pictures / "a.caption").exists()
+    assert "photo.caption" in {path.name for path in pictures.iterdir()}
+    result = run(pictures / "photo.cap", "--sidecar", ".cap", "--overwrite")
+    assert result.status == 1
+    assert "a file of that suffix cannot have a sidecar" in result.err
+    assert (pictures / "photo.cap").read_bytes() == content
 
 
 @pytest.mark.parametrize("suffix", ["txt", ".", ".png", "./x"])

@@ -290,11 +290,13 @@ def test_run_is_not_resumed_with_another_kind_of_data(copied: Path, tmp_path: Pa
 def test_run_is_resumed_by_its_folder_alone_with_its_recipe(run: Run, copied: Path, tmp_path: Path) -> None:
     before = (copied / "recipe.json").read_bytes()
     assert run_here("--resume", str(copied)) == DONE
-    changed = run("flickr8k", "--epochs", "4", "--resume")
+    changed = run("flickr8k", "--batch-size", "4", "--resume")
     assert changed.status == 1
-    assert "epochs was 2 and is 4" in changed.message
-    assert run_here("--resume", str(copied), "--epochs", "4").status == 2
+    assert "batch_size was 2 and is 4" in changed.message
+    assert run_here("--resume", str(copied), "--batch-size", "4").status == 2
     assert (copied / "recipe.json").read_bytes() == before
+    assert run_here("--resume", str(copied), "--epochs", "3") == DONE
+    assert [entry["epoch"] for entry in read_log(copied)] == [1, 2, 3]
     missing = run_here("--resume", str(tmp_path / "nothing"))
     assert missing.status == 1
     assert "does not contain a run that can be resumed" in missing.message

@@ -10,6 +10,7 @@ from captioner.records import CaptionedImage
 from captioner.training.recipe import TrainingConfig
 from datasets.checks import check, find_problems, leave_out_invalid, require_readable, require_valid
 from tests.conftest import noise_picture
+from tests.training.tiny_runs import run_here
 
 
 @pytest.fixture
@@ -146,3 +147,23 @@ def test_pictures_that_cannot_be_read_are_named_at_once_or_left_out(
     assert kept[-1].captions == ("A dog.",)
     assert "left out 4: " in caplog.text
     require_readable(kept)
+
+
+def test_check_counts_what_a_run_would_train_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = []
+    for number, split in enumerate(["train"] * 3 + ["dev"] * 2):
+        noise_picture(number).save(tmp_path / f"{number}.png")
+        rows.append(f"{number}.png,a dog,{split}")
+    (tmp_path / "0.png").write_bytes(b"no picture")
+    (tmp_path / "t.csv").write_text("\n".join(["image,caption,split", *rows]))
+    flags = ("check", "custom", "--captions", str(tmp_path / "t.csv"), "--min-count", "1")
+    assert run_here(*flags).status == 1
+    capsys.readouterr()
+    assert run_here(*flags, "--skip-invalid").status == 0
+    assert "train          2         2" in capsys.readouterr().out
+
+
+def test_splits_that_each_number_their_pictures_are_valid(records: list[CaptionedImage]) -> None:
+    """Ids from 1 in every file, for other pictures."""
+    numbered = [replace(record, image_id=str(number % 3)) for number, record in enumerate(records)]
+    assert "picture ids are in two splits" not in find_problems(numbered)

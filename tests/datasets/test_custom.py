@@ -254,5 +254,114 @@ def test_columns_of_any_name_can_be_given(tmp_path: Path) -> None:
 def test_coco_format_is_recognised(tmp_path: Path) -> None:
     path = tmp_path / "annotations.json"
     path.write_text(json.dumps({"images": [], "annotations": []}))
-    with pytest.raises(CaptionerError, match="has COCO's format; read it with: coco --captions"):
+    with pytest.raises(CaptionerError, match="has COCO's format; read it with the format coco"):
         CustomCaptions(captions=path).read(["train"])
+
+
+def read_all(captions: Path, **options: Any) -> dict[str, tuple[str, tuple[str, ...]]]:
+    """Split and captions of each picture, by name."""
+    records = CustomCaptions(captions=captions, **options).read(["train", "dev", "test"])
+    return {record.image_id: (record.split, record.captions) for record in records}
+
+
+@pytest.mark.parametrize("name", ["t.tsv", "t.csv"])
+def test_quotes_in_captions_do_not_swallow_rows(name: str, tmp_path: Path) -> None:
+    """A row starts with a quote that is part of the caption, and a later one too, or none."""
+    delimiter = "\t" if name == "t.tsv" else ";"
+    texts = [f"A dog {number}" for number in range(12)]
+    for quoted in ({3: '"No entry" reads a sign', 8: '"Open" it says'}, {3: '"No entry reads a sign'}):
+        written = [quoted.get(number, text) for number, text in enumerate(texts)]
+        rows = [f"{number}.jpg{delimiter}{text}" for number, text in enumerate(written)]
+        (tmp_path / name).write_text("\n".join([f"image{delimiter}caption", *rows]))
+        found = read_all(tmp_path / name)
+        assert [captions for _, captions in found.values()] == [(text,) for text in written]
+
+
+def test_captions_in_several_columns_and_in_lists_are_all_kept(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text('sep=,\nimage,caption,caption,caption_2,\n1.jpg,a,b,c,\n2.jpg,"[""d"", ""e""]",,,\n')
+    assert [captions for _, captions in read_all(path).values()] == [("a", "b", "c"), ("d", "e")]
+    path = write_jsonl(
+        tmp_path / "t.jsonl", [{"image": "1.jpg", "captions": ["a", {"caption": "b"}, {"raw": "c"}]}]
+    )
+    assert [captions for _, captions in read_all(path).values()] == [("a", "b", "c")]
+
+
+@pytest.mark.parametrize(
+    ("encoding", "text"), [("gbk", "一只狗在跑步"), ("shift_jis", "犬が走る"), ("utf-16-le", "A dog")]
+)
+def test_text_in_unknown_encodings_is_refused(encoding: str, text: str, tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_bytes(f"image,caption\n1.jpg,{text}\n".encode(encoding))
+    with pytest.raises(CaptionerError, match="is not text in UTF-8; save it as UTF-8"):
+        read_all(tmp_path / "t.csv")
+
+
+def test_archives_keep_pictures_and_captions_together(tmp_path: Path) -> None:
+    """Names with dots, further files of a picture, and a JSON file without a caption."""
+    for folder in ("train", "val"):
+        (tmp_path / folder).mkdir()
+        members = {f"IMG.{number}.jpg": b"x" for number in range(3)}
+        members |= {f"IMG.{number}.json": b'{"width": 3}' for number in range(3)}
+        members |= {f"IMG.{number}.txt": f"Dog {folder} {number}\nA dog".encode() for number in range(3)}
+        tar(tmp_path / folder / "000.tar", {**members, "._IMG.0.jpg": b"mac"})
+    found = read_all(tmp_path)
+    assert found == {
+        f"{folder}/000.tar/IMG.{number}.jpg": (split, (f"Dog {folder} {number}", "A dog"))
+        for folder, split in (("train", "train"), ("val", "dev"))
+        for number in range(3)
+    }
+    whole = (tmp_path / "train" / "000.tar").read_bytes()
+    (tmp_path / "train" / "000.tar").write_bytes(whole[: 2 * 512])  # between two members
+    with pytest.raises(CaptionerError, match="damaged or truncated tar archive"):
+        read_all(tmp_path)
+    (tmp_path / "train" / "000.tar").rename(tmp_path / "train" / "000.tar.gz")
+    with pytest.raises(CaptionerError, match=r"000\.tar\.gz is compressed; unpack it"):
+        read_all(tmp_path)
+
+
+def test_splits_follow_folders_only_if_they_name_train_and_another(tmp_path: Path) -> None:
+    rows = [
+        {"file_name": f"{folder}/{number}.jpg", "text": "a"}
+        for folder in ("train", "test")
+        for number in range(4)
+    ]
+    path = write_jsonl(tmp_path / "metadata.jsonl", rows)
+    found = read_all(path)
+    assert (
+        sorted(split for split, _ in found.values()) == ["dev"] + ["test"] * 4 + ["train"] * 3
+    )  # dev is from train
+    assert all((split == "test") == name.startswith("test") for name, (split, _) in found.items())
+    rows = [
+        {"file_name": f"{folder}/{number}.jpg", "text": "a"}
+        for folder in ("train", "bus")
+        for number in range(40)
+    ]
+    found = read_all(write_jsonl(path, rows))
+    assert {name.split("/")[0] for name, (split, _) in found.items() if split == "train"} == {"train", "bus"}
+
+
+def test_names_of_pictures_beside_captions_are_no_splits(tmp_path: Path) -> None:
+    for name in ("train_1", "train_2", "bus_1", "bus_2"):
+        (tmp_path / f"{name}.JPG").touch()
+        (tmp_path / f"{name}.TXT").write_text("A train.\nIt waits.")
+    (tmp_path / "readme.txt").write_text("about")
+    found = read_all(tmp_path, test_share=0.0)
+    assert sorted(split for split, _ in found.values()) == ["dev", "train", "train", "train"]
+    assert {captions for _, captions in found.values()} == {("A train.", "It waits.")}
+
+
+def test_one_picture_has_one_name(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    rows = [
+        {"image": name, "caption": "a"}
+        for name in ("sub/1.jpg", "./sub/1.jpg", "sub\\1.jpg", str(tmp_path / "sub/1.jpg"))
+    ]
+    assert read_all(write_jsonl(tmp_path / "t.jsonl", rows), test_share=0.0).keys() == {"sub/1.jpg"}
+
+
+def test_splits_of_parquet_do_not_depend_on_how_its_path_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_as("parquet", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert read_all(Path("data.parquet")) == read_all(tmp_path / "data.parquet")

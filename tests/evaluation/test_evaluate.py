@@ -15,6 +15,7 @@ from captioner.evaluation.coco import CocoImage, read_coco_captions, read_result
 from captioner.evaluation.evaluate import evaluate_captions
 from captioner.evaluation.metrics import score_captions
 from captioner.evaluation.statistics import CaptionStatistics
+from captioner.objects.coco_file import plain_id
 from tests.conftest import make_caption
 from tests.datasets.test_coco import annotation_file
 
@@ -175,7 +176,7 @@ def test_what_the_command_writes_is_read_in_each_format(
     names = ("a/x.jpg", "b/x.jpg", "=t\ty.jpg")
     images = [CocoImage(str(number), name, ()) for number, name in enumerate(names, start=1)]
     for kind in get_args(OutputFormat):
-        path = tmp_path / f"captions.{kind}"
+        path = tmp_path / f"captions.{'csv' if kind == 'exiftool' else kind}"
         with CaptionWriter(path, kind, with_attention=False, settings={}) as writer:
             for folder, name, text in zip(
                 ("/p", "/p", ""), names, ("a dog", "a cat", "=a boat"), strict=True
@@ -203,3 +204,47 @@ def test_ids_may_be_text_or_floats_and_are_written_as_they_came(tmp_path: Path) 
 def test_references_without_a_word_are_refused() -> None:
     with pytest.raises(CaptionerError, match="1 pictures have references without a word: 2"):
         score_captions({"1": "a cat", "2": "a dog"}, {"1": ["...", "a cat"], "2": ["..."]}, with_meteor=False)
+
+
+@pytest.mark.parametrize(
+    ("content", "encoding"),
+    [
+        ("image,caption\n1.jpg,ein Mädchen\n", "utf-8"),
+        ("file;caption\n1.jpg;ein Mädchen\n", "cp1252"),  # as European spreadsheets save it
+        ("image_id\tcaption\n1.0\tein Mädchen\n", "utf-16"),
+    ],
+)
+def test_tables_of_captions_from_other_programs_are_read(tmp_path: Path, content: str, encoding: str) -> None:
+    path = tmp_path / "results.csv"
+    path.write_text(content, encoding=encoding)
+    assert read_results(path, [CocoImage("1", "a/1.jpg", ())]) == {"1": "ein Mädchen"}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("name,words\n1.jpg,a\n", "needs the columns file and caption, and has name, words"),
+        ("file,caption\n1.jpg\n", "line 2 has another number of cells than the header"),
+    ],
+)
+def test_tables_that_are_not_captions_are_refused(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "results.csv").write_text(content)
+    with pytest.raises(CaptionerError, match=message):
+        read_results(tmp_path / "results.csv", IMAGES)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (7.0, 7),
+        ("7", 7),
+        ("7.0", 7),
+        ("007", "007"),
+        ("1_0", "1_0"),
+        ("1e2", "1e2"),
+        ("9" * 20, "9" * 20),
+        (" x ", "x"),
+    ],
+)
+def test_ids_that_look_alike_stay_apart(value: object, expected: object) -> None:
+    assert plain_id(value) == expected

@@ -13,7 +13,7 @@ from captioner.config import GridConfig, PreprocessConfig
 from captioner.errors import ImageError
 from captioner.images.formats import PICTURE_SUFFIXES, PILLOW_SUFFIXES
 from captioner.images.geometry import Preprocess, cell_box, heatmap
-from captioner.images.reading import ZipMember, load_image
+from captioner.images.reading import ZipMember, load_image, load_opened
 from tests.conftest import noise_picture
 
 RED, GREEN = (250, 10, 10), (10, 250, 10)
@@ -374,3 +374,50 @@ def test_very_large_picture_is_shrunk_before_it_is_converted(
     path = save(Image.new("RGB", (400, 900), GREEN), tmp_path / "large.png")
     assert load_image(path, enough_px=50).size == (100, 225)
     assert load_image(path).size == (400, 900)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", ["jpg", "tif", "png", "webp"])
+def test_every_orientation_becomes_upright_in_every_format(
+    orientation: int, suffix: str, tmp_path: Path
+) -> None:
+    """The upper left of the stored picture is red, the rest green; EXIF 2.3 says where it belongs."""
+    stored = Image.new("RGB", (64, 32), GREEN)
+    stored.paste(RED, (0, 0, 32, 16))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"tiffinfo": {0x0112: orientation}} if suffix == "tif" else {"exif": exif.tobytes()}
+    image = load_image(save(stored, tmp_path / f"p.{suffix}", quality=95, **options))
+    is_turned = orientation >= 5
+    assert image.size == ((32, 64) if is_turned else (64, 32))
+    right = orientation in (2, 3, 6, 7)
+    low = orientation in (3, 4, 7, 8)
+    centre = (image.width * (3 if right else 1) // 4, image.height * (3 if low else 1) // 4)
+    assert image.getpixel(centre)[0] > 200
+
+
+def test_transparency_is_that_of_the_stored_colours(tmp_path: Path) -> None:
+    """The transparent colour is compared before colours are converted by a profile, and levels to 8 bits."""
+    picture = Image.new("RGB", (8, 4), GREEN)
+    picture.paste(RED, (0, 0, 4, 4))
+    path = save(picture, tmp_path / "p.png", transparency=RED, icc_profile=profile_with_swapped_primaries())
+    image = load_image(path)
+    assert image.getpixel((0, 0)) == (255, 255, 255)
+    assert image.getpixel((7, 0))[0] > 200  # green means red
+    deep = Image.fromarray(np.array([[1000, 60_000]], dtype=np.uint16))
+    image = load_image(save(deep, tmp_path / "deep.png", transparency=1000))
+    assert [image.getpixel((x, 0)) for x in (0, 1)] == [(255,) * 3, (round(60_000 / 257),) * 3]
+
+
+def test_malformed_exif_data_are_ignored(tmp_path: Path) -> None:
+    path = save(noise_picture(0), tmp_path / "p.png", exif=b"Exif\0\0garbagegarbage")
+    assert load_image(path).size == noise_picture(0).size
+
+
+def test_opened_pictures_have_the_same_errors(tmp_path: Path) -> None:
+    path = save(noise_picture(0), tmp_path / "p.png")
+    path.write_bytes(path.read_bytes()[:-40])
+    with Image.open(path) as image, pytest.raises(ImageError, match=r"p\.png: damaged or truncated"):
+        load_opened(image)
+    with pytest.raises(ImageError, match="it has no pixels"):
+        load_opened(Image.new("RGB", (0, 0)))
