@@ -77,10 +77,11 @@ class Flickr8k(MaySkipInvalid):
         reject_string(splits, "splits")
         if self.karpathy is not None:
             return _karpathy_records(self.root, self.karpathy, splits)
-        captions = _read_captions(_find_file(self.root, (FLICKR8K_TOKENS, *KAGGLE_CAPTIONS)))
-        return _records(
-            self.root, captions, _split(self.root, captions, FLICKR8K_LISTS, splits, seed=self.split_seed)
-        )
+        captions, problems = _read_captions(_find_file(self.root, (FLICKR8K_TOKENS, *KAGGLE_CAPTIONS)))
+        names_of = _split(self.root, captions, FLICKR8K_LISTS, splits, seed=self.split_seed)
+        records = _records(self.root, captions, names_of, problems)
+        self.report(problems)
+        return records
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,10 +101,11 @@ class Flickr30k(MaySkipInvalid):
         reject_string(splits, "splits")
         if self.karpathy is not None:
             return _karpathy_records(self.root, self.karpathy, splits)
-        captions = _read_captions(_find_file(self.root, (FLICKR30K_TOKENS, *KAGGLE_CAPTIONS)))
-        return _records(
-            self.root, captions, _split(self.root, captions, FLICKR30K_LISTS, splits, seed=self.split_seed)
-        )
+        captions, problems = _read_captions(_find_file(self.root, (FLICKR30K_TOKENS, *KAGGLE_CAPTIONS)))
+        names_of = _split(self.root, captions, FLICKR30K_LISTS, splits, seed=self.split_seed)
+        records = _records(self.root, captions, names_of, problems)
+        self.report(problems)
+        return records
 
 
 def _find_file(root: Path, names: Sequence[str]) -> Path:
@@ -147,14 +149,19 @@ def _list_path(root: Path, name: str) -> Path:
 
 
 def _records(
-    root: Path, captions: Mapping[str, Sequence[str]], names_of: Mapping[SplitName, Sequence[str]]
+    root: Path,
+    captions: Mapping[str, Sequence[str]],
+    names_of: Mapping[SplitName, Sequence[str]],
+    problems: list[str],
 ) -> list[CaptionedImage]:
+    """The listed pictures that have captions; the others are added to `problems`."""
     pictures = _Pictures(root)
     records = []
     for split, names in names_of.items():
         for name in names:
             if name not in captions:
-                raise CaptionerError(f"{root} has no caption of {name}, which its {split} split lists")
+                problems.append(f"{root} has no caption of {name}, which its {split} split lists")
+                continue
             records.append(
                 CaptionedImage(
                     image_id=name,
@@ -189,24 +196,31 @@ def _read_lines(path: Path) -> list[str]:
     return [line.strip() for line in lines]
 
 
-def _read_captions(path: Path) -> dict[str, list[str]]:
-    """The captions of each picture, in the order of the file. Raises: CaptionerError."""
+def _read_captions(path: Path) -> tuple[dict[str, list[str]], list[str]]:
+    """The captions of each picture, in the order of the file, and the lines that are not valid.
+
+    Raises: CaptionerError.
+    """
     captions: dict[str, list[str]] = {}
+    problems: list[str] = []
     lines = _read_lines(path)
-    header = lines[0].replace(" ", "").lower()
+    first = next(filter(None, lines), "")
+    has_header = first.replace(" ", "").lower() in _HEADERS
     parse = _parse_token
-    if header in _HEADERS:
-        parse = _parse_bars if "|" in header else _parse_commas
-        say(f"{path}: captions in Kaggle's layout, {lines[0]}")
+    if has_header or (path.name in KAGGLE_CAPTIONS and _parse_token(first) is None):
+        parse = _parse_bars if "|" in first else _parse_commas
+        say(f"{path}: captions in Kaggle's layout, {first if has_header else 'without its header'}")
     for number, line in enumerate(lines, start=1):
-        if not line or (number == 1 and parse is not _parse_token):
+        if not line or (has_header and line == first):
             continue
         parsed = parse(line)
         if parsed is None:
-            expected = "picture#number<TAB>caption" if parse is _parse_token else lines[0]
-            raise CaptionerError(f"{path}:{number}: expected {expected}, not {line[:60]!r}")
-        captions.setdefault(parsed[0], []).append(parsed[1])
-    return captions
+            layout = {_parse_token: "picture#number<TAB>caption", _parse_bars: "image_name| number| comment"}
+            expected = layout.get(parse, "image,caption")
+            problems.append(f"{path}:{number}: expected {expected}, not {line[:60]!r}")
+        else:
+            captions.setdefault(parsed[0], []).append(parsed[1])
+    return captions, problems
 
 
 def _parse_token(line: str) -> tuple[str, str] | None:

@@ -245,3 +245,20 @@ def test_pictures_of_any_format_are_found_through_links(
     (root / "linked").symlink_to(elsewhere)
     (elsewhere / "back").symlink_to(root)
     assert [pixels(record.source).shape for record in read(root)] == [(40, 50, 3)] * 3
+
+
+def test_invalid_lines_are_named_at_once_or_left_out(root: Path) -> None:
+    tokens = root / "Flickr8k.token.txt"
+    tokens.write_text("no caption\n" + tokens.read_text() + "another\n")
+    (root / "Flickr_8k.devImages.txt").write_text("d1.jpg\nmissing.jpg\n")
+    with pytest.raises(
+        CaptionerError, match=r"3 rows are not valid: .*:1: expected picture#number.*:8: .*missing\.jpg"
+    ):
+        read(root)
+    assert len(Flickr8k(root=root, skip_invalid=True).read(["train", "dev"])) == 3
+
+
+def test_kaggle_archive_without_its_header_is_read(tmp_path: Path) -> None:
+    write_kaggle(tmp_path, "0.jpg,A dog , wet .\n1.jpg,A cat .\n2.jpg,A boat .\n", "Images", range(3))
+    records = Flickr8k(root=tmp_path).read(["train", "dev", "test"])
+    assert {record.image_id: record.captions for record in records}["0.jpg"] == ("A dog , wet .",)
