@@ -11,7 +11,8 @@ from PIL import Image
 from captioner.config import GridConfig, PreprocessConfig
 from captioner.figures.style import DEFAULT_STYLE, FIGURE_PX, FigureStyle
 from captioner.images.geometry import heatmap
-from captioner.images.reading import ImageSource, load_image, load_opened
+from captioner.images.reading import load_image, load_opened
+from captioner.images.sources import ImageSource
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

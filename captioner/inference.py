@@ -21,11 +21,12 @@ from captioner.decoding.search import Hypothesis
 from captioner.errors import CaptionerError, ImageError, reject_string
 from captioner.images.geometry import Preprocess
 from captioner.images.prefetch import map_in_threads, prefetch_batches
-from captioner.images.reading import BinaryFile, ImageSource, as_picture, load_opened
+from captioner.images.reading import load_opened
+from captioner.images.sources import BinaryFile, ImageSource, as_picture
 from captioner.vocabulary import UNK, Vocabulary
 
 PictureLike: TypeAlias = ImageSource | str | os.PathLike[str] | bytes | BinaryFile | Image.Image
-"""What `captioner.images.reading.as_picture` takes."""
+"""What `captioner.images.sources.as_picture` takes."""
 
 Loaded = tuple[ImageSource | Image.Image, UInt8[np.ndarray, "size size 3"] | ImageError]
 
@@ -129,7 +130,7 @@ class Captioner:
     ) -> Iterator[list[Caption | ImageError]]:
         """Caption many pictures in order; yields a list for each batch as it is done.
 
-        `sources` are paths, or `captioner.images.reading.ZipMember`s. A picture that cannot be read yields
+        `sources` are paths, or `captioner.images.sources.ZipMember`s. A picture that cannot be read yields
         its `ImageError` instead. `options` are as in `caption`; samples depend on a picture's number among
         the sources, not on its batch.
 

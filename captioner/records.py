@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
 from captioner.errors import reject_string
-from captioner.images.reading import StoredPicture
+from captioner.images.sources import StoredPicture
 
 SplitName = Literal["train", "dev", "test"]
 """Splits for training, for choosing settings, and for testing. What some data sets call val is dev here."""

@@ -13,7 +13,8 @@ from tqdm import tqdm
 
 from captioner.errors import CaptionerError, ImageError, abbreviate
 from captioner.images.prefetch import prefetch_batches
-from captioner.images.reading import StoredPicture, load_image
+from captioner.images.reading import load_image
+from captioner.images.sources import StoredPicture
 from captioner.records import CaptionedImage, SplitName
 from captioner.tokenize import spaceless_share, tokenize
 from captioner.training.fitting import LEAST_COVERAGE, caption_limit, coverage

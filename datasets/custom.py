@@ -12,52 +12,22 @@ Several rows may name the same picture. Paths are relative to the file. A folder
     1.jpg, 1.txt, 2.jpg, 2.txt, ...  pictures, each with captions beside it, one per line, also in subfolders
 """
 
-import json
-import re
-import tarfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from captioner.errors import reject_string
 from captioner.images.discovery import walk_files
-from captioner.images.formats import has_picture_suffix
-from captioner.images.reading import ParquetCell, StoredPicture, TarMember
+from captioner.images.sources import ParquetCell, StoredPicture
 from captioner.records import CaptionedImage, SplitName
 
-from . import CaptionerError, MaySkipInvalid, decode_text, picture_in, say
+from . import CaptionerError, MaySkipInvalid, picture_in, say
+from .folders import SPLIT_OF, Found, captions_beside, captions_in_tar, split_of_folders, split_of_name
 from .splitting import split_by_picture
-from .tables import ColumnNames, Row, captions_in, read_rows
+from .tables import ColumnNames, Row, read_rows
 
-SPLIT_OF: dict[str, SplitName] = {
-    "train": "train",
-    "training": "train",
-    "dev": "dev",
-    "val": "dev",
-    "valid": "dev",
-    "validation": "dev",
-    "test": "test",
-    "testing": "test",
-}
-"""Values that the column `split` may have, and names of folders and files of a split."""
-
-_BESIDE = (".txt", ".caption")
 _METADATA = ("metadata.jsonl", "metadata.csv")
 _TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
-
-
-@dataclass(frozen=True)
-class _Found:
-    """A picture with captions of it."""
-
-    name: str
-    source: StoredPicture
-    captions: tuple[str, ...]
-    split: str
-    """What the row says, if it says a split."""
-    place: str
-    """The split that the names of its folder, table or archive say, if they do."""
-    where: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +60,7 @@ class CustomCaptions(MaySkipInvalid):
         if not (self.dev_share > 0 and self.test_share >= 0 and self.dev_share + self.test_share < 1):
             raise CaptionerError("--dev-share and --test-share must be positive and leave some for train")
         problems: list[str] = []
-        by_name: dict[str, list[_Found]] = {}
+        by_name: dict[str, list[Found]] = {}
         for found in self._found(problems):
             problem = _conflict(found, by_name.get(found.name, []))
             if problem:
@@ -110,7 +80,7 @@ class CustomCaptions(MaySkipInvalid):
             if split_of[name] in splits
         ]
 
-    def _splits(self, by_name: Mapping[str, Sequence[_Found]]) -> dict[str, SplitName]:
+    def _splits(self, by_name: Mapping[str, Sequence[Found]]) -> dict[str, SplitName]:
         """The split of each picture: by the rows, else by the names of folders and files if they name train
         and another split, else at random. Without dev, some of train is dev.
 
@@ -143,7 +113,7 @@ class CustomCaptions(MaySkipInvalid):
         num_dev, num_test = (round(share * len(names)) for share in (self.dev_share, test_share))
         return split_by_picture(names, num_dev=max(num_dev, 1), num_test=num_test, seed=self.split_seed)
 
-    def _found(self, problems: list[str]) -> Iterator[_Found]:
+    def _found(self, problems: list[str]) -> Iterator[Found]:
         """The pictures with captions; invalid rows are added to `problems`. Raises: CaptionerError."""
         path = self.captions
         if not path.exists():
@@ -151,11 +121,11 @@ class CustomCaptions(MaySkipInvalid):
         if path.is_dir():
             yield from self._in_folder(path, problems)
         elif path.name.lower().endswith(_TAR_SUFFIXES):
-            yield from _in_tar(path, problems, below=path.parent)
+            yield from captions_in_tar(path, problems, below=path.parent)
         else:
             yield from self._in_table(path, problems, below=path.parent)
 
-    def _in_table(self, path: Path, problems: list[str], *, below: Path) -> Iterator[_Found]:
+    def _in_table(self, path: Path, problems: list[str], *, below: Path) -> Iterator[Found]:
         """The rows of a table, with names relative to the folder `below`."""
         folder = self.images or path.parent
         prefix = path.parent.relative_to(below)
@@ -166,10 +136,10 @@ class CustomCaptions(MaySkipInvalid):
                 problems.append(str(error))
                 continue
             name = (prefix / name).as_posix()
-            place = _split_of_name(path.name) or _split_of_folders(Path(name))
-            yield _Found(name, source, row.captions, row.split, place, row.where)
+            place = split_of_name(path.name) or split_of_folders(Path(name))
+            yield Found(name, source, row.captions, row.split, place, row.where)
 
-    def _in_folder(self, folder: Path, problems: list[str]) -> Iterator[_Found]:
+    def _in_folder(self, folder: Path, problems: list[str]) -> Iterator[Found]:
         files = list(walk_files(folder))
         tables = [path for path in files if path.name.lower() in _METADATA]
         parquet = [path for path in files if path.suffix.lower() == ".parquet"]
@@ -186,12 +156,12 @@ class CustomCaptions(MaySkipInvalid):
         if archives:
             say(f"{folder}: {len(archives):,} tar archives, in WebDataset's layout")
             for path in archives:
-                yield from _in_tar(path, problems, below=folder)
+                yield from captions_in_tar(path, problems, below=folder)
         else:
-            yield from _beside(folder, files, problems)
+            yield from captions_beside(folder, files, problems)
 
 
-def _conflict(found: _Found, others: Sequence[_Found]) -> str:
+def _conflict(found: Found, others: Sequence[Found]) -> str:
     """What is wrong with a row beside other rows of the same picture."""
     if found.split and found.split not in SPLIT_OF:
         return f"the split {found.split!r} must be one of train, dev, val, validation, test"
@@ -209,101 +179,3 @@ def _source(row: Row, folder: Path) -> tuple[str, StoredPicture]:
         return f"{row.image.file.name}#{row.image.row_group}.{row.image.row}", row.image
     path = picture_in(folder, row.image, where=row.where)
     return path.relative_to(folder).as_posix(), path
-
-
-def _split_of_folders(path: Path) -> str:
-    """The split that a folder of a picture says, such as train/."""
-    return next((name.lower() for name in reversed(path.parts[:-1]) if name.lower() in SPLIT_OF), "")
-
-
-def _split_of_name(name: str) -> str:
-    """The split that the name of a table or an archive says, such as test-00000-of-00001.parquet."""
-    return next((word for word in re.split(r"[-_.]", name.lower()) if word in SPLIT_OF), "")
-
-
-def _beside(folder: Path, files: Sequence[Path], problems: list[str]) -> Iterator[_Found]:
-    """Pictures with their captions beside them, one in each line. Raises: CaptionerError."""
-    by_name = {(path.parent, path.name.lower()): path for path in files}
-    pictures = [path for path in files if has_picture_suffix(path.name)]
-    texts = [
-        next(
-            filter(None, (by_name.get((path.parent, f"{path.stem}{suffix}".lower())) for suffix in _BESIDE)),
-            None,
-        )
-        for path in pictures
-    ]
-    if not any(texts):
-        raise CaptionerError(
-            f"{folder} has no captions: neither metadata.jsonl, tar archives, Parquet, nor a .txt beside a "
-            "picture; a table is given by its own name, such as --captions DIR/captions.csv"
-        )
-    unused = {path for path in files if path.suffix.lower() in _BESIDE} - set(texts)
-    say(
-        f"{folder}: {len(pictures):,} pictures with captions in files beside them; {len(unused):,} other "
-        "texts are ignored"
-    )
-    for path, text in zip(pictures, texts, strict=True):
-        name = path.relative_to(folder)
-        if text is None:
-            problems.append(f"{path}: no {path.stem}.txt with its caption beside it")
-            continue
-        try:
-            captions = _lines(text.read_bytes(), text)
-        except (OSError, CaptionerError) as error:
-            problems.append(str(error))
-            continue
-        yield _Found(name.as_posix(), path, captions, "", _split_of_folders(name), str(path))
-
-
-def _lines(content: bytes, where: object) -> tuple[str, ...]:
-    """The captions in a text, one in each line; an empty one if there is none. Raises: CaptionerError."""
-    lines = (" ".join(line.split()) for line in decode_text(content, where=where)[0].splitlines())
-    return tuple(filter(None, lines)) or ("",)
-
-
-def _in_tar(path: Path, problems: list[str], *, below: Path) -> Iterator[_Found]:
-    """The pictures of an archive in WebDataset's layout: a picture and its caption have one name.
-
-    Raises: CaptionerError, if it is damaged or compressed.
-    """
-    if path.suffix.lower() != ".tar":
-        raise CaptionerError(f"{path} is compressed; unpack it, or store it as an uncompressed .tar")
-    pictures: list[tuple[str, TarMember]] = []
-    captions: dict[str, tuple[str, ...]] = {}
-    try:
-        with tarfile.open(path, mode="r:") as archive:
-            for member in archive:
-                name = PurePosixPath(member.name)
-                key, suffix = str(name.with_suffix("")), name.suffix.lower()
-                if not member.isfile() or name.name.startswith("."):
-                    continue
-                if has_picture_suffix(name.name):
-                    pictures.append((key, TarMember(path, member.name, member.offset_data, member.size)))
-                elif suffix in (*_BESIDE, ".json"):
-                    stream = archive.extractfile(member)
-                    assert stream is not None  # because it is a file
-                    found = _caption(stream.read(), f"{path}/{member.name}", is_json=suffix == ".json")
-                    if found and (suffix != ".json" or key not in captions):  # .json has other things, too
-                        captions[key] = found
-            if path.stat().st_size < archive.offset + tarfile.BLOCKSIZE:
-                raise tarfile.ReadError("its end is missing")
-    except (OSError, tarfile.TarError) as error:
-        raise CaptionerError(f"{path} is a damaged or truncated tar archive: {error}") from None
-    place = path.relative_to(below)
-    split = _split_of_name(path.name) or _split_of_folders(place)
-    for key, picture in pictures:
-        if key in captions:
-            named = f"{place.as_posix()}/{picture.name}"
-            yield _Found(named, picture, captions[key], "", split, str(picture))
-        else:
-            problems.append(f"{picture}: neither a .txt nor a .json of that name has a caption")
-
-
-def _caption(content: bytes, where: str, *, is_json: bool) -> tuple[str, ...]:
-    """The captions in a member, none if it has none. Raises: CaptionerError."""
-    if not is_json:
-        return _lines(content, where)
-    try:
-        return captions_in(json.loads(content), where)
-    except (ValueError, TypeError, AttributeError, RecursionError, CaptionerError):
-        return ()

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from captioner.errors import abbreviate
-from captioner.images.reading import ParquetCell, parquet_file
+from captioner.images.sources import ParquetCell, parquet_file
 
 from . import CaptionerError, decode_text, say
 

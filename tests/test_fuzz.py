@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from captioner.errors import CaptionerError, ImageError
-from captioner.images.reading import PictureBytes, load_image
+from captioner.images.reading import load_image
+from captioner.images.sources import PictureBytes
 from captioner.records import CaptionedImage, RecordReader
 from datasets.coco import Coco
 from datasets.custom import CustomCaptions

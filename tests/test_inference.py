@@ -11,7 +11,7 @@ from PIL import Image
 from captioner.backends.torch_backend import choose_device
 from captioner.caption import Caption
 from captioner.errors import CaptionerError, ImageError
-from captioner.images.reading import as_picture
+from captioner.images.sources import as_picture
 from captioner.inference import Captioner
 from captioner.tokenize import detokenize
 from captioner.vocabulary import END

@@ -25,7 +25,7 @@ from captioner.errors import CaptionerError, ImageError, reject_string
 from captioner.images.discovery import HEAD_BYTES, is_own_figure, walk_files
 from captioner.images.formats import has_picture_suffix
 from captioner.images.prefetch import batches
-from captioner.images.reading import ImageSource, PictureBytes
+from captioner.images.sources import ImageSource, PictureBytes
 
 _TAR_SUFFIXES, _PARQUET_SUFFIX = (".tar", ".tar.gz", ".tgz"), ".parquet"
 _COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "bytes", "content", "path", "file", "file_name")

@@ -29,7 +29,7 @@ from captioner.data.pictures import CachedRecords
 from captioner.errors import CaptionerError, ImageError
 from captioner.images.geometry import Preprocess
 from captioner.images.prefetch import prefetch_batches
-from captioner.images.reading import StoredPicture
+from captioner.images.sources import StoredPicture
 from captioner.model.encoder import Encoder
 from captioner.records import CaptionedImage
 

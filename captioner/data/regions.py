@@ -16,7 +16,7 @@ from captioner.config import GridConfig, PreprocessConfig
 from captioner.data.batching import ItemRegions
 from captioner.errors import CaptionerError, abbreviate
 from captioner.images.geometry import cell_coverage
-from captioner.images.reading import StoredPicture
+from captioner.images.sources import StoredPicture
 from captioner.model.batch import CaptionBatch
 from captioner.objects.categories import mentions
 from captioner.objects.instances import Instance, Instances

@@ -7,7 +7,8 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from captioner.config import GridConfig, PreprocessConfig
-from captioner.images.reading import ImageSource, load_image
+from captioner.images.reading import load_image
+from captioner.images.sources import ImageSource
 
 
 @dataclass(frozen=True)

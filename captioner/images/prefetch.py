@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from captioner.errors import ImageError
-from captioner.images.reading import ImageSource
+from captioner.images.sources import ImageSource
 
 Item = TypeVar("Item")
 Source = TypeVar("Source", bound=ImageSource)

@@ -17,7 +17,6 @@ from captioner.backends.torch_backend import TorchBackend, choose_device
 from captioner.checkpoint.weights import CaptioningCheckpoint, load_checkpoint, save_checkpoint
 from captioner.config import (
     FORMAT_VERSION,
-    DecoderConfig,
     EncoderConfig,
     GridConfig,
     ModelConfig,
@@ -38,8 +37,8 @@ from captioner.inference import Captioner
 from captioner.model.captioning import CaptioningModel, make_decoder
 from captioner.model.encoder import Encoder, build_encoder
 from captioner.records import CaptionedImage
-from captioner.training.fitting import LEAST_COVERAGE, coverage
 from captioner.training.options import RunOptions
+from captioner.training.preparation import check_coverage, first_of_each, load_regions, load_start
 from captioner.training.recipe import Recipe
 from captioner.training.state import data_digest
 from captioner.training.task import Validation, shown
@@ -114,14 +113,14 @@ class CaptioningTask:
         """
         assert isinstance(recipe.encoder, EncoderConfig)
         training, size_px = recipe.training, recipe.encoder.image_size
-        start = _load_start(recipe)
+        start = load_start(recipe)
         encoder = build_encoder(recipe.encoder) if start is None else start.model.encoder
         preprocess, grid = encoder.preprocess_config(size_px), encoder.grid_config(size_px)
-        regions = _load_regions(recipe, train, grid, preprocess)
+        regions = load_regions(recipe, train, grid, preprocess)
         encoder.to(accelerator.device)
         with accelerator.main_process_first():
             dev_split, train_split = cached_splits(
-                [_first_of_each(dev, training.max_dev_pictures), train],
+                [first_of_each(dev, training.max_dev_pictures), train],
                 encoder=encoder,
                 preprocess=preprocess,
                 grid=grid,
@@ -137,7 +136,7 @@ class CaptioningTask:
             )
         else:
             vocabulary = start.vocabulary
-            _check_coverage(train, vocabulary)
+            check_coverage(train, vocabulary)
         if len(vocabulary) == len(SPECIAL_TOKENS):
             raise CaptionerError(
                 f"no word occurs {training.min_count} times in the training captions; lower --min-count"
@@ -254,60 +253,3 @@ class CaptioningTask:
         squashed = np.stack([load(record.source) for record in self.dev.split.records[:_NUM_MEASURED]])
         images = torch.from_numpy(squashed).to(next(encoder.parameters()).device)
         return encoder.receptive_field_std_px(encoder.normalise(images), self.config.grid)
-
-
-def _first_of_each(dev: Sequence[CaptionedImage], most: int | None) -> list[CaptionedImage]:
-    """The first dev pictures of each data set, at most so many."""
-    kept = Counter[str]()
-    first = []
-    for record in dev:
-        if most is None or kept[record.dataset] < most:
-            kept[record.dataset] += 1
-            first.append(record)
-    return first
-
-
-def _load_regions(
-    recipe: Recipe, train: Sequence[CaptionedImage], grid: GridConfig, preprocess: PreprocessConfig
-) -> RegionStore | None:
-    """The annotated objects of train, if they are given and wanted. Raises: CaptionerError."""
-    is_annotated = any(record.instances is not None for record in train)
-    if not is_annotated or recipe.training.attention_supervision == 0:
-        return None
-    if recipe.decoder.attention != "soft":
-        raise CaptionerError(
-            f"supervised attention needs soft attention, not {recipe.decoder.attention}; leave the "
-            "instances out"
-        )
-    return RegionStore(train, grid=grid, preprocess=preprocess)
-
-
-def _load_start(recipe: Recipe) -> CaptioningCheckpoint | None:
-    """The model that the run starts from, if the recipe names one."""
-    if recipe.training.start_from is None:
-        return None
-    assert isinstance(recipe.encoder, EncoderConfig)
-    if recipe.encoder.weights is not None:
-        raise CaptionerError("a run that starts from a model has its weights; leave --weights out")
-    start = load_checkpoint(recipe.training.start_from)
-    has_same_encoder = recipe.encoder.backbone == start.config.backbone
-    check_same_architecture(recipe, start.config.decoder, has_same_encoder=has_same_encoder)
-    return start
-
-
-def _check_coverage(train: Sequence[CaptionedImage], vocabulary: Vocabulary) -> None:
-    """Say how many words of the captions the model that the run starts from knows. Raises: CaptionerError."""
-    share = coverage((caption for record in train for caption in record.captions), vocabulary)
-    known = f"the vocabulary of the model that the run starts from has {share:.1%} of the words of train"
-    if share < LEAST_COVERAGE:
-        raise CaptionerError(f"{known}, too few to learn from; start without --start-from")
-    _logger.info("%s; it stays as it is", known)
-
-
-def check_same_architecture(recipe: Recipe, decoder: DecoderConfig, *, has_same_encoder: bool) -> None:
-    """Compare a recipe with the decoder of the model that the run starts from. Raises: CaptionerError."""
-    if not has_same_encoder or replace(decoder, dropout=recipe.decoder.dropout) != recipe.decoder:
-        raise CaptionerError(
-            f"the recipe has another encoder or decoder than {recipe.training.start_from}; a run that starts "
-            "from a model can only change its dropout"
-        )

@@ -15,7 +15,7 @@ from captioner.checkpoint.weights import save_checkpoint
 from captioner.config import FORMAT_VERSION, TextEncoderConfig, TranslationConfig
 from captioner.errors import CaptionerError
 from captioner.records import TranslatedSentence
-from captioner.training.captioning import check_same_architecture
+from captioner.training.preparation import check_same_architecture
 from captioner.training.recipe import Recipe
 from captioner.training.task import Validation, shown
 from captioner.training.validation import choose_decoding, dev_entry, validate

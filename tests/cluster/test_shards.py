@@ -16,7 +16,7 @@ import pytest
 from captioner.cluster.inputs import InputShard, find_shards
 from captioner.cluster.shards import ShardFolder
 from captioner.errors import CaptionerError, ImageError
-from captioner.images.reading import PictureBytes
+from captioner.images.sources import PictureBytes
 from tests.conftest import ROOT, noise_picture
 
 

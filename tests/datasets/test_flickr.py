@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from captioner.errors import CaptionerError
-from captioner.images.reading import ImageSource, load_image
+from captioner.images.reading import load_image
+from captioner.images.sources import ImageSource
 from captioner.records import CaptionedImage
 from datasets.flickr import Flickr8k, Flickr30k
 from tests.conftest import noise_picture

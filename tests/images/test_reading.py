@@ -13,7 +13,8 @@ from captioner.config import GridConfig, PreprocessConfig
 from captioner.errors import ImageError
 from captioner.images.formats import PICTURE_SUFFIXES, PILLOW_SUFFIXES
 from captioner.images.geometry import Preprocess, cell_box, heatmap
-from captioner.images.reading import ZipMember, load_image, load_opened
+from captioner.images.reading import load_image, load_opened
+from captioner.images.sources import ZipMember
 from tests.conftest import noise_picture
 
 RED, GREEN = (250, 10, 10), (10, 250, 10)

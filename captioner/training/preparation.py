@@ -1,0 +1,74 @@
+"""What a captioning run starts with: dev pictures, annotated objects, the weights of another model."""
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+
+from captioner.checkpoint.weights import CaptioningCheckpoint, load_checkpoint
+from captioner.config import DecoderConfig, EncoderConfig, GridConfig, PreprocessConfig
+from captioner.data.regions import RegionStore
+from captioner.errors import CaptionerError
+from captioner.records import CaptionedImage
+from captioner.training.fitting import LEAST_COVERAGE, coverage
+from captioner.training.recipe import Recipe
+from captioner.vocabulary import Vocabulary
+
+_logger = logging.getLogger(__name__)
+
+
+def first_of_each(dev: Sequence[CaptionedImage], most: int | None) -> list[CaptionedImage]:
+    """The first dev pictures of each data set, at most so many."""
+    kept = Counter[str]()
+    first = []
+    for record in dev:
+        if most is None or kept[record.dataset] < most:
+            kept[record.dataset] += 1
+            first.append(record)
+    return first
+
+
+def load_regions(
+    recipe: Recipe, train: Sequence[CaptionedImage], grid: GridConfig, preprocess: PreprocessConfig
+) -> RegionStore | None:
+    """The annotated objects of train, if they are given and wanted. Raises: CaptionerError."""
+    is_annotated = any(record.instances is not None for record in train)
+    if not is_annotated or recipe.training.attention_supervision == 0:
+        return None
+    if recipe.decoder.attention != "soft":
+        raise CaptionerError(
+            f"supervised attention needs soft attention, not {recipe.decoder.attention}; leave the "
+            "instances out"
+        )
+    return RegionStore(train, grid=grid, preprocess=preprocess)
+
+
+def load_start(recipe: Recipe) -> CaptioningCheckpoint | None:
+    """The model that the run starts from, if the recipe names one."""
+    if recipe.training.start_from is None:
+        return None
+    assert isinstance(recipe.encoder, EncoderConfig)
+    if recipe.encoder.weights is not None:
+        raise CaptionerError("a run that starts from a model has its weights; leave --weights out")
+    start = load_checkpoint(recipe.training.start_from)
+    has_same_encoder = recipe.encoder.backbone == start.config.backbone
+    check_same_architecture(recipe, start.config.decoder, has_same_encoder=has_same_encoder)
+    return start
+
+
+def check_coverage(train: Sequence[CaptionedImage], vocabulary: Vocabulary) -> None:
+    """Say how many words of the captions the model that the run starts from knows. Raises: CaptionerError."""
+    share = coverage((caption for record in train for caption in record.captions), vocabulary)
+    known = f"the vocabulary of the model that the run starts from has {share:.1%} of the words of train"
+    if share < LEAST_COVERAGE:
+        raise CaptionerError(f"{known}, too few to learn from; start without --start-from")
+    _logger.info("%s; it stays as it is", known)
+
+
+def check_same_architecture(recipe: Recipe, decoder: DecoderConfig, *, has_same_encoder: bool) -> None:
+    """Compare a recipe with the decoder of the model that the run starts from. Raises: CaptionerError."""
+    if not has_same_encoder or replace(decoder, dropout=recipe.decoder.dropout) != recipe.decoder:
+        raise CaptionerError(
+            f"the recipe has another encoder or decoder than {recipe.training.start_from}; a run that starts "
+            "from a model can only change its dropout"
+        )
