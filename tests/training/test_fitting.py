@@ -74,7 +74,7 @@ def test_run_learns_to_write_captions_whole(
     recipe = json.loads((tmp_path / "recipe.json").read_text())
     del recipe["decoding"]  # it states a length
     recipe["decoder"] = {"embedding_dim": 32, "hidden_dim": 64, "attention_dim": 16, "dropout": 0.0}
-    recipe["training"] |= {"epochs": 40, "learning_rate": 0.01, "ema_decay": 0.0, "patience": 40}
+    recipe["training"] |= {"epochs": 24, "learning_rate": 0.02, "ema_decay": 0.0, "patience": 24}
     changed = tmp_path / "changed.json"
     changed.write_text(json.dumps(recipe))
     places = ("--captions", str(path), "--out", str(tmp_path / "run"), "--recipe", str(changed))
