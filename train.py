@@ -87,6 +87,8 @@ class Training:
 
         if getattr(self.reader, "skip_invalid", False):
             records = leave_out_invalid(records)
+            require_valid(records)
+            return records
         require_valid(records)
         if not self.options.resume and is_first_process():
             require_readable(records)

@@ -33,7 +33,8 @@ Count = Annotated[int, Meta(ge=1)]
 Dim = Annotated[int, Meta(ge=1, le=65_536)]
 Depth = Annotated[int, Meta(ge=1, le=256)]
 SidePx = Annotated[int, Meta(ge=1, le=4096)]
-NumWords = Annotated[int, Meta(ge=1, le=1_000)]
+MOST_WORDS = 1_000
+NumWords = Annotated[int, Meta(ge=1, le=MOST_WORDS)]
 Seed = Annotated[int, Meta(ge=0, lt=2**32)]
 
 

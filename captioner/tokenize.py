@@ -47,9 +47,12 @@ _KEYBOARD = str.maketrans(
         **dict.fromkeys(_APOSTROPHES, "'"),
         **dict.fromkeys("\N{HYPHEN}\N{NON-BREAKING HYPHEN}", "-"),
         "\N{ZERO WIDTH SPACE}": " ",
-        **dict.fromkeys("\N{ZERO WIDTH NO-BREAK SPACE}\N{SOFT HYPHEN}\N{WORD JOINER}", ""),
+        **dict.fromkeys(
+            "\N{ZERO WIDTH NO-BREAK SPACE}\N{SOFT HYPHEN}\N{WORD JOINER}\N{VARIATION SELECTOR-16}", ""
+        ),
     }
 )
+FIRST_EMOJI = 0x2600
 # Punctuation that belongs to a word between its letters: in Catalan, and in Hebrew abbreviations.
 _INNER_MARKS = "\N{MIDDLE DOT}\N{HEBREW PUNCTUATION GERESH}\N{HEBREW PUNCTUATION GERSHAYIM}"
 
@@ -78,9 +81,13 @@ def tokenize(caption: str, *, keep_case: bool = False) -> list[str]:
 
     The words are those of nltk's tokenizer; plain captions get them twenty times faster without it. The
     time is linear in the length: runs of blanks, on which nltk's rules are quadratic, are merged first.
-    Typographic characters count as those of a keyboard, and text is normalised as NFKC.
+    Typographic characters count as those of a keyboard, and emoji as spaces.
     """
-    text = caption if caption.isascii() else _without_marks(_normalised(caption))
+    text = (
+        caption
+        if caption.isascii()
+        else _without_marks(split_spaceless(normalised(caption.translate(_KEYBOARD))))
+    )
     text = " ".join((text if keep_case else text.lower()).split())
     if _PLAIN_CAPTION.fullmatch(text) and not any(word in text for word in _SPLIT_WORDS):
         return text.translate(_PLAIN_MARKS).split()
@@ -115,8 +122,19 @@ def spaceless_share(words: Iterable[str]) -> float:
     return sum(found) / max(len(found), 1)
 
 
-def _normalised(text: str) -> str:
-    return split_spaceless(unicodedata.normalize("NFKC", text.translate(_KEYBOARD)))
+def normalised(text: str) -> str:
+    """The text in NFC, with ligatures and full-width letters and digits as usual ones.
+
+    NFKC would do the same, but it also takes apart letters of Thai and Lao.
+    """
+    return unicodedata.normalize("NFC", _COMPATIBLE.sub(_compatible, text))
+
+
+_COMPATIBLE = re.compile("[\ufb00-\ufb06\uff01-\uffdc]+")
+
+
+def _compatible(match: re.Match[str]) -> str:
+    return unicodedata.normalize("NFKC", match[0])
 
 
 def _without_marks(text: str) -> str:
@@ -128,7 +146,11 @@ def _without_marks(text: str) -> str:
 
 
 def _is_foreign_mark(character: str) -> bool:
-    return not character.isascii() and unicodedata.category(character).startswith("P")
+    """Punctuation or an emoji, but not the symbols that people write inside words, such as a degree sign."""
+    if character.isascii():
+        return False
+    category = unicodedata.category(character)
+    return category.startswith("P") or (category in ("So", "Sk") and ord(character) >= FIRST_EMOJI)
 
 
 def _is_inside_word(text: str, index: int) -> bool:

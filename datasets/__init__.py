@@ -22,7 +22,7 @@ _NAMED = 10  # rows
 
 
 @cache
-def say(message: str) -> None:
+def log_once(message: str) -> None:
     """Log what a reader took a file for, once, however many splits are read from it."""
     _logger.info("%s", message)
 
@@ -41,7 +41,7 @@ class MaySkipInvalid:
             return
         named = abbreviate(problems, _NAMED)
         if self.skip_invalid:
-            say(f"left out {len(problems):,}: {named}")
+            log_once(f"left out {len(problems):,}: {named}")
         elif len(problems) == 1:
             raise CaptionerError(f"{problems[0]}; --skip-invalid leaves such rows out")
         else:

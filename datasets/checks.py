@@ -161,12 +161,15 @@ def check(
     for split in ("train", "dev"):
         if split not in words_of:
             problems[f"pictures are in {split}"] = []
+    for split, reasons in unreadable.items():
+        if split != "test":
+            problems[f"data sets whose {split} cannot be read"] = list(reasons)
     vocabulary = Vocabulary.build(
         _captions(records, "train"), min_count=training.min_count, keep_case=training.keep_case
     )
     share = coverage(_captions(records, "train"), vocabulary)
     if "train" in words_of and share < LEAST_COVERAGE:
-        problems[f"vocabulary that can be learned: {share:.1%} of train's words; lower --min-count"] = []
+        problems[f"use: the vocabulary has {share:.1%} of the words of train; lower --min-count"] = []
     lines = [
         *_counts(records, words_of),
         *(f"{split:<6} not read: {reason}" for split, reasons in unreadable.items() for reason in reasons),

@@ -21,7 +21,7 @@ from captioner.images.discovery import walk_files
 from captioner.images.sources import ParquetCell, StoredPicture
 from captioner.records import CaptionedImage, SplitName
 
-from . import CaptionerError, MaySkipInvalid, picture_in, say
+from . import CaptionerError, MaySkipInvalid, log_once, picture_in
 from .folders import SPLIT_OF, Found, captions_beside, captions_in_tar, split_of_folders, split_of_name
 from .splitting import split_by_picture
 from .tables import ColumnNames, Row, read_rows
@@ -93,17 +93,17 @@ class CustomCaptions(MaySkipInvalid):
                 f"{self.captions}: {len(rows) - num_with_split} of {len(rows)} rows have no split; "
                 "fill in all or none"
             )
-        by_place = {SPLIT_OF[row.place] for row in rows if row.place}
+        by_place = {SPLIT_OF[row.split_by_place] for row in rows if row.split_by_place}
         if num_with_split:
             split_of = {name: SPLIT_OF[found[0].split] for name, found in by_name.items()}
-        elif all(row.place for row in rows) and "train" in by_place and len(by_place) > 1:
-            split_of = {name: SPLIT_OF[found[0].place] for name, found in by_name.items()}
-            say(f"{self.captions}: splits by the names of folders and files")
+        elif all(row.split_by_place for row in rows) and "train" in by_place and len(by_place) > 1:
+            split_of = {name: SPLIT_OF[found[0].split_by_place] for name, found in by_name.items()}
+            log_once(f"{self.captions}: splits by the names of folders and files")
         else:
-            say(f"{self.captions}: random splits (--dev-share, --test-share, --split-seed)")
+            log_once(f"{self.captions}: random splits (--dev-share, --test-share, --split-seed)")
             return self._random_splits(by_name, test_share=self.test_share)
         if "dev" not in split_of.values():
-            say(f"{self.captions}: it has no dev split; random pictures of train are dev (--dev-share)")
+            log_once(f"{self.captions}: it has no dev split; random pictures of train are dev (--dev-share)")
             train = [name for name, split in split_of.items() if split == "train"]
             split_of |= self._random_splits(train, test_share=0.0)
         return split_of
@@ -154,7 +154,7 @@ class CustomCaptions(MaySkipInvalid):
         if self.images or self.image_column or self.caption_column:
             raise CaptionerError("--images, --image-column and --caption-column need a table as --captions")
         if archives:
-            say(f"{folder}: {len(archives):,} tar archives, in WebDataset's layout")
+            log_once(f"{folder}: {len(archives):,} tar archives, in WebDataset's layout")
             for path in archives:
                 yield from captions_in_tar(path, problems, below=folder)
         else:

@@ -31,7 +31,7 @@ from captioner.errors import reject_string
 from captioner.images.formats import has_picture_suffix
 from captioner.records import CaptionedImage, SplitName
 
-from . import CaptionerError, MaySkipInvalid, say
+from . import CaptionerError, MaySkipInvalid, log_once
 from .karpathy import read_karpathy
 from .named_pictures import NamedPictures
 from .splitting import split_by_picture
@@ -127,7 +127,9 @@ def _split(
     found = {split: _list_path(root, name) for split, name in lists.items()}
     if not any(path.exists() for path in found.values()):
         held_out = min(HELD_OUT, len(captions) // 3)
-        say(f"{root} has no split lists: {held_out:,} random pictures each are dev and test (--split-seed)")
+        log_once(
+            f"{root} has no split lists: {held_out:,} random pictures each are dev and test (--split-seed)"
+        )
         split_of = split_by_picture(captions, num_dev=held_out, num_test=held_out, seed=seed)
         return {split: [name for name in captions if split_of[name] == split] for split in splits}
     by_stem = {name.rpartition(".")[0]: name for name in captions}
@@ -206,7 +208,7 @@ def _read_captions(path: Path) -> tuple[dict[str, list[str]], list[str]]:
     parse = _parse_token
     if has_header or (path.name in KAGGLE_CAPTIONS and _parse_token(first) is None):
         parse = _parse_bars if "|" in first else _parse_commas
-        say(f"{path}: captions in Kaggle's layout, {first if has_header else 'without its header'}")
+        log_once(f"{path}: captions in Kaggle's layout, {first if has_header else 'without its header'}")
     for number, line in enumerate(lines, start=1):
         if not line or (has_header and line == first):
             continue

@@ -11,7 +11,7 @@ from captioner.images.formats import has_picture_suffix
 from captioner.images.sources import StoredPicture, TarMember
 from captioner.records import SplitName
 
-from . import CaptionerError, decode_text, say
+from . import CaptionerError, decode_text, log_once
 from .tables import captions_in
 
 SPLIT_OF: dict[str, SplitName] = {
@@ -38,7 +38,7 @@ class Found:
     captions: tuple[str, ...]
     split: str
     """What the row says, if it says a split."""
-    place: str
+    split_by_place: str
     """The split that the names of its folder, table or archive say, if they do."""
     where: str
 
@@ -70,7 +70,7 @@ def captions_beside(folder: Path, files: Sequence[Path], problems: list[str]) ->
             "picture; a table is given by its own name, such as --captions DIR/captions.csv"
         )
     unused = {path for path in files if path.suffix.lower() in _BESIDE} - set(texts)
-    say(
+    log_once(
         f"{folder}: {len(pictures):,} pictures with captions in files beside them; {len(unused):,} other "
         "texts are ignored"
     )

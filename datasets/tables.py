@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from captioner.errors import abbreviate
+from captioner.images.formats import has_picture_suffix
 from captioner.images.sources import ParquetCell, parquet_file
 
-from . import CaptionerError, decode_text, say
+from . import CaptionerError, decode_text, log_once
 
 IMAGE_COLUMNS = (
     *(
@@ -40,8 +41,8 @@ CAPTION_COLUMNS = (
     *("caption", "captions", "text", "texts", "description", "sentence", "sentences", "alt_text", "alt"),
     *("comment", "title", "raw"),
 )
-SPLIT_COLUMNS = ("split", "subset", "set")
-_NUMBERED = re.compile(rf"(?:{'|'.join(CAPTION_COLUMNS)})_?\d+")
+SPLIT_COLUMNS = ("split",)
+_NUMBERED = re.compile(rf"(?:{'|'.join(CAPTION_COLUMNS)})(?:_?\d+)+")
 
 TABLE_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".parquet")
 _DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
@@ -84,7 +85,7 @@ def read_rows(path: Path, names: ColumnNames) -> Iterator[Row]:
             f"{path} must end in {', '.join(TABLE_SUFFIXES)}, or be a folder or a tar archive"
         )
     if suffix == ".parquet":
-        kind, rows = "Parquet", _parquet_rows(path)
+        kind, rows = "Parquet", _parquet_rows(path, names)
     elif suffix in (".csv", ".tsv", ".txt"):
         kind, rows = _delimited_rows(path, names)
     else:
@@ -93,8 +94,12 @@ def read_rows(path: Path, names: ColumnNames) -> Iterator[Row]:
     if not rows:
         raise CaptionerError(f"{path} has no rows")
     columns = _Columns.find(list(known), path, names)
-    say(f"{path}: {kind}; pictures in {columns.image}, captions in {abbreviate(columns.captions)}")
+    log_once(f"{path}: {kind}; pictures in {columns.image}, captions in {abbreviate(columns.captions)}")
     return (columns.row(where, cells) for where, cells in rows)
+
+
+def _plain_name(column: str) -> str:
+    return column.strip().lower().replace(" ", "_").replace("-", "_")
 
 
 @dataclass(frozen=True)
@@ -109,7 +114,7 @@ class _Columns:
         for chosen, flag in ((names.image, "--image-column"), (names.caption, "--caption-column")):
             if chosen is not None and chosen not in known:
                 raise CaptionerError(f"{path} has no column {chosen} ({flag}); it has {', '.join(known)}")
-        by_name = {column.strip().lower().replace(" ", "_").replace("-", "_"): column for column in known}
+        by_name = {_plain_name(column): column for column in known}
 
         def first(wanted: Sequence[str]) -> str | None:
             return next((by_name[name] for name in wanted if name in by_name), None)
@@ -236,7 +241,7 @@ def _parse(
         where = f"{path}:{first + reader.line_num}"
         if not any(cells):
             continue
-        if any(delimiter in line for cell in cells for line in cell.splitlines()[1:]):
+        if any(_is_row(line, delimiter) for cell in cells for line in cell.splitlines()[1:]):
             raise csv.Error(f"a quoted cell before line {first + reader.line_num} contains other rows")
         if any(cells[len(header) :]):
             unquoted = f"more cells than columns; quote captions that contain {_DELIMITERS[delimiter]}"
@@ -247,11 +252,21 @@ def _parse(
     return rows
 
 
+def _is_row(line: str, delimiter: str) -> bool:
+    """Whether a line inside a quoted cell looks like a row that a quote has swallowed."""
+    cells = [cell.strip(' "') for cell in line.split(delimiter)]
+    return len(cells) > 1 and any(map(has_picture_suffix, cells))
+
+
 def _distinct(header: Sequence[str]) -> list[str]:
     """The names of columns; of two that are called caption, the second is caption_2."""
     names: list[str] = []
-    for number, name in enumerate(map(str.strip, header), start=1):
-        names.append(f"{name}_{number}" if name in names else name)
+    for name in map(str.strip, header):
+        number, unique = 1, name
+        while unique in names:
+            number += 1
+            unique = f"{name}_{number}"
+        names.append(unique)
     return names
 
 
@@ -297,14 +312,14 @@ def _object(line: str) -> dict[str, Any]:
     return row
 
 
-def _parquet_rows(path: Path) -> list[_Cells]:
+def _parquet_rows(path: Path, names: ColumnNames) -> list[_Cells]:
     """The rows of a Parquet file. Pictures that are inside stay there."""
     rows: list[_Cells] = []
     with parquet_file(path) as file:
-        inside = _columns_with_bytes(file.schema_arrow)
-        names = [name for name in file.schema_arrow.names if name not in inside]
+        inside = _columns_with_bytes(file.schema_arrow, names.image)
+        others = [name for name in file.schema_arrow.names if name not in inside]
         for group in range(file.num_row_groups):
-            cells_of = file.read_row_group(group, columns=names).to_pylist()
+            cells_of = file.read_row_group(group, columns=others).to_pylist()
             num_rows = file.metadata.row_group(group).num_rows
             for number, cells in enumerate(cells_of or [{}] * num_rows):
                 pictures = {name: ParquetCell(path, group, number, name) for name in inside}
@@ -312,14 +327,15 @@ def _parquet_rows(path: Path) -> list[_Cells]:
     return rows
 
 
-def _columns_with_bytes(schema: Any) -> list[str]:
-    """Columns of pictures as bytes, or as structs with the field bytes."""
+def _columns_with_bytes(schema: Any, chosen: str | None) -> list[str]:
+    """Columns of pictures as bytes, or as structs with the field bytes. The user may have `chosen` one."""
     import pyarrow as pa
 
     def is_inside(name: str) -> bool:
         kind = schema.field(name).type
         if pa.types.is_struct(kind):
             return kind.get_field_index("bytes") >= 0
-        return name.lower() in IMAGE_COLUMNS and (pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+        is_picture = name == chosen or _plain_name(name) in IMAGE_COLUMNS
+        return is_picture and (pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
     return [name for name in schema.names if is_inside(name)]

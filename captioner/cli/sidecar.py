@@ -16,7 +16,7 @@ class SidecarWriter:
     """Writes the caption of photo.jpg into photo.txt beside it.
 
     Raises:
-        UsageError: the suffix is none, or that of a picture.
+        UsageError: the suffix is not valid, or belongs to a picture format.
     """
 
     def __init__(self, suffix: str, *, overwrite: bool) -> None:
@@ -33,6 +33,8 @@ class SidecarWriter:
     def is_wanted(self, picture: Path, report: Callable[[str], None]) -> bool:
         """Whether the picture is to be captioned: it has no caption beside it, or that is to be replaced. One
         that would share its file with another is reported."""
+        if is_raw(picture.name):
+            return True  # reading it reports it
         try:
             path = picture.with_suffix(self.suffix)
             exists = path.exists()

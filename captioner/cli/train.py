@@ -109,7 +109,8 @@ def _starting_from(start: Path, preset: Recipe) -> Recipe:
 
 @dataclass(frozen=True, kw_only=True)
 class ResumeFlags:
-    """Continue the run in FOLDER from its last save, with the data and the recipe it was started with."""
+    """Continue the run in FOLDER from its last save, with the same data and recipe; --epochs makes it
+    longer."""
 
     folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="")]
     """Folder of the run."""

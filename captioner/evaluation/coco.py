@@ -189,13 +189,13 @@ class _Names:
             self._by_name.setdefault(PurePath(image.file_name).name, []).append(image)
 
     def find(self, file: str) -> str | None:
-        """The id of the image whose path ends as this one does for longest; None if there is no such image.
+        """The id of the image whose path shares the longest ending with this one; None if there is none.
 
         Raises: CaptionerError, if there are several.
         """
-        found = self._by_name.get(PurePath(file).name, []) or self._by_name.get(
-            PureWindowsPath(file).name, []
-        )
+        if PurePath(file).name not in self._by_name:
+            file = PureWindowsPath(file).as_posix()
+        found = self._by_name.get(PurePath(file).name, [])
         shared = [_shared_end(image.file_name, file) for image in found]
         if shared.count(max(shared, default=0)) > 1:
             raise CaptionerError(f"several images have the file name {PurePath(file).name} in the references")

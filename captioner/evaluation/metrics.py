@@ -20,7 +20,7 @@ from pycocoevalcap.meteor.meteor import Meteor
 from pycocoevalcap.rouge.rouge import Rouge
 
 from captioner.errors import CaptionerError, abbreviate, reject_string
-from captioner.tokenize import split_spaceless
+from captioner.tokenize import FIRST_EMOJI, normalised, split_spaceless
 
 _NAMED = 10  # pictures named in an error
 
@@ -40,8 +40,8 @@ _TRAILING_MARKS = re.compile(r"(?<=\w)([-/])(?!\S)")
 _GLUED = re.compile(r"(?<=\d:\d\d)(?=[ap]m\b)|(?<=\w)(?==)|(?<==)(?=\w)")
 
 
-# Typographic characters, as the Stanford tokenizer takes them. An apostrophe inside a word that is not one of
-# English's short forms stays as it is.
+# Typographic characters, as the Stanford tokenizer takes them, but for two that our captions have from a
+# keyboard: an apostrophe inside a word that is not one of English's short forms, and the hyphens.
 _APOSTROPHE = "\N{RIGHT SINGLE QUOTATION MARK}"
 _CLITIC = re.compile(rf"{_APOSTROPHE}(?=(?:s|m|d|re|ve|ll)(?!\w))|(?<=n){_APOSTROPHE}(?=t(?!\w))")
 _INNER_APOSTROPHE = re.compile(rf"(?<=\w){_APOSTROPHE}(?=\w)")
@@ -50,45 +50,49 @@ _REMOVED = f"{_APOSTROPHE}\N{LEFT SINGLE QUOTATION MARK}"
 _REMOVED += "\N{LEFT DOUBLE QUOTATION MARK}\N{RIGHT DOUBLE QUOTATION MARK}"
 _REMOVED += "\N{LEFT-POINTING DOUBLE ANGLE QUOTATION MARK}\N{RIGHT-POINTING DOUBLE ANGLE QUOTATION MARK}"
 _REMOVED += "\N{EN DASH}\N{EM DASH}\N{HORIZONTAL ELLIPSIS}"
-# The punctuation of Chinese and Japanese: as ours, it is no word.
+# Punctuation of other languages, which our captions do not have.
+_REMOVED += "\N{INVERTED QUESTION MARK}\N{INVERTED EXCLAMATION MARK}\N{DEVANAGARI DANDA}"
+_REMOVED += "\N{ARABIC COMMA}\N{ARABIC SEMICOLON}\N{ARABIC QUESTION MARK}"
 _REMOVED += "".join(map(chr, range(0x3000, 0x3004))) + "".join(map(chr, range(0x3008, 0x3012)))
 _REMOVED += "\uff01\uff0c\uff0e\uff1a\uff1b\uff1f"
+_HYPHENS = "\N{HYPHEN}\N{NON-BREAKING HYPHEN}"
 _TYPOGRAPHIC = str.maketrans(
     {
         **dict.fromkeys(_REMOVED, " "),
-        **dict.fromkeys("\N{ZERO WIDTH SPACE}\N{ZERO WIDTH NO-BREAK SPACE}", ""),
+        **dict.fromkeys("\N{ZERO WIDTH NO-BREAK SPACE}\N{SOFT HYPHEN}\N{VARIATION SELECTOR-16}", ""),
+        "\N{ZERO WIDTH SPACE}": " ",
+        **dict.fromkeys(_HYPHENS, "-"),
         "\N{POUND SIGN}": " # ",
         "\N{EURO SIGN}": " $ ",
     }
 )
-_HYPHENS = "\N{HYPHEN}\N{NON-BREAKING HYPHEN}"
 
 
 def ptb_tokenize(caption: str) -> list[str]:
     """Lower-case Penn Treebank words without punctuation, as pycocoevalcap's Java tokenizer gives them.
 
-    Other than there, each character of a script without spaces is a word: there, a whole sentence is one.
+    Unlike that, which takes a whole sentence in a script without spaces for a word, each character is a word.
     """
     text = caption.lower()
     if not text.isascii():
-        text = _typewritten(text)
+        text = _as_typed(text)
     text = _DOTTED_WORD.sub(_split_full_stop, " ".join(text.split()))
     text = _GLUED.sub(" ", _TRAILING_MARKS.sub(r" \1", _LEADING_MARKS.sub("", text)))
     words = _TOKENIZER.tokenize(text + " .", convert_parentheses=True)
-    words = [word.lower().replace(_PROTECTED, _APOSTROPHE) for word in words]
+    words = [word.lower().replace(_PROTECTED, "'") for word in words]
     return [word for word in words if word not in _PUNCTUATION]
 
 
-def _typewritten(text: str) -> str:
-    text = _INNER_APOSTROPHE.sub(_PROTECTED, _CLITIC.sub("'", text)).translate(_TYPOGRAPHIC)
-    return split_spaceless("".join(map(_set_apart, text)))
+def _as_typed(text: str) -> str:
+    text = _INNER_APOSTROPHE.sub(_PROTECTED, _CLITIC.sub("'", normalised(text))).translate(_TYPOGRAPHIC)
+    return split_spaceless("".join(map(_space_out, text)))
 
 
-def _set_apart(character: str) -> str:
-    """Marks and symbols are words; pictographs are removed."""
-    if character.isascii() or character in _HYPHENS or unicodedata.category(character)[0] not in "PS":
+def _space_out(character: str) -> str:
+    """Marks and symbols are words of their own; pictographs are removed."""
+    if character.isascii() or unicodedata.category(character)[0] not in "PS":
         return character
-    return f" {character} " if ord(character) < 0x10000 else " "
+    return f" {character} " if ord(character) < FIRST_EMOJI else " "
 
 
 def _split_full_stop(match: re.Match[str]) -> str:

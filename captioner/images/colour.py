@@ -15,7 +15,7 @@ _SAME = 2
 
 
 def to_srgb(image: Image.Image) -> Image.Image:
-    """A picture whose colours are meant by its embedded profile, in sRGB.
+    """Convert a picture to sRGB by its embedded ICC profile.
 
     It is returned as it is without a profile, with one that is sRGB itself, and with one that is damaged or
     belongs to another kind of picture. Modes other than RGB, RGBA, P, PA, L, LA and CMYK are left alone.
@@ -32,8 +32,8 @@ def to_srgb(image: Image.Image) -> Image.Image:
     converted: Image.Image = transform.apply(image.convert(mode))
     if image.mode in ("RGBA", "LA"):
         converted.putalpha(image.getchannel("A"))
-    left = ("icc_profile", "transparency")  # what is transparent is in the alpha channel
-    converted.info = {name: value for name, value in image.info.items() if name not in left}
+    dropped = ("icc_profile", "transparency")  # what is transparent is in the alpha channel
+    converted.info = {name: value for name, value in image.info.items() if name not in dropped}
     return converted
 
 

@@ -24,7 +24,7 @@ MAX_PIXELS = 178_956_970
 MAX_JPEG_PIXELS = 2**29
 """Of a JPEG that is decoded at a fraction of its size; phones and panoramas have up to half as many."""
 
-_MUCH = 2**25  # pixels: larger pictures are shrunk before they are converted, to save memory
+_SHRINK_ABOVE = 2**25  # pixels: larger pictures are shrunk before they are converted, to save memory
 
 _HEAD_BYTES = 16  # that tell the format
 _JPEG_HEAD = b"\xff\xd8\xff"
@@ -147,7 +147,11 @@ def _check_size(image: Image.Image, size: tuple[int, int], name: str) -> None:
 
 def _shrunk(image: Image.Image, enough_px: int | None) -> Image.Image:
     """A very large picture at a fraction of its size, its sides at least twice `enough_px` long."""
-    if enough_px is None or math.prod(image.size) <= _MUCH or image.mode not in ("RGB", "RGBA", "L", "CMYK"):
+    if (
+        enough_px is None
+        or math.prod(image.size) <= _SHRINK_ABOVE
+        or image.mode not in ("RGB", "RGBA", "L", "CMYK")
+    ):
         return image
     factor = min(image.size) // (2 * enough_px)
     return image.reduce(factor) if factor > 1 else image

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 from PIL import Image
@@ -87,7 +87,10 @@ class ParquetCell:
         value = _parquet_column(self.file, self.row_group, self.column)[self.row].as_py()
         content = value.get("bytes") if isinstance(value, dict) else value
         if content is None and isinstance(value, dict) and value.get("path"):
-            return (self.file.parent / value["path"]).open("rb")
+            path = PurePosixPath(value["path"])
+            if path.is_absolute() or ".." in path.parts:
+                raise CaptionerError(f"the picture {str(path)!r} is not a path inside {self.file.parent}")
+            return (self.file.parent / path).open("rb")
         return io.BytesIO(content or b"")
 
     @property

@@ -77,13 +77,15 @@ class CaptioningTask:
             train, preprocess, is_augmented=recipe.training.augmentation, regions=regions
         )
         self.dev = self._dataset(dev, preprocess, is_augmented=False)
-        smallest = min(Counter(self.dev.dataset_of.values()).values())
-        self._is_dev_large = smallest >= LEAST_PICTURES_FOR_CIDER
-        if not self._is_dev_large:
+        counts = Counter(self.dev.dataset_of.values())
+        self._large = [name for name, count in counts.items() if count >= LEAST_PICTURES_FOR_CIDER]
+        if not self._large:
+            other = "loss" if recipe.training.self_critical_from_epoch is None else "mean BLEU"
             _logger.info(
-                "%d dev pictures are too few for CIDEr to tell models apart: the loss on dev chooses the "
-                "best, and beam size and length penalty stay as in the recipe",
-                smallest,
+                "%d dev pictures are too few for CIDEr to compare models by: the %s on dev chooses the best, "
+                "and beam size and length penalty stay as in the recipe",
+                sum(counts.values()),
+                other,
             )
         was_supervised = start is not None and start.config.grid.is_supervised
         self.config = ModelConfig(
@@ -194,12 +196,20 @@ class CaptioningTask:
         )
         statistics = asdict(CaptionStatistics.from_captions(captions.values()))
         entries = scores.entries() | {"dev_statistics": statistics}
-        if not self._is_dev_large:
+        score = self._cider(scores)
+        if score is None and self.recipe.training.self_critical_from_epoch is not None:
+            mean = scores.mean  # the loss would grow
+            score = (mean.bleu_1 + mean.bleu_2 + mean.bleu_3 + mean.bleu_4) / 4
+        if score is None:
             loss = dev_loss(model, self.dev)
             entries["dev"] |= {"cross_entropy": loss}
-            return Validation(score=math.exp(-loss), entries=entries)
-        assert scores.mean.cider is not None
-        return Validation(score=scores.mean.cider, entries=entries)
+            score = math.exp(-loss)
+        return Validation(score=score, entries=entries)
+
+    def _cider(self, scores: ScoresByDataset) -> float | None:
+        """The mean of the data sets whose dev split is large enough, None if there is none."""
+        ciders = [scores.by_dataset[name].cider for name in self._large]
+        return sum(one for one in ciders if one is not None) / len(ciders) if ciders else None
 
     def _score(self, captions: dict[str, str], *, with_meteor: bool = True) -> ScoresByDataset:
         return score_by_dataset(
@@ -229,11 +239,11 @@ class CaptioningTask:
         checkpoint, device = load_checkpoint(folder), choose_device("auto")
         model = checkpoint.model.to(device).eval()
         decoding, tried = checkpoint.config.decoding, dict[str, float]()
-        if self._is_dev_large:
+        if self._large:
             decoding, tried = choose_decoding(
                 checkpoint,
                 self.dev,
-                score=lambda captions: self._score(captions, with_meteor=False).mean.cider or 0.0,
+                score=lambda captions: self._cider(self._score(captions, with_meteor=False)) or 0.0,
                 num_workers=num_workers,
             )
         grid = replace(
@@ -242,7 +252,7 @@ class CaptioningTask:
         config = replace(checkpoint.config, decoding=decoding, grid=grid)
         captioner = Captioner(backend=TorchBackend(model, device), config=config, vocabulary=self.vocabulary)
         scores = self._score(caption_records(captioner, self.dev.split.records))
-        dev = scores.entries() | {"dev": dev_entry(decoding, scores.mean)}
+        dev = scores.entries() | {"dev": checkpoint.metrics["dev"] | dev_entry(decoding, scores.mean)}
         metrics = checkpoint.metrics | dev | {"decoding_cider": tried}
         save_checkpoint(folder, replace(checkpoint, config=config, metrics=metrics))
         return scores

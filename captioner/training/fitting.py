@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from captioner.config import DecodingOptions
+from captioner.config import MOST_WORDS, DecodingOptions
 from captioner.tokenize import spaceless_share, tokenize
 from captioner.training.recipe import Recipe
 from captioner.vocabulary import UNK, Vocabulary
@@ -40,7 +40,7 @@ def fit_to_captions(recipe: Recipe, captions: Iterable[str]) -> Recipe:
     training, decoding = recipe.training, recipe.decoding
     limit = training.max_caption_words or caption_limit(lengths)
     if decoding.max_words == _SHORTEST_LIMIT < limit:
-        decoding = replace(decoding, max_words=limit)
+        decoding = replace(decoding, max_words=min(limit, MOST_WORDS))
     _logger.info(
         "training captions are cut after %d words, which %s of %s exceed; generated ones have at most %d "
         "(--max-caption-words)",

@@ -17,12 +17,12 @@ from captioner.vocabulary import Vocabulary
 _logger = logging.getLogger(__name__)
 
 
-def first_of_each(dev: Sequence[CaptionedImage], most: int | None) -> list[CaptionedImage]:
-    """The first dev pictures of each data set, at most so many."""
+def first_of_each(dev: Sequence[CaptionedImage], limit: int | None) -> list[CaptionedImage]:
+    """The first dev pictures of each data set, at most `limit` of each."""
     kept = Counter[str]()
     first = []
     for record in dev:
-        if most is None or kept[record.dataset] < most:
+        if limit is None or kept[record.dataset] < limit:
             kept[record.dataset] += 1
             first.append(record)
     return first
@@ -56,13 +56,21 @@ def load_start(recipe: Recipe) -> CaptioningCheckpoint | None:
     return start
 
 
-def check_coverage(train: Sequence[CaptionedImage], vocabulary: Vocabulary) -> None:
-    """Say how many words of the captions the model that the run starts from knows. Raises: CaptionerError."""
+def check_coverage(
+    train: Sequence[CaptionedImage], vocabulary: Vocabulary, *, min_count: int | None = None
+) -> None:
+    """Say how many words of the captions a vocabulary has: a new one, of the words that occur `min_count`
+    times, or that of the model that the run starts from.
+
+    Raises: CaptionerError, if it is too few.
+    """
     share = coverage((caption for record in train for caption in record.captions), vocabulary)
-    known = f"the vocabulary of the model that the run starts from has {share:.1%} of the words of train"
+    of_start = "" if min_count else " of the model that the run starts from"
+    known = f"the vocabulary{of_start} has {share:.1%} of the words of train"
     if share < LEAST_COVERAGE:
-        raise CaptionerError(f"{known}, too few to learn from; start without --start-from")
-    _logger.info("%s; it stays as it is", known)
+        remedy = f"lower --min-count, which is {min_count}" if min_count else "start without --start-from"
+        raise CaptionerError(f"{known}, too few to learn from; {remedy}")
+    _logger.info("%s", known)
 
 
 def check_same_architecture(recipe: Recipe, decoder: DecoderConfig, *, has_same_encoder: bool) -> None:

@@ -88,8 +88,8 @@ class TrainingConfig(Bounded):
     keep_case: bool = False
     """Learn and write capitals; by default captions are in lower case. Not for subwords, which keep them."""
     max_caption_words: Count | None = None
-    """Words, or subwords, after which a training caption is cut; by default 99 % of them are not, and none of
-    at most 20 words."""
+    """Words, or subwords, after which captions are cut; by default the 99th percentile of the training
+    captions' lengths, but at least 20."""
     seed: Seed = 0
     """Seed of everything random in the run."""
 

@@ -103,7 +103,7 @@ class Trainer:
                     entry = self._train_epoch(log)
                     self._end_epoch(entry, log)
         if self.accelerator.is_main_process:
-            _logger.info("choosing the beam size and length penalty on dev")
+            _logger.info("scoring the best model on dev")
             scores = self.task.tune_decoding(self.out / "best", num_workers=self.num_workers)
             _logger.info("%s on dev: %s", self.out / "best", scores)
         return self.out / "best"
@@ -258,6 +258,10 @@ class Trainer:
         before, epochs = json.loads(state["recipe"])["training"]["epochs"], self.recipe.training.epochs
         if epochs != before:
             self.progress.epochs_without_improvement = 0
-            _logger.info("%d epochs instead of %d; the learning rate anneals over them all", epochs, before)
+            _logger.info(
+                "training for %d epochs instead of %d; the learning rate anneals over all of them",
+                epochs,
+                before,
+            )
         if self._is_finetuning():
             self._drop_feature_cache()

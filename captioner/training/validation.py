@@ -107,7 +107,15 @@ def validate(
 @torch.inference_mode()
 def dev_loss(model: AttentionModel[Any], dataset: CaptionedDataset) -> float:
     """Cross-entropy per word of the sources' own captions, by teacher forcing, in nats. The model must be in
-    evaluation mode."""
+    evaluation mode. Of several processes, the first computes it for all."""
+    state = PartialState()
+    found: list[Any] = [_dev_loss(model, dataset) if state.is_main_process else None]
+    if state.num_processes > 1:
+        broadcast_object_list(found)
+    return float(found[0])
+
+
+def _dev_loss(model: AttentionModel[Any], dataset: CaptionedDataset) -> float:
     device = next(model.parameters()).device
     loss, total, words = CaptionLoss(label_smoothing=0.0, attention_penalty=0.0), 0.0, 0
     for loaded in load_batches(dataset, in_order(len(dataset), batch_size=_BATCH_SIZE), num_workers=0):

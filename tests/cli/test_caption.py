@@ -190,7 +190,13 @@ def test_sidecar_spares_pictures_and_goes_on_after_what_cannot_be_written(run: R
     content = (pictures / "c.webp").read_bytes()
     for name in ("photo.cap", f"{'n' * 248}.png", "a.CR2"):
         (pictures / name).write_bytes(content)
-    named = [pictures / "photo.cap", "", pictures / f"{'n' * 248}.png", pictures / "a.JPG"]
+    named = [
+        pictures / "photo.cap",
+        "",
+        pictures / f"{'n' * 248}.png",
+        pictures / "a.CR2",
+        pictures / "a.JPG",
+    ]
     result = run(*named, "--sidecar", ".caption")
     assert result.status == 1
     assert (pictures / "a.caption").exists()

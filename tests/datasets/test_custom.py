@@ -365,3 +365,19 @@ def test_splits_of_parquet_do_not_depend_on_how_its_path_is_written(
     write_as("parquet", tmp_path)
     monkeypatch.chdir(tmp_path)
     assert read_all(Path("data.parquet")) == read_all(tmp_path / "data.parquet")
+
+
+def test_quoted_captions_of_several_lines_are_one(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text(
+        'image,caption\n1.jpg,"A dog runs,\nand a cat, too."\n2.jpg,"A ""boat"", red"\n'
+    )
+    captions = [captions for _, captions in read_all(tmp_path / "t.csv").values()]
+    assert captions == [("A dog runs,\nand a cat, too.",), ('A "boat", red',)]
+
+
+def test_column_of_bytes_can_be_named(tmp_path: Path) -> None:
+    noise_picture(0).save(tmp_path / "0.png")
+    content = (tmp_path / "0.png").read_bytes()
+    parquet(tmp_path / "t.parquet", [{"jpg": content, "caption": text, "set": "A"} for text in ("a", "b")])
+    found = read_all(tmp_path / "t.parquet", image_column="jpg")
+    assert [captions for _, captions in found.values()] == [("a",), ("b",)]

@@ -371,7 +371,7 @@ def test_png_with_megabytes_of_text_is_read(tmp_path: Path) -> None:
 def test_very_large_picture_is_shrunk_before_it_is_converted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("captioner.images.reading._MUCH", 1_000)
+    monkeypatch.setattr("captioner.images.reading._SHRINK_ABOVE", 1_000)
     path = save(Image.new("RGB", (400, 900), GREEN), tmp_path / "large.png")
     assert load_image(path, enough_px=50).size == (100, 225)
     assert load_image(path).size == (400, 900)

@@ -28,6 +28,8 @@ def test_captions_are_generated_as_long_as_they_were_learned() -> None:
     stated = Recipe(training=TrainingConfig(max_caption_words=30), decoding=DecodingOptions(max_words=25))
     recipe = fit_to_captions(stated, long)
     assert (recipe.training.max_caption_words, recipe.decoding.max_words) == (30, 25)
+    endless = fit_to_captions(Recipe(), ["a " * 3_000] * 5)
+    assert (endless.training.max_caption_words, endless.decoding.max_words) == (3_000, 1_000)
     assert fit_to_captions(recipe, ["a dog"]) == recipe  # a resumed run keeps what it has
 
 
