@@ -116,10 +116,10 @@ def split_spaceless(text: str) -> str:
     return text if text.isascii() else _SPACELESS.sub(r" \g<0> ", text)
 
 
-def spaceless_share(words: Iterable[str]) -> float:
-    """The share of the words that are characters of a script without spaces."""
-    found = [is_spaceless(word) for word in words]
-    return sum(found) / max(len(found), 1)
+def are_spaceless(captions: Iterable[Sequence[str]]) -> bool:
+    """Whether most words of captions are characters of a script without spaces."""
+    found = [is_spaceless(word) for words in captions for word in words]
+    return 2 * sum(found) > len(found)
 
 
 def normalised(text: str) -> str:

@@ -16,7 +16,7 @@ from captioner.images.prefetch import prefetch_batches
 from captioner.images.reading import load_image
 from captioner.images.sources import StoredPicture
 from captioner.records import CaptionedImage, SplitName
-from captioner.tokenize import spaceless_share, tokenize
+from captioner.tokenize import are_spaceless, tokenize
 from captioner.training.fitting import LEAST_COVERAGE, caption_limit, coverage
 from captioner.training.recipe import TrainingConfig
 from captioner.vocabulary import Vocabulary
@@ -222,7 +222,7 @@ def _cuts(words_of: dict[SplitName, list[list[str]]], training: TrainingConfig) 
     limit = training.max_caption_words or caption_limit(lengths)
     num_cut = sum(length > limit for length in lengths)
     lines = [f"captions of train are cut after {limit} words; {num_cut:,} are longer (--max-caption-words)"]
-    if spaceless_share(word for words in train for word in words) > 0.5:
+    if are_spaceless(train):
         lines.insert(0, "captions are in a script without spaces: each of its characters counts as a word")
     return lines
 

@@ -72,13 +72,7 @@ class Flickr8k(MaySkipInvalid):
             CaptionerError: a file is missing or in none of the layouts, or a listed picture has no captions.
         """
         reject_string(splits, "splits")
-        if self.karpathy is not None:
-            return _karpathy_records(self.root, self.karpathy, splits)
-        captions, problems = _read_captions(_find_file(self.root, (FLICKR8K_TOKENS, *KAGGLE_CAPTIONS)))
-        names_of = _split(self.root, captions, FLICKR8K_LISTS, splits, seed=self.split_seed)
-        records = _records(self.root, captions, names_of, problems)
-        self.report(problems)
-        return records
+        return _read(self, splits, tokens=FLICKR8K_TOKENS, lists=FLICKR8K_LISTS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,23 +90,30 @@ class Flickr30k(MaySkipInvalid):
     def read(self, splits: Sequence[SplitName]) -> list[CaptionedImage]:
         """As `Flickr8k.read`."""
         reject_string(splits, "splits")
-        if self.karpathy is not None:
-            return _karpathy_records(self.root, self.karpathy, splits)
-        captions, problems = _read_captions(_find_file(self.root, (FLICKR30K_TOKENS, *KAGGLE_CAPTIONS)))
-        names_of = _split(self.root, captions, FLICKR30K_LISTS, splits, seed=self.split_seed)
-        records = _records(self.root, captions, names_of, problems)
-        self.report(problems)
-        return records
+        return _read(self, splits, tokens=FLICKR30K_TOKENS, lists=FLICKR30K_LISTS)
 
 
-def _find_file(root: Path, names: Sequence[str]) -> Path:
-    """The first of these files that lies in the root, or in a folder of it. Raises: CaptionerError."""
-    for name in names:
-        found = [root / name, *sorted(root.glob(f"*/{name}"))]
-        for path in found:
-            if path.is_file():
-                return path
-    raise CaptionerError(f"{root} has no {' or '.join(names)}; see --root")
+def _read(
+    reader: Flickr8k | Flickr30k, splits: Sequence[SplitName], *, tokens: str, lists: Mapping[SplitName, str]
+) -> list[CaptionedImage]:
+    """Raises: CaptionerError."""
+    root = reader.root
+    if reader.karpathy is not None:
+        return _karpathy_records(root, reader.karpathy, splits)
+    names = (tokens, *KAGGLE_CAPTIONS)
+    path = next(filter(None, (_find_file(root, name) for name in names)), None)
+    if path is None:
+        raise CaptionerError(f"{root} has no {' or '.join(names)}; see --root")
+    captions, problems = _read_captions(path)
+    names_of = _split(root, captions, lists, splits, seed=reader.split_seed)
+    records = _records(root, captions, names_of, problems)
+    reader.report(problems)
+    return records
+
+
+def _find_file(root: Path, name: str) -> Path | None:
+    """A file of the root, or of a folder of it."""
+    return next((path for path in (root / name, *sorted(root.glob(f"*/{name}"))) if path.is_file()), None)
 
 
 def _split(
@@ -124,8 +125,8 @@ def _split(
     seed: int,
 ) -> dict[SplitName, list[str]]:
     """The pictures of each split, by the lists if there are any. Raises: CaptionerError."""
-    found = {split: _list_path(root, name) for split, name in lists.items()}
-    if not any(path.exists() for path in found.values()):
+    found = {split: _find_file(root, name) for split, name in lists.items()}
+    if not any(found.values()):
         held_out = min(HELD_OUT, len(captions) // 3)
         log_once(
             f"{root} has no split lists: {held_out:,} random pictures each are dev and test (--split-seed)"
@@ -136,15 +137,11 @@ def _split(
     return {
         split: [
             name if name in captions else by_stem.get(name, name)
-            for name in _read_lines(found[split])
+            for name in _read_lines(found[split] or root / lists[split])
             if name
         ]
         for split in splits
     }
-
-
-def _list_path(root: Path, name: str) -> Path:
-    return next((path for path in sorted(root.glob(f"*/{name}")) if not (root / name).exists()), root / name)
 
 
 def _records(

@@ -29,7 +29,7 @@ from captioner.data.pictures import CachedRecords
 from captioner.errors import CaptionerError, ImageError
 from captioner.images.geometry import Preprocess
 from captioner.images.prefetch import prefetch_batches
-from captioner.images.sources import StoredPicture
+from captioner.images.sources import StoredPicture, file_fingerprint
 from captioner.model.encoder import Encoder
 from captioner.records import CaptionedImage
 
@@ -167,10 +167,9 @@ def _fingerprint(source: StoredPicture) -> str:
     """What changes with the picture: size and time of a file, or what its archive knows of it."""
     if isinstance(source, Path):
         try:
-            status = source.stat()
+            return file_fingerprint(source)
         except OSError:
             return "missing"  # computing the features will name the file
-        return f"{status.st_size}-{status.st_mtime_ns}"
     return source.fingerprint
 
 

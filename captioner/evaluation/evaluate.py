@@ -13,7 +13,7 @@ from captioner.evaluation.metrics import Scores, ptb_tokenize, score_captions
 from captioner.evaluation.statistics import CaptionStatistics
 from captioner.inference import Captioner
 from captioner.records import CaptionedImage
-from captioner.tokenize import spaceless_share, tokenize
+from captioner.tokenize import are_spaceless, tokenize
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +93,7 @@ def evaluate_captions(
         scores=scores,
         statistics=CaptionStatistics.from_captions(captions.values()),
         copied_share=copied_share,
-        has_spaces=spaceless_share(word for text in captions.values() for word in tokenize(text)) <= 0.5,
+        has_spaces=not are_spaceless(map(tokenize, captions.values())),
         hallucination=None if annotated is None else find_hallucination(captions, references, annotated),
     )
 

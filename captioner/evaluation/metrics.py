@@ -43,9 +43,7 @@ _GLUED = re.compile(r"(?<=\d:\d\d)(?=[ap]m\b)|(?<=\w)(?==)|(?<==)(?=\w)")
 # Typographic characters, as the Stanford tokenizer takes them, but for two that our captions have from a
 # keyboard: an apostrophe inside a word that is not one of English's short forms, and the hyphens.
 _APOSTROPHE = "\N{RIGHT SINGLE QUOTATION MARK}"
-_CLITIC = re.compile(rf"{_APOSTROPHE}(?=(?:s|m|d|re|ve|ll)(?!\w))|(?<=n){_APOSTROPHE}(?=t(?!\w))")
-_INNER_APOSTROPHE = re.compile(rf"(?<=\w){_APOSTROPHE}(?=\w)")
-_PROTECTED = "\ue000"  # stands for that apostrophe, which nltk would split off
+_TYPED_APOSTROPHE = re.compile(rf"(?<=\w){_APOSTROPHE}(?=\w)|{_APOSTROPHE}(?=(?:s|m|d|re|ve|ll)(?!\w))")
 _REMOVED = f"{_APOSTROPHE}\N{LEFT SINGLE QUOTATION MARK}"
 _REMOVED += "\N{LEFT DOUBLE QUOTATION MARK}\N{RIGHT DOUBLE QUOTATION MARK}"
 _REMOVED += "\N{LEFT-POINTING DOUBLE ANGLE QUOTATION MARK}\N{RIGHT-POINTING DOUBLE ANGLE QUOTATION MARK}"
@@ -79,12 +77,11 @@ def ptb_tokenize(caption: str) -> list[str]:
     text = _DOTTED_WORD.sub(_split_full_stop, " ".join(text.split()))
     text = _GLUED.sub(" ", _TRAILING_MARKS.sub(r" \1", _LEADING_MARKS.sub("", text)))
     words = _TOKENIZER.tokenize(text + " .", convert_parentheses=True)
-    words = [word.lower().replace(_PROTECTED, "'") for word in words]
-    return [word for word in words if word not in _PUNCTUATION]
+    return [word for word in map(str.lower, words) if word not in _PUNCTUATION]
 
 
 def _as_typed(text: str) -> str:
-    text = _INNER_APOSTROPHE.sub(_PROTECTED, _CLITIC.sub("'", normalised(text))).translate(_TYPOGRAPHIC)
+    text = _TYPED_APOSTROPHE.sub("'", normalised(text)).translate(_TYPOGRAPHIC)
     return split_spaceless("".join(map(_space_out, text)))
 
 

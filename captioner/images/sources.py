@@ -15,6 +15,12 @@ from PIL import Image
 from captioner.errors import CaptionerError
 
 
+def file_fingerprint(path: Path) -> str:
+    """What changes with a file, usually: its size and time. Raises: OSError."""
+    status = path.stat()
+    return f"{status.st_size}-{status.st_mtime_ns}"
+
+
 @dataclass(frozen=True, slots=True)
 class ZipMember:
     """A picture inside a zip archive, read without unpacking it."""
@@ -65,9 +71,8 @@ class TarMember:
 
     @property
     def fingerprint(self) -> str:
-        """What changes with the picture."""
-        status = self.archive.stat()
-        return f"{status.st_size}-{status.st_mtime_ns}-{self.offset}"
+        """What changes with the picture. Raises: OSError."""
+        return f"{file_fingerprint(self.archive)}-{self.offset}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,9 +100,8 @@ class ParquetCell:
 
     @property
     def fingerprint(self) -> str:
-        """What changes with the picture."""
-        status = self.file.stat()
-        return f"{status.st_size}-{status.st_mtime_ns}-{self.row_group}-{self.row}"
+        """What changes with the picture. Raises: OSError."""
+        return f"{file_fingerprint(self.file)}-{self.row_group}-{self.row}"
 
 
 @contextmanager

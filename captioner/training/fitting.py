@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from captioner.config import MOST_WORDS, DecodingOptions
-from captioner.tokenize import spaceless_share, tokenize
+from captioner.tokenize import are_spaceless, tokenize
 from captioner.training.recipe import Recipe
 from captioner.vocabulary import UNK, Vocabulary
 
@@ -35,7 +35,7 @@ def fit_to_captions(recipe: Recipe, captions: Iterable[str]) -> Recipe:
     """
     words_of = [tokenize(caption) for caption in captions]
     lengths = [len(words) for words in words_of]
-    if spaceless_share(word for words in words_of for word in words) > 0.5:
+    if are_spaceless(words_of):
         _logger.info("the captions are in a script without spaces: each of its characters counts as a word")
     training, decoding = recipe.training, recipe.decoding
     limit = training.max_caption_words or caption_limit(lengths)
