@@ -136,13 +136,14 @@ class CaptioningTask:
             vocabulary = Vocabulary.build(
                 captions, min_count=training.min_count, keep_case=training.keep_case
             )
+            if len(vocabulary) == len(SPECIAL_TOKENS):
+                raise CaptionerError(
+                    f"no word occurs {training.min_count} times in the training captions; lower --min-count"
+                )
+            check_coverage(train, vocabulary, min_count=training.min_count)
         else:
             vocabulary = start.vocabulary
             check_coverage(train, vocabulary)
-        if len(vocabulary) == len(SPECIAL_TOKENS):
-            raise CaptionerError(
-                f"no word occurs {training.min_count} times in the training captions; lower --min-count"
-            )
         return cls(
             recipe=recipe,
             encoder=encoder,

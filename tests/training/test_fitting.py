@@ -44,6 +44,23 @@ CHINESE = "\u4e00\u53ea\u5c0f\u72d7\u5728\u8349\u5730\u4e0a\u8dd1"
 GERMAN = "Ein M\u00e4dchen l\u00e4uft mit Opa\u2019s Hund durch K\u00f6ln"
 
 
+def test_vocabulary_of_too_few_words_is_refused_as_the_check_says(tmp_path: Path) -> None:
+    write_flickr8k(tmp_path)
+    flags = ("flickr8k", *flickr8k_flags(tmp_path), "--out", str(tmp_path / "run"), "--min-count", "5")
+    captions = tmp_path / "flickr8k" / "Flickr8k.token.txt"
+    lines = captions.read_text().splitlines()
+    texts = [f"a {' '.join(f'word{number}of{one}' for one in range(3))}" for number in range(len(lines))]
+    captions.write_text(
+        "\n".join(f"{line.partition(chr(9))[0]}\t{text}" for line, text in zip(lines, texts, strict=True))
+    )
+    refused = run_here(*flags)
+    assert refused.status == 1
+    assert (
+        "has 25.0% of the words of train, too few to learn from; lower --min-count, which is 5"
+        in refused.message
+    )
+
+
 def test_start_from_a_model_that_does_not_know_the_words_is_refused(tmp_path: Path) -> None:
     write_flickr8k(tmp_path)
     assert run_here("flickr8k", *flickr8k_flags(tmp_path), "--out", str(tmp_path / "first")).status == 0
