@@ -1,8 +1,9 @@
 """Speed of captioning, compared with its encoder and JPEG decoding alone.
 
     python benchmarks/captioning.py --images train2017
+    python benchmarks/captioning.py --images train2017 --device cuda
 
-For each backend and batch size, pictures per second:
+For each backend of the device and batch size, pictures per second:
 
 - from file to caption, with a beam size of 3;
 - by the encoder alone, on pictures in memory, with as many concurrent batches as in captioning: an upper
@@ -16,9 +17,8 @@ maximum.
 
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,14 +28,14 @@ import tyro
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.report import report
-from captioner.backends.export import export_model
-from captioner.checkpoint.folder import SHIPPED_MODEL
+from captioner.config import BackendName, Device
 from captioner.images.prefetch import batches, map_in_threads, prefetch_batches
 from captioner.inference import Captioner
 
 ROOT = Path(__file__).parent.parent
 BATCH_SIZES = (1, 8, 32)
 BEAM_SIZE = 3
+CPU_BACKENDS: tuple[BackendName, ...] = ("openvino", "onnx", "torch")
 
 
 def tasks(captioner: Captioner, paths: list[Path], batch_size: int) -> dict[str, Callable[[], None]]:
@@ -62,7 +62,7 @@ def tasks(captioner: Captioner, paths: list[Path], batch_size: int) -> dict[str,
 
 
 def captioning_rows(
-    captioners: dict[str, Captioner], paths: list[Path], repeats: int
+    captioners: Mapping[BackendName, Captioner], paths: list[Path], repeats: int
 ) -> dict[str, list[float]]:
     """Pictures per second, by backend, batch size and task."""
     rows: dict[str, list[float]] = {}
@@ -80,13 +80,10 @@ def captioning_rows(
     return rows
 
 
-def process_rows(picture: Path, repeats: int) -> dict[str, list[float]]:
+def process_rows(picture: Path, backends: Sequence[BackendName], repeats: int) -> dict[str, list[float]]:
     """The duration of whole processes, in seconds."""
-    commands = {
-        "caption.py, onnx": ["caption.py", str(picture), "--backend", "onnx"],
-        "caption.py, torch": ["caption.py", str(picture), "--backend", "torch"],
-        "import torch": ["-c", "import torch"],
-    }
+    commands = {f"caption.py, {name}": ["caption.py", str(picture), "--backend", name] for name in backends}
+    commands["import torch"] = ["-c", "import torch"]
     rows: dict[str, list[float]] = {}
     for _ in range(repeats):
         for name, command in commands.items():
@@ -101,6 +98,7 @@ def main(
     images: Path,
     num_pictures: int = 320,
     repeats: int = 5,
+    device: Device = "cpu",
     threads: int | None = None,
     json_out: Path | None = None,
 ) -> None:
@@ -110,6 +108,7 @@ def main(
         images: Folder of JPEGs.
         num_pictures: Pictures captioned in each measurement; those of the folder are repeated as needed.
         repeats: Number of measurements.
+        device: What runs the models.
         threads: CPU threads of the model, by default one per core.
         json_out: Also write all values to this file.
     """
@@ -117,18 +116,12 @@ def main(
     if not found:
         sys.exit(f"captioning.py: {images} contains no JPEGs")
     paths = (found * (num_pictures // len(found) + 1))[:num_pictures]
-    with tempfile.TemporaryDirectory() as folder:
-        quantized = Path(folder) / "int8"
-        export_model(SHIPPED_MODEL, quantized, int8=True)
-        captioners = {
-            "onnx": Captioner.load(backend="onnx", device="cpu", threads=threads),
-            "onnx, int8": Captioner.load(quantized, backend="onnx", device="cpu", threads=threads),
-            "torch": Captioner.load(backend="torch", device="cpu", threads=threads),
-        }
-        measured = {
-            "pictures per second": captioning_rows(captioners, paths, repeats),
-            "seconds per process": process_rows(found[0].absolute(), repeats),
-        }
+    backends = CPU_BACKENDS if device == "cpu" else ("torch",)
+    captioners = {name: Captioner.load(backend=name, device=device, threads=threads) for name in backends}
+    measured = {
+        "pictures per second": captioning_rows(captioners, paths, repeats),
+        "seconds per process": process_rows(found[0].absolute(), backends, repeats),
+    }
     report(measured, json_out)
 
 

@@ -17,7 +17,7 @@ from msgspec import Meta
 from captioner.errors import reject_string
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
-BackendName = Literal["auto", "onnx", "torch"]
+BackendName = Literal["auto", "onnx", "openvino", "torch"]
 DecoderKind = Literal["lstm", "transformer"]
 Attention = Literal["soft", "hard", "none"]
 ScoreName = Literal["additive", "dot", "general", "multihead"]
@@ -120,8 +120,8 @@ class ModelOptions(Bounded):
     device: Device = "auto"
     """Device to run on; auto takes a GPU if there is one."""
     backend: BackendName = "auto"
-    """Software that runs the model: auto takes torch on a GPU, and onnxruntime on a CPU if the model was
-    exported."""
+    """Software that runs the model: auto takes torch on a GPU; on a CPU OpenVINO, if it is installed and the
+    processor computes in bf16, else onnxruntime."""
     threads: Count | None = None
     """CPU threads; by default one per core."""
 

@@ -20,9 +20,20 @@ from onnxscript import optimizer
 from torch import Tensor, nn
 
 from captioner.atomic import replaced_folder
+from captioner.backends.exported import (
+    ALL,
+    ALPHAS,
+    ASKED,
+    BEST,
+    MEMORY,
+    NEXT,
+    NUM_BEST,
+    OF_ASKED,
+    STATE,
+    WORDS,
+)
 from captioner.backends.load import Backend
-from captioner.backends.onnx_backend import MEMORY, NEXT, STATE, OnnxBackend
-from captioner.backends.quantize import quantize_products
+from captioner.backends.onnx_backend import OnnxBackend
 from captioner.backends.torch_backend import TorchBackend
 from captioner.checkpoint.folder import (
     GRAPHS,
@@ -39,18 +50,16 @@ from captioner.model.decoder import Decoder, Memory
 
 TOLERANCE = 1e-3
 """Largest allowed difference between an exported model's log-probabilities and torch's, in nats."""
-TOLERANCE_INT8 = 1.0
-"""The same in 8 bits, on pictures of noise; a larger difference means a faulty kernel."""
 
 # Sizes of the example that a graph is traced with; graphs take any size.
 _PICTURES, _BEAM, _STEPS = 3, 5, 2
 
 
-def export_model(folder: Path, out: Path, *, int8: bool = False) -> float:
+def export_model(folder: Path, out: Path) -> float:
     """Copy a model folder to `out` and add its graphs; `out` may be `folder` itself.
 
-    With `int8` the decoder multiplies in 8 bits (`captioner.backends.quantize`). Returns the largest
-    difference between the log-probabilities of the first words and torch's, in nats, on synthetic pictures.
+    Returns the largest difference between the log-probabilities of the first words and torch's, in nats, on
+    synthetic pictures.
 
     Raises:
         captioner.errors.ModelFolderError: the folder is not a valid model.
@@ -62,11 +71,9 @@ def export_model(folder: Path, out: Path, *, int8: bool = False) -> float:
         shutil.copytree(locate_model(folder), new, dirs_exist_ok=True)
         for name, graph in _graphs(model, checkpoint.config.preprocess.size_px).items():
             _share_weights(graph, new)
-            if int8 and name == "step" and not quantize_products(graph.graph):
-                raise CaptionerError(f"{folder} has no products to compute in 8 bits; leave out --int8")
             ir.save(graph, new / GRAPHS[name])
         difference = _difference(new, checkpoint)
-        if not difference <= (TOLERANCE_INT8 if int8 else TOLERANCE):
+        if not difference <= TOLERANCE:
             raise CaptionerError(f"cannot export {folder}: log-probabilities would be off by {difference}")
     return difference
 
@@ -139,7 +146,7 @@ def _graphs(model: CaptioningModel, size_px: int) -> dict[str, ir.Model]:
         for one, two in zip(_state_tensors(before), _state_tensors(state), strict=True)
     ]
     step = _StepGraph(model, type(state), changed)
-    return {
+    graphs = {
         "encoder": _graph(
             _EncoderGraph(model), (images,), (_any_size(0),), inputs=["images"], outputs=["annotations"]
         ),
@@ -155,9 +162,11 @@ def _graphs(model: CaptioningModel, size_px: int) -> dict[str, ir.Model]:
             (tokens, list(remembered.values()), _state_tensors(state)),
             (_any_size(0, 1), cells, grows),
             inputs=["tokens", *of_memory, *of_state],
-            outputs=["log_probs", "alphas", *(f"{NEXT}{name}" for name in changed)],
+            outputs=[ALL, ALPHAS, *(f"{NEXT}{name}" for name in changed)],
         ),
     }
+    _choose_words(graphs["step"].graph)
+    return graphs
 
 
 def _any_size(*axes: int) -> dict[int, Any]:
@@ -211,6 +220,24 @@ def _strip(model: ir.Model) -> None:
     model.metadata_props.clear()
 
 
+def _choose_words(graph: ir.Graph) -> None:
+    """Add to a step its outputs of the likeliest words and of those asked for, of which torch.export cannot
+    trace the number."""
+    log_probs = next(output for output in graph.outputs if output.name == ALL)
+    num_best = ir.Value(name=NUM_BEST, type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape([1]))
+    asked = ir.Value(
+        name=ASKED, type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape(["pictures", "beam", "asked"])
+    )
+    best = ir.node("TopK", [log_probs, num_best], {"axis": -1}, num_outputs=2)
+    of_asked = ir.node("GatherElements", [log_probs, asked], {"axis": -1})
+    graph.inputs.extend([num_best, asked])
+    for name, value in zip((BEST, WORDS, OF_ASKED), (*best.outputs, *of_asked.outputs), strict=True):
+        value.name = name
+        value.dtype = ir.DataType.INT64 if name == WORDS else ir.DataType.FLOAT
+        graph.outputs.append(value)
+    graph.extend([best, of_asked])
+
+
 def _share_weights(model: ir.Model, folder: Path) -> None:
     """Make a graph read its weights from the folder's file."""
     header, begin = weights_header(folder)
@@ -253,8 +280,9 @@ def _difference(folder: Path, checkpoint: CaptioningCheckpoint) -> float:
 
 def _log_probs(model: Backend[Any], images: np.ndarray, tokens: np.ndarray) -> np.ndarray:
     state = model.start(model.encode(images), tokens.shape[2])
-    found = []
+    nothing, found = np.zeros((*tokens.shape[1:], 0), dtype=int), []
     for step in tokens:
-        log_probs, _, state = model.step(step, state)
-        found.append(log_probs)
+        result = model.step(step, state, num_best=None, asked=nothing)
+        found.append(result.log_probs)
+        state = result.state
     return np.stack(found)

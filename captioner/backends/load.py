@@ -1,10 +1,10 @@
-"""Choice of the backend that runs a model: onnxruntime or torch."""
+"""Choice of the backend that runs a model: OpenVINO, onnxruntime or torch."""
 
 import shutil
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import UInt8
@@ -14,6 +14,9 @@ from captioner.config import BackendName, Device, ModelConfig
 from captioner.decoding.search import State, StepModel
 from captioner.errors import CaptionerError
 from captioner.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from captioner.backends.exported import ExportedBackend
 
 
 @runtime_checkable
@@ -39,7 +42,8 @@ def load_backend(
 ) -> Backend[Any]:
     """The fastest backend for a model folder on this machine, or the one that is named.
 
-    That is torch on a GPU, onnxruntime on a CPU if the model was exported, else torch on a CPU.
+    That is torch on a GPU. On a CPU, if the model was exported, it is OpenVINO where it is installed and the
+    processor computes in bf16, else onnxruntime; and torch if it was not exported.
 
     Raises:
         captioner.errors.ModelFolderError: the folder is not a complete and valid model.
@@ -52,14 +56,26 @@ def load_backend(
             from captioner.backends.torch_backend import TorchBackend
 
             return TorchBackend.load(folder, device=device, threads=threads)
-        from captioner.backends.onnx_backend import OnnxBackend
+        exported = _exported_backend(backend)
     except ModuleNotFoundError as error:
         raise CaptionerError(_what_to_install(folder, backend, error.name)) from error
     if device not in ("auto", "cpu"):
-        raise CaptionerError(f"onnxruntime runs on the CPU, not on {device}; use --backend torch")
+        raise CaptionerError(f"{exported.runtime} runs on the CPU, not on {device}; use --backend torch")
     if not has_graphs(folder):
-        raise CaptionerError(f"{folder} was not exported for onnxruntime; do so with: captioner export")
-    return OnnxBackend.load(folder, config, vocabulary, threads=threads)
+        raise CaptionerError(
+            f"{folder} was not exported for {exported.runtime}; do so with: captioner export"
+        )
+    return exported.load(folder, config, vocabulary, threads=threads)
+
+
+def _exported_backend(name: BackendName) -> "type[ExportedBackend]":
+    if name == "openvino":
+        from captioner.backends.openvino_backend import OpenvinoBackend
+
+        return OpenvinoBackend
+    from captioner.backends.onnx_backend import OnnxBackend
+
+    return OnnxBackend
 
 
 def _fastest_backend(folder: Path, device: Device) -> BackendName:
@@ -68,7 +84,13 @@ def _fastest_backend(folder: Path, device: Device) -> BackendName:
     if device == "auto" and _may_have_gpu() and find_spec("torch"):
         from captioner.backends.torch_backend import choose_device
 
-        return "onnx" if choose_device("auto").type == "cpu" else "torch"
+        if choose_device("auto").type != "cpu":
+            return "torch"
+    if find_spec("openvino"):
+        from captioner.backends.openvino_backend import computes_in_bf16
+
+        if computes_in_bf16():
+            return "openvino"
     return "onnx"
 
 
@@ -79,7 +101,8 @@ def _may_have_gpu() -> bool:
 
 
 def _what_to_install(folder: Path, backend: BackendName, module: str | None) -> str:
-    if backend == "onnx":
-        return f"the onnx backend needs {module}; install it with: pip install onnxruntime"
+    if backend != "torch":
+        package = "onnxruntime" if backend == "onnx" else "'captioner[openvino]'"
+        return f"the {backend} backend needs {module}; install it with: pip install {package}"
     reason = "the torch backend needs" if has_graphs(folder) else f"{folder} was not exported, so it needs"
     return f"{reason} {module}; install it with: pip install 'captioner[torch]'"

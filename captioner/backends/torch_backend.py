@@ -1,5 +1,6 @@
 """Backend torch: on a GPU, or for models that were not exported."""
 
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from captioner.checkpoint.weights import load_checkpoint
 from captioner.config import Device
+from captioner.decoding.search import StepResult
 from captioner.errors import CaptionerError
 from captioner.images.prefetch import available_cores
 from captioner.model.captioning import CaptioningModel
@@ -49,28 +51,46 @@ class TorchDecoder:
 
     @torch.inference_mode()
     def step(
-        self, tokens: Int[np.ndarray, "pictures beam"], state: DecoderSearchState
-    ) -> tuple[
-        Float[np.ndarray, "pictures beam vocab"],
-        Float[np.ndarray, "pictures beam heads cells"],
-        DecoderSearchState,
-    ]:
-        ids = torch.tensor(tokens, device=state.memory.mean.device)
-        output = self.decoder.step(ids, state.state, state.memory)
+        self,
+        tokens: Int[np.ndarray, "pictures beam"],
+        state: DecoderSearchState,
+        *,
+        num_best: int | None,
+        asked: Int[np.ndarray, "pictures beam asked"],
+    ) -> StepResult[DecoderSearchState]:
+        device = state.memory.mean.device
+        output = self.decoder.step(torch.tensor(tokens, device=device), state.state, state.memory)
         log_probs = self.decoder.logits(output.readout).log_softmax(dim=-1)
-        next_state = DecoderSearchState(state.memory, output.state)
-        return log_probs.cpu().numpy(), output.alphas.cpu().numpy(), next_state
+        of_asked = log_probs.gather(2, torch.tensor(asked, device=device))
+        if num_best is None:
+            words = torch.arange(log_probs.shape[2]).expand(log_probs.shape)
+        else:
+            log_probs, words = log_probs.topk(min(num_best, log_probs.shape[2]), dim=2)
+        return StepResult(
+            words=words.cpu().numpy(),
+            log_probs=log_probs.cpu().numpy(),
+            asked=of_asked.cpu().numpy(),
+            alphas=output.alphas.cpu().numpy(),
+            state=DecoderSearchState(state.memory, output.state),
+        )
 
 
 class TorchBackend(TorchDecoder):
-    """A torch model as a `captioner.backends.load.Backend`."""
+    """A torch model as a `captioner.backends.load.Backend`.
 
-    max_concurrent_batches = 1  # torch has its own threads, and a GPU one queue
+    On a CPU torch has its own threads. On a GPU two batches take turns, each in a stream of its own: one
+    computes while the extensions of the other are chosen on the CPU.
+    """
 
     def __init__(self, model: CaptioningModel, device: torch.device | str = "cpu") -> None:
         super().__init__(model.decoder)
         self.model = model.to(device).eval()
         self.device = torch.device(device)
+        self._is_cuda = self.device.type == "cuda"
+        self.max_concurrent_batches = 2 if self._is_cuda else 1
+        self._streams = threading.local()
+        if self._is_cuda:
+            torch.cuda.synchronize(self.device)  # other streams would not wait for the weights
 
     @classmethod
     def load(cls, folder: Path, *, device: Device, threads: int | None) -> "TorchBackend":
@@ -87,7 +107,18 @@ class TorchBackend(TorchDecoder):
     def encode(
         self, images: UInt8[np.ndarray, "pictures size size 3"]
     ) -> Float[Tensor, "pictures cells annotation"]:
-        return self.model.encoder.annotate(torch.tensor(images, device=self.device))
+        pixels = torch.tensor(images)
+        if self._is_cuda:
+            self._take_stream()
+            pixels = pixels.pin_memory()  # so that the copy does not wait for what the GPU computes
+        return self.model.encoder.annotate(pixels.to(self.device, non_blocking=True))
+
+    def _take_stream(self) -> None:
+        """Let this thread, if it is one of a pool, compute in a stream of its own."""
+        is_main = threading.current_thread() is threading.main_thread()
+        if not is_main and not hasattr(self._streams, "own"):
+            self._streams.own = torch.cuda.Stream(self.device)
+            torch.cuda.set_stream(self._streams.own)
 
 
 def limit_threads(threads: int | None = None) -> None:

@@ -22,8 +22,6 @@ class ExportCommand:
     """The new folder; or the model's own, to add the graphs to it."""
     model: Annotated[Path | None, arg("FOLDER", "the model that ships with captioner")] = None
     """Model folder to export."""
-    int8: Annotated[bool, arg("")] = False
-    """Let the decoder multiply in 8 bits: faster, but some captions change."""
 
     def run(self) -> int:
         """Export and report the difference from torch."""
@@ -32,6 +30,6 @@ class ExportCommand:
             raise UsageError(f"--out {self.out} exists; choose a new folder, or the model's own")
         from captioner.backends.export import export_model
 
-        difference = export_model(model, self.out, int8=self.int8)
+        difference = export_model(model, self.out)
         sys.stdout.write(f"{self.out} (log-probabilities within {difference:.1e} of torch's)\n")
         return 0

@@ -53,11 +53,11 @@ def force_decode(
     state = model.start(annotations, tokens.shape[1])
     log_probs, alphas = [], []
     for step in range(tokens.shape[2] - 1):
-        next_log_probs, alpha, state = model.step(tokens[:, :, step], state)
         forced = tokens[:, :, step + 1]
-        log_prob = np.take_along_axis(next_log_probs, forced[..., None], axis=2)[..., 0]
-        log_probs.append(np.where(forced == PAD, 0.0, log_prob))
-        alphas.append(alpha)
+        result = model.step(tokens[:, :, step], state, num_best=0, asked=forced[..., None])
+        log_probs.append(np.where(forced == PAD, 0.0, result.asked[..., 0]))
+        alphas.append(result.alphas)
+        state = result.state
     return np.stack(log_probs, axis=2), np.stack(alphas, axis=2)
 
 

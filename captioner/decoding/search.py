@@ -1,12 +1,13 @@
 """Decoding loop of beam search and sampling, in numpy.
 
 A model takes part by implementing `StepModel`; each picture has several hypotheses, which form one array
-axis. A `Strategy` (`captioner.decoding.strategies`) decides which extensions of the hypotheses continue.
+axis. A `Strategy` (`captioner.decoding.strategies`) decides which extensions of the hypotheses continue. The
+model passes on only the words that the strategy may choose, so that a GPU need not copy its vocabulary.
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -18,8 +19,11 @@ BANNED_TOKENS = (PAD, START, UNK)
 """Tokens that no caption may contain: an <unk> means nothing to a reader."""
 
 State = TypeVar("State", bound="SearchState")
-Totals = Float[np.ndarray, "pictures beam vocab"]
+Words = Int[np.ndarray, "pictures beam words"]
+Totals = Float[np.ndarray, "pictures beam words"]
 Tokens = Int[np.ndarray, "pictures beam tokens"]
+
+_NONE = -1  # no word
 
 
 @runtime_checkable
@@ -31,6 +35,21 @@ class SearchState(Protocol):
     ) -> State:
         """Keep these pictures, and in each the hypotheses `parents` (some may occur twice)."""
         ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepResult(Generic[State]):
+    """The result of a model's step.
+
+    `words` are the likeliest next words of each hypothesis, best first, or all words by id; `asked` has the
+    log-probabilities of the words that were asked for. `alphas` is the attention used.
+    """
+
+    words: Words
+    log_probs: Float[np.ndarray, "pictures beam words"]
+    asked: Float[np.ndarray, "pictures beam asked"]
+    alphas: Float[np.ndarray, "pictures beam *attention"]
+    state: State
 
 
 @runtime_checkable
@@ -46,12 +65,15 @@ class StepModel(Protocol[State]):
         ...
 
     def step(
-        self, tokens: Int[np.ndarray, "pictures beam"], state: State
-    ) -> tuple[
-        Float[np.ndarray, "pictures beam vocab"], Float[np.ndarray, "pictures beam *attention"], State
-    ]:
-        """From the previous tokens, give the log-probabilities of the next ones, the attention used for
-        them, and the next state."""
+        self,
+        tokens: Int[np.ndarray, "pictures beam"],
+        state: State,
+        *,
+        num_best: int | None,
+        asked: Int[np.ndarray, "pictures beam asked"],
+    ) -> StepResult[State]:
+        """Read the previous tokens; give the `num_best` likeliest next words (None: all words, by id) and
+        the log-probabilities of those `asked`."""
         ...
 
 
@@ -115,11 +137,13 @@ def _arrays(candidates: Candidates) -> tuple[np.ndarray, np.ndarray, np.ndarray]
 
 @dataclass(frozen=True)
 class SearchStep:
-    """Input of a strategy: the hypotheses so far, and their log-probabilities with each next token.
+    """Input of a strategy: the hypotheses so far, the words that may come next, and the log-probabilities of
+    the hypotheses with each of them. The strategy's required words are the last ones.
 
     `pictures` are the indices, among all pictures, of those that are still searched.
     """
 
+    words: Words
     totals: Totals
     tokens: Tokens
     pictures: Int[np.ndarray, " pictures"]
@@ -134,6 +158,16 @@ class Strategy(Protocol):
 
     @property
     def group_size(self) -> int: ...
+
+    @property
+    def num_best(self) -> int | None:
+        """How many of the likeliest permitted words of a hypothesis it may choose from; None for all."""
+        ...
+
+    @property
+    def required(self) -> tuple[int, ...]:
+        """Words that it may choose although they are unlikely."""
+        ...
 
     def first(self) -> Float[np.ndarray, " beam"]:
         """Initial log-probabilities: 0 for each hypothesis that starts, -inf for the others, since at
@@ -170,7 +204,7 @@ def search(
         `max_words`.
     """
     num_pictures, num_groups, group_size = len(annotations), strategy.num_groups, strategy.group_size
-    state = model.start(annotations, num_groups * group_size)
+    state = model.start(annotations, 1)  # at first all hypotheses are alike
     ended: list[Grouped] = [[] for _ in range(num_pictures)]
     cut: list[Grouped] = [[] for _ in range(num_pictures)]
     num_ended = np.zeros((num_pictures, num_groups), dtype=int)
@@ -182,11 +216,15 @@ def search(
     for num_words in range(options.max_words + 1):
         if not len(pictures):
             break
-        next_log_probs, alpha, state = model.step(tokens[:, :, -1], state)
+        read = tokens if num_words else tokens[:, :1]
+        words, next_log_probs, alpha, state = _step(model, read, state, strategy, options)
+        if not num_words:
+            words, next_log_probs, alpha = (
+                np.repeat(array, num_groups * group_size, axis=1) for array in (words, next_log_probs, alpha)
+            )
         totals = log_probs[:, :, None] + next_log_probs
-        _forbid(totals, tokens, options)
         used = alpha[:, :, None] if alphas is None else np.concatenate([alphas, alpha[:, :, None]], axis=2)
-        found = strategy.candidates(SearchStep(totals, tokens, pictures))
+        found = strategy.candidates(SearchStep(words, totals, tokens, pictures))
 
         is_end = (found.words == END) & np.isfinite(found.log_probs)
         for row, group, index in np.argwhere(is_end[:, :, :group_size]):
@@ -205,7 +243,7 @@ def search(
         tokens = np.take_along_axis(tokens[kept], parents[:, :, None], axis=1)
         tokens = np.concatenate([tokens, words[:, :, None]], axis=2)
         alphas = used[kept[:, None], parents]
-        state = state.select(kept, parents)
+        state = state.select(kept, parents if num_words else np.zeros_like(parents))
 
     if alphas is not None:
         for row, beam in np.argwhere(np.isfinite(log_probs)):
@@ -216,18 +254,35 @@ def search(
     return list(zip(ended, cut, strict=True))
 
 
-def _forbid(totals: Totals, tokens: Tokens, options: DecodingOptions) -> None:
-    """Set to -inf what may not come next."""
+def _step(
+    model: StepModel[State], tokens: Tokens, state: State, strategy: Strategy, options: DecodingOptions
+) -> tuple[Words, Totals, Float[np.ndarray, "pictures beam *attention"], State]:
+    """The words that the strategy may choose from, their log-probabilities, the attention and the state."""
+    forbidden = _forbidden(tokens, options)
+    num_best = strategy.num_best
+    if num_best is not None:  # and so many that these may all be forbidden
+        num_best += int((forbidden != _NONE).sum(axis=2).max())
+    asked = np.broadcast_to(
+        np.array(strategy.required, dtype=int), (*tokens.shape[:2], len(strategy.required))
+    )
+    result = model.step(tokens[:, :, -1], state, num_best=num_best, asked=asked)
+    words = np.concatenate([result.words, asked], axis=2)
+    log_probs = np.concatenate([result.log_probs, result.asked], axis=2)
+    is_forbidden = (words[..., None] == forbidden[:, :, None]).any(axis=3)
+    return words, np.where(is_forbidden, -np.inf, log_probs), result.alphas, result.state
+
+
+def _forbidden(tokens: Tokens, options: DecodingOptions) -> Int[np.ndarray, "pictures beam forbidden"]:
+    """The words that may not come next."""
     num_words, longest = tokens.shape[2] - 1, options.no_repeat_ngram
-    totals[:, :, BANNED_TOKENS] = -np.inf
-    if num_words < options.min_words:
-        totals[:, :, END] = -np.inf
-    if 0 < longest <= num_words:
-        # An n-gram may not come twice: its last word may not follow its other words again.
-        ngrams = np.lib.stride_tricks.sliding_window_view(tokens[:, :, 1:], longest, axis=2)
-        is_begun = (ngrams[..., :-1] == tokens[:, :, None, num_words + 2 - longest :]).all(axis=3)
-        rows, beams, positions = np.nonzero(is_begun)
-        totals[rows, beams, ngrams[rows, beams, positions, -1]] = -np.inf
+    always = (*BANNED_TOKENS, END) if num_words < options.min_words else BANNED_TOKENS
+    forbidden = np.broadcast_to(np.array(always), (*tokens.shape[:2], len(always)))
+    if not 0 < longest <= num_words:
+        return forbidden
+    # An n-gram may not come twice: its last word may not follow its other words again.
+    ngrams = np.lib.stride_tricks.sliding_window_view(tokens[:, :, 1:], longest, axis=2)
+    is_begun = (ngrams[..., :-1] == tokens[:, :, None, num_words + 2 - longest :]).all(axis=3)
+    return np.concatenate([forbidden, np.where(is_begun, ngrams[..., -1], _NONE)], axis=2)
 
 
 def _hypothesis(

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from captioner.config import DecodingOptions
-from captioner.decoding.search import Candidates, SearchStep, Totals
+from captioner.decoding.search import Candidates, SearchStep, Totals, Words
 from captioner.vocabulary import END
 
 
@@ -23,24 +23,29 @@ class Beam:
     num_groups: int = 1
     diversity: float = 0.0
 
+    required = ()
+
+    @property
+    def num_best(self) -> int:
+        """2 x group_size, and those that earlier groups may have chosen."""
+        return (self.num_groups + 1) * self.group_size
+
     def first(self) -> Float[np.ndarray, " beam"]:
         log_probs = np.full((self.num_groups, self.group_size), -np.inf)
         log_probs[:, 0] = 0.0
         return log_probs.ravel()
 
     def candidates(self, step: SearchStep) -> Candidates:
-        totals = step.totals
-        num_pictures, _, vocab_size = totals.shape
-        times_chosen = np.zeros((num_pictures, vocab_size))
+        chosen = np.zeros((len(step.words), 0), dtype=int)  # by earlier groups
         groups = []
-        for start in range(0, totals.shape[1], self.group_size):
-            own = totals[:, start : start + self.group_size]
-            ranking = own - self.diversity * times_chosen[:, None] if start else own
-            found = best_extensions(own, ranking, self.group_size, offset=start)
+        for start in range(0, step.totals.shape[1], self.group_size):
+            words, totals = (array[:, start : start + self.group_size] for array in (step.words, step.totals))
+            times_chosen = (words[..., None] == chosen[:, None, None]).sum(axis=3)
+            ranking = totals - self.diversity * times_chosen
+            found = best_extensions(words, totals, ranking, self.group_size, offset=start)
             groups.append(found)
             if self.num_groups > 1:
-                chosen = found.continuing(self.group_size).words[:, 0]
-                np.add.at(times_chosen, (np.arange(num_pictures)[:, None], chosen), 1)
+                chosen = np.concatenate([chosen, found.continuing(self.group_size).words[:, 0]], axis=1)
         return Candidates.joined(groups)
 
     def is_done(self, num_ended: Int[np.ndarray, "pictures groups"]) -> Bool[np.ndarray, " pictures"]:
@@ -66,28 +71,31 @@ class ConstrainedBeam:
     def num_groups(self) -> int:
         return len(self.required) + 1
 
+    @property
+    def num_best(self) -> int:
+        """Besides 2 x group_size, the required words and END, which not all groups may choose."""
+        return 2 * self.group_size + len(self.required) + 1
+
     def first(self) -> Float[np.ndarray, " beam"]:
         log_probs = np.full(self.num_groups * self.group_size, -np.inf)
         log_probs[0] = 0.0
         return log_probs
 
     def candidates(self, step: SearchStep) -> Candidates:
-        totals, required = step.totals, np.array(self.required)
+        words, totals, required = step.words, step.totals, np.array(self.required)
         is_missing = (step.tokens[..., None] != required).all(axis=2)  # (pictures, beam, required)
-        staying, rising = totals.copy(), np.full_like(totals, -np.inf)
-        values = totals[:, :, required]
-        staying[:, :, required] = np.where(is_missing, -np.inf, values)
-        rising[:, :, required] = np.where(is_missing, values, -np.inf)
-        staying[:, : -self.group_size, END] = -np.inf
+        would_rise = ((words[..., None] == required) & is_missing[:, :, None]).any(axis=3)
+        staying = np.where(would_rise, -np.inf, totals)
+        staying[:, :, -len(required) :] = -np.inf  # a likely one is among the other words too
+        staying[:, : -self.group_size][words[:, : -self.group_size] == END] = -np.inf
+        rising = np.full_like(totals, -np.inf)
+        rising[:, :, -len(required) :] = np.where(is_missing, totals[:, :, -len(required) :], -np.inf)
         groups = []
-        for group in range(self.num_groups):
-            own = slice(group * self.group_size, (group + 1) * self.group_size)
-            if group == 0:
-                groups.append(best_extensions(staying[:, own], staying[:, own], self.group_size, offset=0))
-                continue
-            below = slice(own.start - self.group_size, own.start)
+        for start in range(0, totals.shape[1], self.group_size):
+            below, own = slice(max(start - self.group_size, 0), start), slice(start, start + self.group_size)
             both = np.concatenate([rising[:, below], staying[:, own]], axis=1)
-            groups.append(best_extensions(both, both, self.group_size, offset=below.start))
+            theirs = words[:, below.start : own.stop]
+            groups.append(best_extensions(theirs, both, both, self.group_size, offset=below.start))
         return Candidates.joined(groups)
 
     def is_done(self, num_ended: Int[np.ndarray, "pictures groups"]) -> Bool[np.ndarray, " pictures"]:
@@ -106,38 +114,44 @@ class Sampler:
     """
 
     group_size = 1
+    required = ()
 
     def __init__(self, options: DecodingOptions, seeds: Sequence[Sequence[int]]) -> None:
         """`seeds` has one per picture, so that its captions do not depend on its neighbours."""
         self.options, self.num_groups = options, options.num_captions
+        self.num_best = options.top_k
         self._rngs = [np.random.default_rng(seed) for seed in seeds]
 
     def first(self) -> Float[np.ndarray, " beam"]:
         return np.zeros(self.num_groups)
 
     def candidates(self, step: SearchStep) -> Candidates:
-        shape = step.totals.shape[1:]
-        noise = np.stack([self._rngs[picture].gumbel(size=shape) for picture in step.pictures])
-        words = self._sample(step.totals, noise)
-        parents = np.broadcast_to(np.arange(self.num_groups), words.shape)
-        log_probs = np.take_along_axis(step.totals, words[..., None], axis=2)[..., 0]
-        return Candidates(parents[..., None], words[..., None], log_probs[..., None])
+        words, totals = step.words, step.totals
+        if self.num_best is not None:  # exactly so many, whatever may be forbidden to other hypotheses
+            best = np.argsort(-totals, axis=2, kind="stable")[:, :, : self.num_best]
+            words, totals = np.take_along_axis(words, best, axis=2), np.take_along_axis(totals, best, axis=2)
+        ranked = self._cut(totals / self.options.temperature)
+        noise = np.stack([self._rngs[picture].gumbel(size=ranked.shape[1:]) for picture in step.pictures])
+        # Gumbel's trick: the largest of log-probabilities with Gumbel noise is a sample.
+        drawn = (ranked + noise).argmax(axis=2)[..., None]
+        parents = np.broadcast_to(np.arange(self.num_groups)[:, None], drawn.shape)
+        return Candidates(
+            parents, np.take_along_axis(words, drawn, axis=2), np.take_along_axis(totals, drawn, axis=2)
+        )
 
-    def _sample(self, totals: Totals, noise: Totals) -> Int[np.ndarray, "pictures beam"]:
-        """Gumbel's trick: the largest of log-probabilities with Gumbel noise is a sample."""
-        scaled = totals / self.options.temperature
-        order = np.argsort(-scaled, axis=2, kind="stable")
-        ranked = np.take_along_axis(scaled, order, axis=2)
-        if self.options.top_k is not None:
-            ranked[:, :, self.options.top_k :] = -np.inf
-        if self.options.top_p < 1:
-            highest = np.where(np.isfinite(ranked[:, :, :1]), ranked[:, :, :1], 0.0)
-            shares = np.exp(ranked - highest)
-            shares = shares / np.maximum(shares.sum(axis=2, keepdims=True), np.finfo(float).tiny)
-            before = np.cumsum(shares, axis=2) - shares
-            ranked = np.where(before < self.options.top_p, ranked, -np.inf)
-        sampled = (ranked + noise).argmax(axis=2)
-        return np.take_along_axis(order, sampled[..., None], axis=2)[..., 0]
+    def _cut(self, totals: Totals) -> Totals:
+        """Only the likeliest that together have `top_p` of the probability remain."""
+        if self.options.top_p >= 1:
+            return totals
+        order = np.argsort(-totals, axis=2, kind="stable")
+        ranked = np.take_along_axis(totals, order, axis=2)
+        highest = np.where(np.isfinite(ranked[:, :, :1]), ranked[:, :, :1], 0.0)
+        shares = np.exp(ranked - highest)
+        shares = shares / np.maximum(shares.sum(axis=2, keepdims=True), np.finfo(float).tiny)
+        before = np.cumsum(shares, axis=2) - shares
+        cut = np.full_like(totals, -np.inf)
+        np.put_along_axis(cut, order, np.where(before < self.options.top_p, ranked, -np.inf), axis=2)
+        return cut
 
     def is_done(self, num_ended: Int[np.ndarray, "pictures groups"]) -> Bool[np.ndarray, " pictures"]:
         return np.all(num_ended >= 1, axis=1)
@@ -154,18 +168,18 @@ def beam_strategy(options: DecodingOptions, required: Sequence[int] = ()) -> Bea
     return Beam(width // options.diverse_groups, options.diverse_groups, options.diversity)
 
 
-def best_extensions(totals: Totals, ranking: Totals, group_size: int, *, offset: int) -> Candidates:
+def best_extensions(
+    words: Words, totals: Totals, ranking: Totals, group_size: int, *, offset: int
+) -> Candidates:
     """The best 2 x group_size extensions of each picture as one group, best first by `ranking`.
 
     At most one extension of each hypothesis ends, so that at least `group_size` of these continue (in a
     group that takes from two, END is allowed for one of them alone). Parents are counted from `offset`.
     """
-    num_pictures, _, vocab_size = totals.shape
-    num_words = min(2 * group_size, vocab_size)
-    words = np.argpartition(-ranking, num_words - 1, axis=2)[:, :, :num_words]  # of each hypothesis
-    best = np.take_along_axis(ranking, words, axis=2).reshape(num_pictures, -1)
-    order = np.argsort(-best, axis=1, kind="stable")[:, : 2 * group_size]
-    parents = order // num_words
-    words = np.take_along_axis(words.reshape(num_pictures, -1), order, axis=1)
-    log_probs = totals[np.arange(num_pictures)[:, None], parents, words]
-    return Candidates((parents + offset)[:, None], words[:, None], log_probs[:, None])
+    num_pictures, _, num_words = words.shape
+    best = np.argsort(-ranking.reshape(num_pictures, -1), axis=1, kind="stable")[:, : 2 * group_size]
+    chosen = (
+        np.take_along_axis(array.reshape(num_pictures, -1), best, axis=1)[:, None]
+        for array in (words, totals)
+    )
+    return Candidates((offset + best // num_words)[:, None], *chosen)

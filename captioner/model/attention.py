@@ -1,7 +1,8 @@
 """Attention: scores, and soft and hard context vectors.
 
 A score (`AdditiveScore` and the like) compares each cell with the hidden state; `attend` turns the scores
-into weights and the context. Heads always have their own axis, of length 1 for a single head.
+into weights and the context. Energies and weights always have an axis of heads, of length 1 for a single
+head; keys and values have one, before the cells, only if each head has a share of their channels.
 """
 
 from dataclasses import dataclass
@@ -13,8 +14,8 @@ from torch.nn.functional import one_hot
 
 from captioner.config import DecoderConfig
 
-Keys = Float[Tensor, "batch cells keys"]
-Values = Float[Tensor, "batch cells values"]
+Keys = Float[Tensor, "batch *by_head cells keys"]
+Values = Float[Tensor, "batch *by_head cells values"]
 Annotations = Float[Tensor, "batch cells annotation"]
 Hidden = Float[Tensor, "batch captions hidden"]
 Energies = Float[Tensor, "batch captions heads cells"]
@@ -105,12 +106,15 @@ class MultiheadScore(nn.Module):
         self.value = nn.Linear(annotation_dim, hidden_dim)
 
     def project(self, annotations: Annotations) -> tuple[Keys, Values]:
-        return self.key(annotations), self.value(annotations)
+        keys, values = self._by_head(self.key(annotations)), self._by_head(self.value(annotations))
+        return keys.contiguous(), values.contiguous()  # once, not at each step
 
     def forward(self, keys: Keys, hidden: Hidden) -> Energies:
-        heads = (self.num_heads, -1)
-        query, by_head = self.query(hidden).unflatten(-1, heads), keys.unflatten(-1, heads)
-        return torch.einsum("bchd,blhd->bchl", query, by_head) / query.shape[-1] ** 0.5
+        query = self._by_head(self.query(hidden) / keys.shape[-1] ** 0.5)
+        return (query @ keys.transpose(2, 3)).transpose(1, 2)
+
+    def _by_head(self, rows: Float[Tensor, "batch rows channels"]) -> Float[Tensor, "batch heads rows share"]:
+        return rows.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
 
 class NoScore(nn.Module):
@@ -164,7 +168,7 @@ class HardAttentionSample:
 class AttentionOutput:
     """The context z, its weights alpha and, for hard attention in training, the sample behind them."""
 
-    context: Float[Tensor, "batch captions values"]
+    context: Float[Tensor, "batch captions context"]
     alphas: Float[Tensor, "batch captions heads cells"]
     hard_sample: HardAttentionSample | None
 
@@ -211,9 +215,9 @@ def attend_hard(
 
 def _context(
     alphas: Float[Tensor, "batch captions heads cells"], values: Values
-) -> Float[Tensor, "batch captions values"]:
-    """Each head averages its own share of the values' channels."""
-    if alphas.shape[2] == 1:  # einsum would make onnxruntime copy the values at each step
-        return alphas[:, :, 0].to(values.dtype) @ values
-    by_head = values.unflatten(-1, (alphas.shape[2], -1))
-    return torch.einsum("bchl,blhd->bchd", alphas.to(values.dtype), by_head).flatten(2)
+) -> Float[Tensor, "batch captions context"]:
+    """Each head averages its own share of the values' channels, or a single one all of them."""
+    weights = alphas.to(values.dtype)
+    if values.ndim == 3:
+        return weights[:, :, 0] @ values
+    return (weights.transpose(1, 2) @ values).transpose(1, 2).flatten(2)

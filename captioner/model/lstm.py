@@ -8,7 +8,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from captioner.config import DecoderConfig
-from captioner.model.attention import AttentionOutput, attend, attend_hard, make_score, mask_padding
+from captioner.model.attention import (
+    AttentionOutput,
+    Values,
+    attend,
+    attend_hard,
+    make_score,
+    mask_padding,
+)
 from captioner.model.decoder import Decoder, Memory, StepOutput, mean_annotation
 
 
@@ -117,7 +124,7 @@ class LSTMDecoder(Decoder[LSTMState]):
     def _attend(
         self,
         energies: Float[Tensor, "batch captions heads cells"],
-        values: Float[Tensor, "batch cells values"],
+        values: Values,
         hidden: Float[Tensor, "batch captions hidden"],
     ) -> AttentionOutput:
         """Attention by the energies that the hidden state gave; its context is gated, beta z."""

@@ -12,14 +12,17 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
+from captioner.backends import openvino_backend
 from captioner.backends.export import export_model
+from captioner.backends.exported import ExportedBackend
 from captioner.backends.load import load_backend
 from captioner.backends.onnx_backend import OnnxBackend
+from captioner.backends.openvino_backend import OpenvinoBackend
 from captioner.backends.torch_backend import TorchBackend
-from captioner.checkpoint.folder import FILES, GRAPHS, WEIGHTS, read_vocabulary
+from captioner.checkpoint.folder import FILES, GRAPHS, SHIPPED_MODEL, WEIGHTS, read_vocabulary
 from captioner.checkpoint.weights import CaptioningCheckpoint, save_checkpoint
 from captioner.cli.main import main
-from captioner.config import DecodingOptions, ModelConfig
+from captioner.config import BackendName, DecodingOptions, ModelConfig
 from captioner.decoding.generate import force_decode, generate_captions, padded
 from captioner.errors import CaptionerError, ImageError, ModelFolderError
 from captioner.inference import Captioner
@@ -39,9 +42,14 @@ def exported(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 @pytest.mark.parametrize("kind", ["the default", "no attention", "dot", "multihead", "hard", "transformer"])
 def test_search_and_teacher_forcing_are_those_of_torch(
-    kind: str, encoder: Encoder, model_config: ModelConfig, vocabulary: Vocabulary, tmp_path: Path
+    kind: str,
+    encoder: Encoder,
+    model_config: ModelConfig,
+    vocabulary: Vocabulary,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """For any number of pictures, hypotheses and cells, and as pictures leave the batch."""
+    """In single precision, for any numbers of pictures, hypotheses and cells, while pictures are left out."""
     torch.manual_seed(1)
     config = replace(model_config, decoder=replace(SMALL_DECODER, **DECODER_CHANGES[kind]))
     decoder = make_decoder(config.decoder, annotation_dim=config.annotation_dim, vocab_size=len(vocabulary))
@@ -53,17 +61,22 @@ def test_search_and_teacher_forcing_are_those_of_torch(
         tmp_path / "model", CaptioningCheckpoint(model, config, vocabulary, {}), dtype=torch.float32
     )
     export_model(tmp_path / "model", tmp_path / "exported")
-    torch_backend, onnx_backend = (
-        TorchBackend(model),
-        OnnxBackend.load(tmp_path / "exported", config, vocabulary),
-    )
+    monkeypatch.setattr(openvino_backend, "computes_in_bf16", lambda: False)
+    torch_backend = TorchBackend(model)
+    for kind_of_backend in (OnnxBackend, OpenvinoBackend):
+        exported = kind_of_backend.load(tmp_path / "exported", config, vocabulary)
+        assert_same(exported, torch_backend, config, vocabulary)
 
+
+def assert_same(
+    exported: ExportedBackend, torch_backend: TorchBackend, config: ModelConfig, vocabulary: Vocabulary
+) -> None:
     images = np.random.default_rng(0).integers(0, 256, (6, *[config.preprocess.size_px] * 2, 3), np.uint8)
     given = torch_backend.encode(images)
-    np.testing.assert_allclose(onnx_backend.encode(images), given.numpy(), atol=1e-4)
+    np.testing.assert_allclose(exported.encode(images), given.numpy(), atol=1e-4)
     annotations = torch.randn(6, 7, config.annotation_dim) * 3
     expected = generate_captions(torch_backend, annotations, OPTIONS)
-    found = generate_captions(onnx_backend, annotations.numpy(), OPTIONS)
+    found = generate_captions(exported, annotations.numpy(), OPTIONS)
     assert len({hypothesis.tokens for hypotheses in expected for hypothesis in hypotheses}) > 6
     for ours, theirs in zip(found, expected, strict=True):
         assert [one.tokens for one in ours] == [one.tokens for one in theirs]
@@ -73,7 +86,7 @@ def test_search_and_teacher_forcing_are_those_of_torch(
 
     tokens = np.stack([padded([vocabulary.encode("a dog"), vocabulary.encode("red cat sits")])] * 6)
     for ours, theirs in zip(
-        force_decode(onnx_backend, annotations.numpy(), tokens),
+        force_decode(exported, annotations.numpy(), tokens),
         force_decode(torch_backend, annotations, tokens),
         strict=True,
     ):
@@ -88,7 +101,7 @@ def test_exported_folder_is_the_model_and_graphs_without_weights(model_folder: P
         content = (exported / name).read_bytes()
         assert str(ROOT).encode() not in content
         assert b"site-packages" not in content
-    assert isinstance(Captioner.load(exported, device="cpu").backend, OnnxBackend)
+    assert isinstance(Captioner.load(exported, device="cpu").backend, ExportedBackend)
     assert isinstance(Captioner.load(exported, backend="torch").backend, TorchBackend)
     assert isinstance(Captioner.load(model_folder, device="cpu").backend, TorchBackend)
 
@@ -117,30 +130,14 @@ def test_export_overwrites_no_other_folder(
     assert "exists; choose a new folder, or the model's own" in capfd.readouterr().err
 
 
-def test_eight_bits_give_nearly_the_same_whatever_else_is_in_the_batch(
-    model_folder: Path, model_config: ModelConfig, exported: Path, tmp_path: Path
-) -> None:
-    with pytest.raises(SystemExit) as ended:
-        main(["export", "--model", str(model_folder), "--out", str(tmp_path / "int8"), "--int8"])
-    assert ended.value.code == 0
-    exact, rounded = (
-        Captioner.load(folder, device="cpu").backend for folder in (exported, tmp_path / "int8")
-    )
-    rng = np.random.default_rng(0)
-    annotations = rng.normal(size=(4, 7, model_config.annotation_dim)).astype(np.float32)
-    annotations[0] *= 100  # if the batch were rounded by one scale, this picture would ruin the others
-    tokens = rng.integers(0, 5, (4, 2, 3))
-    (expected, _), (found, _) = (force_decode(model, annotations, tokens) for model in (exact, rounded))
-    assert 0 < np.abs(found - expected).max() < 0.02
-    alone = [force_decode(rounded, annotations[[one]], tokens[[one]])[0] for one in range(4)]
-    np.testing.assert_allclose(np.concatenate(alone), found, atol=1e-6)
-
-
 @pytest.mark.parametrize("batch_size", [1, 3, 7])
 @pytest.mark.parametrize("threads", [1, 2, 5])
-def test_captions_depend_on_neither_batch_nor_threads(exported: Path, batch_size: int, threads: int) -> None:
+@pytest.mark.parametrize("backend", ["onnx", "openvino"])
+def test_captions_depend_on_neither_batch_nor_threads(
+    exported: Path, batch_size: int, threads: int, backend: BackendName
+) -> None:
     pictures = [ROOT / "examples" / "bad.jpg", *sorted((ROOT / "examples").glob("*.jpg"))] * 3
-    captioner = Captioner.load(exported, threads=threads, device="cpu")
+    captioner = Captioner.load(exported, backend=backend, threads=threads)
     assert captioner.backend.max_concurrent_batches == threads
     results = [one for batch in captioner.caption_files(pictures, batch_size=batch_size) for one in batch]
     for path, result in zip(pictures, results, strict=True):
@@ -247,3 +244,45 @@ def test_graphs_that_do_not_match_are_refused(
     (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:5])
     with pytest.raises(ModelFolderError, match="is damaged or truncated"):
         load(folder)
+
+
+def test_cut_cnn_is_the_whole_one() -> None:
+    """Its first layers, and the rest on their output, in the same precision."""
+    path = SHIPPED_MODEL / GRAPHS["encoder"]
+    parts = openvino_backend._split(path)
+    assert parts is not None
+    whole, first, rest = (
+        openvino_backend._Graph(openvino_backend._compiled(model, "f32", 1))
+        for model in (openvino_backend._core().read_model(path), *parts)
+    )
+    (side,) = {shape[2] for shape in first.output_shapes.values()}
+    assert side == 320 / 4
+    images = {"images": np.random.default_rng(0).integers(0, 256, (2, 320, 320, 3), np.uint8)}
+    chained = openvino_backend._Chain(first, rest)(images)
+    np.testing.assert_allclose(chained["annotations"], whole(images)["annotations"], atol=2e-4)
+
+
+def test_graphs_without_a_cnn_are_not_cut() -> None:
+    assert openvino_backend._split(SHIPPED_MODEL / GRAPHS["step"]) is None
+
+
+@pytest.mark.parametrize(("has_bf16", "runtime"), [(True, "openvino"), (False, "onnxruntime")])
+def test_openvino_is_chosen_where_it_is_faster(
+    has_bf16: bool, runtime: str, exported: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openvino_backend, "computes_in_bf16", lambda: has_bf16)
+    assert Captioner.load(exported, device="cpu").backend.runtime == runtime
+
+
+def test_graphs_of_an_older_version_are_refused(exported: Path, model_config: ModelConfig) -> None:
+    class Older(OnnxBackend):
+        @classmethod
+        def load_graph(cls, path: Path, *, threads: int) -> Any:
+            graph = super().load_graph(path, threads=threads)
+            graph.input_shapes = {
+                name: shape for name, shape in graph.input_shapes.items() if name != "num_best"
+            }
+            return graph
+
+    with pytest.raises(ModelFolderError, match="are those of an older captioner; export it again: captioner"):
+        Older.load(exported, model_config, read_vocabulary(exported))

@@ -3,13 +3,14 @@
 from collections import Counter
 from dataclasses import dataclass, replace
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pytest
 
 from captioner.config import DecodingOptions
 from captioner.decoding.generate import generate_captions
-from captioner.decoding.search import Hypothesis
+from captioner.decoding.search import Hypothesis, StepResult
 from captioner.vocabulary import END, PAD, START, UNK
 
 WORDS = (4, 5, 6, 7)
@@ -45,7 +46,9 @@ class MockModel:
         log_probs = logits - np.log(np.exp(logits).sum())
         return log_probs, random.dirichlet(np.ones(NUM_CELLS))
 
-    def step(self, tokens: np.ndarray, state: MockState) -> tuple[np.ndarray, np.ndarray, MockState]:
+    def step(
+        self, tokens: np.ndarray, state: MockState, *, num_best: int | None, asked: np.ndarray
+    ) -> StepResult[MockState]:
         prefixes = [
             [(*prefix, int(token)) for prefix, token in zip(row, row_tokens, strict=True)]
             for row, row_tokens in zip(state.prefixes, tokens, strict=True)
@@ -56,7 +59,18 @@ class MockModel:
         ]
         log_probs = np.array([[log_prob for log_prob, _ in row] for row in found])
         alphas = np.array([[alpha for _, alpha in row] for row in found])
-        return log_probs, alphas, MockState(state.names, prefixes)
+        of_asked = np.take_along_axis(log_probs, asked, axis=2)
+        words = np.broadcast_to(np.arange(log_probs.shape[2]), log_probs.shape)
+        if num_best is not None:
+            words = np.argsort(-log_probs, axis=2)[:, :, :num_best]
+            log_probs = np.take_along_axis(log_probs, words, axis=2)
+        return StepResult(
+            words=words,
+            log_probs=log_probs,
+            asked=of_asked,
+            alphas=alphas,
+            state=MockState(state.names, prefixes),
+        )
 
     def start(self, annotations: list[int], num_hypotheses: int) -> MockState:
         """The annotations of a picture are its name."""
@@ -399,3 +413,51 @@ def test_drawing_from_one_word_is_greedy() -> None:
     drawn = model.draw(names, replace(config, sample=True, top_k=1))
     found = model.search(names, config)
     assert [d[0].tokens for d in drawn] == [f[0].tokens for f in found]
+
+
+class LargeVocabulary(MockModel):
+    """Has so many words that a search sees few of them; or, `generous`, gives all of them, best first."""
+
+    def __init__(self, *, generous: bool) -> None:
+        super().__init__(end_bias=2.0)
+        self.generous = generous
+        self.most_given = 0
+
+    def look_up(self, name: int, prefix: Prefix) -> tuple[np.ndarray, np.ndarray]:
+        random = np.random.default_rng([self.seed, name, *prefix[-2:], len(prefix)])
+        logits = random.normal(size=60) * 2
+        logits[[PAD, START, UNK]] += 3  # forbidden words are among the likeliest
+        logits[END] += self.end_bias
+        return logits - np.log(np.exp(logits).sum()), random.dirichlet(np.ones(NUM_CELLS))
+
+    def step(
+        self, tokens: np.ndarray, state: MockState, *, num_best: int | None, asked: np.ndarray
+    ) -> StepResult[MockState]:
+        assert num_best is not None
+        result = super().step(tokens, state, num_best=60 if self.generous else num_best, asked=asked)
+        self.most_given = max(self.most_given, result.words.shape[2])
+        return result
+
+
+@pytest.mark.parametrize(
+    ("options", "required", "most"),
+    [
+        ({"beam_size": 3}, (), 2 * 3 + 4),
+        ({"beam_size": 3, "min_words": 4}, (), 2 * 3 + 4),
+        ({"beam_size": 3, "no_repeat_ngram": 1}, (), 2 * 3 + 4 + 6),
+        ({"beam_size": 3, "no_repeat_ngram": 2}, (), 2 * 3 + 4 + 5),
+        ({"beam_size": 6, "diverse_groups": 3, "diversity": 1.0}, (), 4 * 2 + 4),
+        ({"beam_size": 3, "no_repeat_ngram": 2}, (7, 40), 2 * 3 + 3 + 4 + 5),
+    ],
+)
+def test_few_words_of_each_hypothesis_suffice(options: dict[str, Any], required: Prefix, most: int) -> None:
+    """The search is that on the whole vocabulary, though it looks at no more than `most` words of 60."""
+    config = DecodingOptions(max_words=7, **options)
+    frugal, generous = LargeVocabulary(generous=False), LargeVocabulary(generous=True)
+    names = list(range(20))
+    for few, all_ in zip(
+        frugal.search(names, config, required), generous.search(names, config, required), strict=True
+    ):
+        assert [(one.tokens, one.log_prob) for one in few] == [(one.tokens, one.log_prob) for one in all_]
+    assert frugal.most_given <= most
+    assert generous.most_given == 60
