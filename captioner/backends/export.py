@@ -47,6 +47,7 @@ from captioner.checkpoint.weights import CaptioningCheckpoint, load_checkpoint
 from captioner.errors import CaptionerError
 from captioner.model.captioning import CaptioningModel
 from captioner.model.decoder import Decoder, Memory
+from captioner.model.encoder import Encoder
 
 TOLERANCE = 1e-3
 """Largest allowed difference between an exported model's log-probabilities and torch's, in nats."""
@@ -78,10 +79,19 @@ def export_model(folder: Path, out: Path) -> float:
     return difference
 
 
+def encoder_graph(encoder: Encoder, size_px: int) -> ir.Model:
+    """The graph of an encoder, with its weights. May raise any exception of torch's exporter."""
+    with torch.no_grad():
+        images = torch.zeros(_PICTURES, size_px, size_px, 3, dtype=torch.uint8)
+        return _graph(
+            _EncoderGraph(encoder), (images,), (_any_size(0),), inputs=["images"], outputs=["annotations"]
+        )
+
+
 class _EncoderGraph(nn.Module):
-    def __init__(self, model: CaptioningModel) -> None:
+    def __init__(self, encoder: Encoder) -> None:
         super().__init__()
-        self.encoder = model.encoder
+        self.encoder = encoder
 
     def forward(self, images: Tensor) -> Tensor:
         return self.encoder.annotate(images)
@@ -147,9 +157,7 @@ def _graphs(model: CaptioningModel, size_px: int) -> dict[str, ir.Model]:
     ]
     step = _StepGraph(model, type(state), changed)
     graphs = {
-        "encoder": _graph(
-            _EncoderGraph(model), (images,), (_any_size(0),), inputs=["images"], outputs=["annotations"]
-        ),
+        "encoder": encoder_graph(model.encoder, size_px),
         "start": _graph(
             _StartGraph(model),
             (annotations,),

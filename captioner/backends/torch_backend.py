@@ -108,6 +108,8 @@ class TorchBackend(TorchDecoder):
         self, images: UInt8[np.ndarray, "pictures size size 3"]
     ) -> Float[Tensor, "pictures cells annotation"]:
         pixels = torch.tensor(images)
+        if self.device.type == "cpu":  # one by one, because more would not fit its caches
+            return torch.cat([self.model.encoder.annotate(one) for one in pixels.split(1)])
         if self._is_cuda:
             self._take_stream()
             pixels = pixels.pin_memory()  # so that the copy does not wait for what the GPU computes

@@ -11,6 +11,7 @@ import logging
 import os
 import shutil
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from threading import Thread
@@ -18,22 +19,22 @@ from typing import Any
 
 import msgspec
 import numpy as np
-import torch
 from filelock import FileLock
 from jaxtyping import Float16
 from tqdm import tqdm
 
 from captioner.atomic import publish_folder, replace_text
+from captioner.backends.batch_encoder import fast_batch_encoder
 from captioner.config import GridConfig, PreprocessConfig
 from captioner.data.pictures import CachedRecords
 from captioner.errors import CaptionerError, ImageError
 from captioner.images.geometry import Preprocess
-from captioner.images.prefetch import prefetch_batches
+from captioner.images.prefetch import map_in_threads, prefetch_batches
 from captioner.images.sources import StoredPicture, file_fingerprint
 from captioner.model.encoder import Encoder
 from captioner.records import CaptionedImage
 
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 """Part of the key; it grows when features are computed or stored differently."""
 
 _FEATURES, _KEY, _NUM_DONE = "features.npy", "key.json", "num_done"
@@ -213,28 +214,34 @@ def _compute(
     features = np.lib.format.open_memmap(partial / _FEATURES, mode="r+")
     done = int((partial / _NUM_DONE).read_text())
     _logger.info("computing the features of %s pictures, %s are done", f"{len(records):,}", f"{done:,}")
-    device = next(encoder.parameters()).device
-    sources = (record.source for record in records[done:])
+    left = [record.source for record in records[done:]]
+    runner = fast_batch_encoder(encoder, size_px=preprocess.config.size_px, num_pictures=len(left))
+
+    def encode(batch: Sequence[tuple[StoredPicture, np.ndarray | ImageError]]) -> Float16[np.ndarray, "..."]:
+        pictures = []
+        for _, picture in batch:
+            if isinstance(picture, ImageError):
+                raise picture
+            pictures.append(picture)
+        return runner.encode(np.stack(pictures)).astype(np.float16)
+
     unsaved = 0
-    with tqdm(total=len(records), initial=done, desc="features", unit=" pictures", delay=2) as progress:
-        for batch in prefetch_batches(sources, preprocess.load, batch_size=batch_size):
-            pictures = []
-            for _, picture in batch:
-                if isinstance(picture, ImageError):
-                    raise picture
-                pictures.append(picture)
-            images = torch.from_numpy(np.stack(pictures))
-            with torch.inference_mode():
-                half = encoder.annotate(images.to(device)).cpu().numpy().astype(np.float16)
+    loaded = prefetch_batches(left, preprocess.load, batch_size=batch_size)
+    encoded = map_in_threads(encode, loaded, num_threads=runner.num_threads, ahead=runner.num_threads)
+    with (
+        closing(encoded),
+        tqdm(total=len(records), initial=done, desc="features", unit=" pictures", delay=2) as progress,
+    ):
+        for half in encoded:
             if not np.isfinite(half).all():
                 shutil.rmtree(partial)
                 raise CaptionerError(
                     "the encoder gives values that half precision cannot hold; check its weights"
                 )
-            features[done : done + len(batch)] = half
-            done, unsaved = done + len(batch), unsaved + len(batch)
+            features[done : done + len(half)] = half
+            done, unsaved = done + len(half), unsaved + len(half)
             if unsaved >= _SAVED_EVERY or done == len(records):
                 features.flush()
                 replace_text(partial / _NUM_DONE, str(done))
                 unsaved = 0
-            progress.update(len(batch))
+            progress.update(len(half))

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from captioner.backends import batch_encoder
 from captioner.config import PreprocessConfig
 from captioner.data import feature_cache
 from captioner.data.feature_cache import cached_features
@@ -116,11 +117,12 @@ def test_interrupted_computation_resumes_after_the_pictures_that_are_saved(
 ) -> None:
     monkeypatch.setattr(feature_cache, "_SAVED_EVERY", 2)
     expected = np.array(features_of(records, encoder, tmp_path / "uninterrupted"))
-    annotate, batch_sizes = encoder.annotate, []
+    annotate, num_calls = encoder.annotate, 0
 
     def interrupted(images: torch.Tensor) -> torch.Tensor:
-        batch_sizes.append(len(images))
-        if len(batch_sizes) == 2:
+        nonlocal num_calls
+        num_calls += 1
+        if num_calls == 4:  # of the second batch of two
             raise KeyboardInterrupt
         return annotate(images)
 
@@ -129,8 +131,19 @@ def test_interrupted_computation_resumes_after_the_pictures_that_are_saved(
         features_of(records, encoder, tmp_path / "cache")
     assert suffixes_in(tmp_path / "cache") == [".lock", ".partial"]
     np.testing.assert_array_equal(features_of(records, encoder, tmp_path / "cache"), expected)
-    assert batch_sizes == [2, 2, 2, 1]
+    assert num_calls == 4 + 3
     assert suffixes_in(tmp_path / "cache") == [".lock", "finished"]
+
+
+def test_features_of_many_pictures_are_those_of_few(
+    records: list[CaptionedImage], encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of many come from several threads and another library."""
+    few = np.array(features_of(records, encoder, tmp_path / "few"))
+    monkeypatch.setattr(batch_encoder, "_WORTH_EXPORTING", 1)
+    monkeypatch.setattr(batch_encoder, "available_cores", lambda: 3)
+    many = features_of(records, encoder, tmp_path / "many")
+    np.testing.assert_allclose(many, few, rtol=2**-10, atol=1e-4)
 
 
 def test_disk_without_room_is_refused_before_anything_is_written(
