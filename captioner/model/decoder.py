@@ -131,7 +131,10 @@ class Decoder(nn.Module, Generic[State]):
         readouts, alphas, log_probs, entropies = [], [], [], []
         for step, (rows, columns) in enumerate(_unfinished_blocks(word_mask)):
             state = state.select((slice(rows), slice(columns)))
-            output = self.step(tokens[:rows, :columns, step], state, memory.select(slice(rows)))
+            attended = (
+                memory if rows == batch else memory.select(slice(rows))
+            )  # a slice has a costly gradient
+            output = self.step(tokens[:rows, :columns, step], state, attended)
             state = output.state
             outside = (0, captions - columns, 0, batch - rows)
             readouts.append(pad(output.readout, (0, 0, *outside)))

@@ -20,6 +20,28 @@ from captioner.model.pretrained import require_reachable
 from captioner.model.receptive_field import grid_config, receptive_field_std_px
 
 
+class _InSinglePrecision:
+    """Mixed into depthwise convolutions: in training on a CPU they compute in single precision.
+
+    There torch's gradient of a depthwise convolution in bf16 takes several times as long as that in fp32.
+    """
+
+    def forward(self, images: Float[Tensor, "batch channels height width"]) -> Tensor:
+        convolution: nn.Conv2d = super()  # type: ignore[assignment]
+        is_trained = torch.is_grad_enabled() and self.weight.requires_grad  # type: ignore[attr-defined]
+        if images.device.type != "cpu" or not is_trained:
+            return convolution.forward(images)
+        with torch.autocast("cpu", enabled=False):
+            return convolution.forward(images.float())
+
+
+def _mix_in_single_precision(cnn: nn.Module) -> None:
+    for module in cnn.modules():
+        if isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1:
+            kind = type(module)
+            module.__class__ = type(kind.__name__, (_InSinglePrecision, kind), {})
+
+
 class Encoder(nn.Module):
     """A CNN without its classifier (Xu et al. 2015, section 3.1.1): (B, 3, H, W) to (B, L, D).
 
@@ -64,6 +86,7 @@ class Encoder(nn.Module):
         self.num_prefix_tokens: int = getattr(self.cnn, "num_prefix_tokens", 0)
         self.cnn.to(memory_format=torch.channels_last)  # twice as fast on a CPU
         self.cnn.requires_grad_(False)
+        _mix_in_single_precision(self.cnn)
         self.eval()
 
     def train(self, mode: bool = True) -> "Encoder":  # noqa: ARG002

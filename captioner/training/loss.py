@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from captioner.model.attention import HardAttentionSample
 from captioner.model.batch import CaptionBatch, Regions
@@ -69,10 +68,11 @@ class CaptionLoss:
         """
         counts = counts or TokenCounts.from_mask(output.word_mask)
         targets = batch.tokens[..., 1:][output.word_mask]
-        smoothed = cross_entropy(
-            output.logits, targets, label_smoothing=self.label_smoothing, reduction="sum"
-        )
-        negative_log_likelihood = cross_entropy(output.logits.detach(), targets, reduction="none")
+        log_probs = output.logits.log_softmax(dim=-1)
+        of_targets = -log_probs.gather(-1, targets[:, None])[:, 0]
+        negative_log_likelihood = of_targets.detach()
+        smoothing = self.label_smoothing  # a share of the target's probability is spread over all words
+        smoothed = (1 - smoothing) * of_targets.sum() - smoothing * log_probs.mean(dim=-1).sum()
         penalty = attention_penalty(output) / counts.captions
         terms = {
             "total": smoothed / counts.words + self.attention_penalty * penalty,

@@ -73,7 +73,8 @@ def make_optimizer(
             }
             for index, group in enumerate(groups)
             for is_decayed in (True, False)
-        ]
+        ],
+        fused=True,
     )
 
 

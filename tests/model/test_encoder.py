@@ -1,3 +1,4 @@
+import copy
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from captioner.errors import CaptionerError
 from captioner.model.captioning import CaptioningModel
 from captioner.model.encoder import Encoder, build_encoder
 from captioner.model.pretrained import require_reachable
+from tests.conftest import TINY_SIZE_PX
 
 
 @pytest.mark.parametrize(
@@ -198,3 +200,26 @@ def test_weights_that_cannot_be_downloaded_are_refused_at_once(
         build_encoder(EncoderConfig(backbone="resnet50"))
     monkeypatch.setattr("captioner.model.pretrained.try_to_load_from_cache", lambda *_: str(tmp_path))
     require_reachable("resnet50")
+
+
+def test_trained_depthwise_convolutions_compute_in_single_precision(encoder: Encoder) -> None:
+    """Only those, only where they are trained, and in copies of the encoder too."""
+    copied = copy.deepcopy(encoder)
+    images = torch.rand(2, 3, TINY_SIZE_PX, TINY_SIZE_PX)
+    kinds: dict[bool, set[torch.dtype]] = {}
+
+    def note(module: nn.Module, _: object, output: torch.Tensor) -> None:
+        kinds.setdefault(module.groups > 1, set()).add(output.dtype)
+
+    for module in copied.cnn.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(note)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        copied(images)
+    assert kinds == {False: {torch.bfloat16}, True: {torch.bfloat16}}
+    kinds.clear()
+    copied.cnn.requires_grad_(True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        copied(images).float().sum().backward()
+    assert kinds == {False: {torch.bfloat16}, True: {torch.float32}}
+    assert all(p.grad is not None for p in copied.cnn.conv_stem.parameters())
