@@ -8,14 +8,13 @@ From JPEGs to words, with a beam size of 3 and exactly 20 words per caption, on 
 - BLIP-base (Li et al. 2022) in transformers, with random weights, all pictures in one batch;
 - the architecture of most tutorials, with random weights: a ResNet-101 at 256 px, a grid of 14 x 14, and an
   LSTM of 512 units that projects the grid again for every word, one picture at a time;
-- the model that ships with captioner, on onnxruntime, also quantised to 8 bits.
+- the model that ships with captioner, on OpenVINO and on onnxruntime.
 
 Random weights are as fast as trained ones because the number of words is fixed. Measurements are interleaved
 and repeated; the tables have their median, minimum and maximum.
 """
 
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -31,8 +30,7 @@ from torchvision.models import resnet101
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.report import report
-from captioner.backends.export import export_model
-from captioner.checkpoint.folder import SHIPPED_MODEL
+from captioner.config import BackendName
 from captioner.inference import Captioner
 
 BEAM_SIZE = 3
@@ -115,8 +113,8 @@ def blip() -> Run:
     return run
 
 
-def ours(model: Path, threads: int) -> Run:
-    captioner = Captioner.load(model, backend="onnx", device="cpu", threads=threads)
+def ours(backend: BackendName, threads: int) -> Run:
+    captioner = Captioner.load(backend=backend, device="cpu", threads=threads)
     options = replace(
         captioner.config.decoding, beam_size=BEAM_SIZE, min_words=NUM_WORDS, max_words=NUM_WORDS
     )
@@ -148,24 +146,21 @@ def main(
     if len(found) < 8:
         sys.exit(f"peers.py: {images} contains fewer than 8 JPEGs")
     torch.set_num_threads(threads)
-    with tempfile.TemporaryDirectory() as folder:
-        quantized = Path(folder) / "int8"
-        export_model(SHIPPED_MODEL, quantized, int8=True)
-        # The numbers of pictures are such that each model takes about ten seconds on two cores.
-        timed = {
-            "BLIP-base": (blip(), found[:4]),
-            "ResNet-101 and LSTM, one picture at a time": (tutorial(), found[:8]),
-            "captioner": (ours(SHIPPED_MODEL, threads), (found * 320)[:320]),
-            "captioner, int8": (ours(quantized, threads), (found * 320)[:320]),
-        }
-        rates: dict[str, list[float]] = {name: [] for name in timed}
-        for run, paths in timed.values():
-            run(paths[:2])  # warm up
-        for _ in range(repeats):
-            for name, (run, paths) in timed.items():
-                started = time.perf_counter()
-                run(paths)
-                rates[name].append(len(paths) / (time.perf_counter() - started))
+    # The numbers of pictures are such that each model takes about ten seconds on two cores.
+    timed = {
+        "BLIP-base": (blip(), found[:4]),
+        "ResNet-101 and LSTM, one picture at a time": (tutorial(), found[:8]),
+        "captioner, OpenVINO": (ours("openvino", threads), (found * 320)[:320]),
+        "captioner, onnxruntime": (ours("onnx", threads), (found * 320)[:320]),
+    }
+    rates: dict[str, list[float]] = {name: [] for name in timed}
+    for run, paths in timed.values():
+        run(paths[:2])  # warm up
+    for _ in range(repeats):
+        for name, (run, paths) in timed.items():
+            started = time.perf_counter()
+            run(paths)
+            rates[name].append(len(paths) / (time.perf_counter() - started))
     ratios = {
         f"{name} / {peer}": [mine / other for mine, other in zip(rates[name], rates[peer], strict=True)]
         for name in list(timed)[2:]

@@ -1,6 +1,7 @@
 """The models that ship: complete, small, and with the scores that their cards state."""
 
 import json
+import re
 
 from safetensors import safe_open
 
@@ -31,8 +32,9 @@ def test_card_and_readme_state_the_scores_that_were_measured() -> None:
     for dataset in ("everyday", "flickr8k"):
         dev = metrics[f"dev/{dataset}"]
         row = f"| {' | '.join(f'{dev[name]:.1f}' for name in names)} |"
-        for page in (CARD, ROOT / "README.md"):
-            assert row in page.read_text(), (page, dataset)
+        assert row in CARD.read_text(), dataset
+        readme = (ROOT / "README.md").read_text()
+        assert re.search(rf"{dev['cider']:.1f} and (BLEU-4 )?{dev['bleu_4']:.1f} on ", readme), dataset
 
 
 def test_model_scores_above_the_best_published_on_flickr8k() -> None:

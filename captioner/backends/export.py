@@ -34,7 +34,7 @@ from captioner.backends.exported import (
 )
 from captioner.backends.load import Backend
 from captioner.backends.onnx_backend import OnnxBackend
-from captioner.backends.torch_backend import TorchBackend
+from captioner.backends.torch_backend import TorchBackend, limit_threads
 from captioner.checkpoint.folder import (
     GRAPHS,
     LAYOUT_KEY,
@@ -66,6 +66,7 @@ def export_model(folder: Path, out: Path) -> float:
         captioner.errors.ModelFolderError: the folder is not a valid model.
         CaptionerError: onnxruntime does not compute the same, or the disk refuses.
     """
+    limit_threads()
     checkpoint = load_checkpoint(folder)
     model = checkpoint.model.eval()
     with replaced_folder(out) as new:

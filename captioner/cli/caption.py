@@ -1,6 +1,7 @@
 """The command `captioner caption`, and the writers of its figures."""
 
 import contextlib
+import itertools
 import logging
 import sys
 import warnings
@@ -80,6 +81,7 @@ class CaptionCommand:
         "batch_size",
         "with_attention",
         "null",
+        "shard",
         "overwrite",
         "search",
         "sampling",
@@ -94,6 +96,8 @@ class CaptionCommand:
     """Search subfolders too."""
     null: Annotated[bool, arg("")] = False
     """Names on standard input end in NUL, as `find -print0` writes them, not in a line's end."""
+    shard: Annotated[str | None, arg("I/N")] = None
+    """Caption every N-th picture, from the I-th on: N jobs, with I from 1 to N, caption each picture once."""
     format: Annotated[
         OutputFormat | None, arg("text|jsonl|csv|exiftool", "by the suffix of --output, else text")
     ] = None
@@ -156,6 +160,8 @@ class CaptionCommand:
             named = find_pictures(
                 self.paths, is_recursive=self.recursive, report=failures.report, is_null=self.null
             )
+            first, step = self._shard()
+            named = itertools.islice(named, first, None, step)
             results = captioner.caption_files(
                 (
                     path
@@ -204,6 +210,7 @@ class CaptionCommand:
             if path is not None and path.suffix.lower() not in suffixes:
                 raise UsageError(f"{flag} {path} must end in {suffixes[0]}")
         self._sidecar()  # which may be refused
+        self._shard()
         if self.overwrite and self.sidecar is None:
             raise UsageError("--overwrite needs --sidecar SUFFIX; --output is overwritten anyway")
         if self.figures.references and not self.gallery:
@@ -214,6 +221,17 @@ class CaptionCommand:
     def _sidecar(self) -> SidecarWriter | None:
         """Raises: UsageError."""
         return None if self.sidecar is None else SidecarWriter(self.sidecar, overwrite=self.overwrite)
+
+    def _shard(self) -> tuple[int, int]:
+        """The index of the first picture, and the step to the next. Raises: UsageError."""
+        if self.shard is None:
+            return 0, 1
+        number, _, count = self.shard.partition("/")
+        if not (number.isascii() and number.isdigit() and count.isascii() and count.isdigit()):
+            raise UsageError(f"--shard {self.shard} must be like 3/16")
+        if not 1 <= int(number) <= int(count):
+            raise UsageError(f"--shard {self.shard} must be from 1/{count} to {count}/{count}")
+        return int(number) - 1, int(count)
 
     def _format(self) -> OutputFormat:
         by_suffix = FORMAT_OF.get(self.output.suffix.lower(), "text") if self.output else "text"

@@ -22,6 +22,7 @@ EXTRA_OF = {
     **dict.fromkeys(("torch", "timm", "torchvision"), "torch"),
     **dict.fromkeys(("onnx_ir", "onnxscript"), "export"),
     **dict.fromkeys(("sentencepiece",), "translate"),
+    "openvino": "openvino",
     **dict.fromkeys(("ray", "pyarrow"), "ray"),
     **dict.fromkeys(("accelerate", "filelock", "pycocoevalcap", "pycocotools", "sacrebleu"), "train"),
     "tensorboard": "train",
@@ -34,6 +35,7 @@ COMMANDS = {
     "evaluate": ("captioner.cli.evaluate:EvaluateCommand", "score a model, or captions in a file"),
     "ground": ("captioner.cli.ground:GroundCommand", "measure whether attention can be trusted"),
     "export": ("captioner.cli.export:ExportCommand", "export a model to run without PyTorch"),
+    "info": ("captioner.cli.info:InfoCommand", "print what a model is: network, scores, licence"),
     "average": ("captioner.cli.average:AverageCommand", "average the weights of models"),
     "version": ("captioner.cli.main:VersionCommand", "print the version"),
 }

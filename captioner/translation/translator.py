@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from tqdm import tqdm
 
-from captioner.backends.torch_backend import TorchDecoder, choose_device
+from captioner.backends.torch_backend import TorchDecoder, choose_device, limit_threads
 from captioner.config import DecodingOptions, Device, TranslationConfig
 from captioner.decoding.generate import generate_captions
 from captioner.decoding.search import Hypothesis
@@ -85,6 +85,7 @@ class Translator:
             captioner.errors.CaptionerError: there is no such device.
         """
         checkpoint = load_translation_checkpoint(Path(folder))
+        limit_threads()
         model = checkpoint.model.to(choose_device(device))
         return cls(model=model, config=checkpoint.config, vocabulary=checkpoint.vocabulary)
 

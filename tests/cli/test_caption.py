@@ -89,6 +89,25 @@ def test_linked_folders_are_followed_and_circles_end(run: Run, pictures: Path, t
     assert files_of(run(pictures, "--recursive").out) == ["a.JPG", "b.png", "c.webp", "a.png"]
 
 
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+def test_shards_share_the_pictures(run: Run, pictures: Path, count: int) -> None:
+    """In equal numbers, each picture once, with the same caption."""
+    whole = run(pictures, "--recursive").out.splitlines()
+    shards = [
+        run(pictures, "--recursive", "--shard", f"{number}/{count}").out.splitlines()
+        for number in range(1, count + 1)
+    ]
+    assert sorted(line for lines in shards for line in lines) == sorted(whole)
+    assert max(map(len, shards)) - min(map(len, shards)) <= 1
+
+
+@pytest.mark.parametrize("shard", ["0/3", "4/3", "3", "a/b", "1/0", "-1/3", "1/3/5", "/"])
+def test_shard_that_does_not_exist_is_refused(run: Run, pictures: Path, shard: str) -> None:
+    result = run(pictures, f"--shard={shard}")
+    assert result.status == 2
+    assert f"--shard {shard} must be" in result.err
+
+
 def test_pictures_that_need_a_plugin_or_a_converter_are_named(run: Run, pictures: Path) -> None:
     (pictures / "photo.NEF").write_bytes(b"II*\0")
     result = run(pictures)
