@@ -1,7 +1,7 @@
 # The first commands of the README. Each builds .venv first, from pinned versions, if it is missing.
 PYTHON ?= python3
 .DEFAULT_GOAL := help
-.PHONY: help setup caption test test-all test-lowest coverage lint
+.PHONY: help setup caption test test-all test-lowest coverage lint docs
 
 help:
 	@echo "make caption      install what captioning needs, caption examples/, and draw overlays into out/"
@@ -9,7 +9,8 @@ help:
 	@echo "make test-all     run everything: also 20 kills of runs and jobs, notebooks, a cluster, the lowest versions"
 	@echo "make test-lowest  run the faster tests with the lowest allowed versions, in .venv-lowest"
 	@echo "make coverage     run the tests and print the lines that none of them reaches"
-	@echo "make lint         check format, style, types and the layers of imports"
+	@echo "make lint         check format, style, types, the layers of imports, and the workflows"
+	@echo "make docs         build the documentation site into out/site"
 	@echo "make setup        only build .venv"
 
 setup: .venv/.complete
@@ -56,8 +57,15 @@ test-lowest: .venv-lowest/.complete
 		--resolution lowest-direct --editable '.[dev]'
 	touch $@
 
+docs: setup
+	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --quiet
+
 lint: setup
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
 	.venv/bin/mypy
 	.venv/bin/lint-imports --config pyproject.toml
+	.venv/bin/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	.venv/bin/check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
+	.venv/bin/check-jsonschema --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/[bf]*.yml
+	.venv/bin/check-jsonschema --builtin-schema vendor.citation-file-format CITATION.cff

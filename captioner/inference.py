@@ -105,7 +105,7 @@ class Captioner:
     def attend(self, picture: PictureLike, captions: Sequence[str]) -> list[Caption]:
         """What the model attends to while it reads given captions (teacher forcing).
 
-        A word that is not in the vocabulary keeps its position and is read as <unk>.
+        A word that is not in the vocabulary keeps its position and is read as `<unk>`.
 
         Raises:
             ImageError: the file cannot be read as a picture.
