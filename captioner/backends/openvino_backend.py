@@ -17,6 +17,7 @@ if not _has_telemetry:
     sys.modules[_TELEMETRY] = None  # type: ignore[assignment]
 import openvino  # noqa: E402
 from openvino import opset13  # noqa: E402
+from openvino.frontend import FrontEndManager  # noqa: E402
 
 if not _has_telemetry:
     del sys.modules[_TELEMETRY]
@@ -38,10 +39,10 @@ class OpenvinoBackend(ExportedBackend):
     def load_graph(cls, path: Path, *, threads: int) -> Graph:
         """Threads that call it each have a stream of one thread."""
         if not computes_in_bf16():
-            return _Graph(_compiled(_core().read_model(path), "f32", threads))
+            return _Graph(_compiled(_read(path), "f32", threads))
         parts = _split(path)
         if parts is None:
-            return _Graph(_compiled(_core().read_model(path), "bf16", threads))
+            return _Graph(_compiled(_read(path), "bf16", threads))
         first, rest = parts
         return _Chain(_Graph(_compiled(first, "f32", threads)), _Graph(_compiled(rest, "bf16", threads)))
 
@@ -93,7 +94,7 @@ def _split(path: Path) -> "tuple[openvino.Model, openvino.Model] | None":
     The cut is before a convolution that all later layers depend on, such as the first of a block, and not in
     one of two branches.
     """
-    model = _core().read_model(path)
+    model = _read(path)
     convolutions = _convolutions(model)
     for number, convolution in enumerate(convolutions):
         size, side_px = convolution.input(0).get_partial_shape()[2], model.inputs[0].get_partial_shape()[1]
@@ -106,7 +107,7 @@ def _split(path: Path) -> "tuple[openvino.Model, openvino.Model] | None":
 
 def _cut(path: Path, number: int) -> tuple[openvino.Model, openvino.Model]:
     """The graph before its convolution of that number, and the graph with the result of that as an input."""
-    before, after = _core().read_model(path), _core().read_model(path)
+    before, after = _read(path), _read(path)
     given = opset13.result(_convolutions(before)[number].input(0).get_source_output())
     first = openvino.Model([given], before.get_parameters(), "first layers")
     cut = _convolutions(after)[number].input(0).get_source_output()
@@ -119,6 +120,12 @@ def _cut(path: Path, number: int) -> tuple[openvino.Model, openvino.Model]:
 
 def _convolutions(model: openvino.Model) -> list[openvino.Node]:
     return [node for node in model.get_ordered_ops() if node.get_type_name() in _CONVOLUTIONS]
+
+
+def _read(path: Path) -> openvino.Model:
+    """Read as ONNX only: by itself OpenVINO would try all formats, and print what it thinks of each."""
+    frontend = FrontEndManager().load_by_framework("onnx")
+    return frontend.convert(frontend.load(str(path)))
 
 
 def _compiled(model: openvino.Model, precision: str, threads: int) -> openvino.CompiledModel:

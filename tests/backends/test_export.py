@@ -253,7 +253,7 @@ def test_cut_cnn_is_the_whole_one() -> None:
     assert parts is not None
     whole, first, rest = (
         openvino_backend._Graph(openvino_backend._compiled(model, "f32", 1))
-        for model in (openvino_backend._core().read_model(path), *parts)
+        for model in (openvino_backend._read(path), *parts)
     )
     (side,) = {shape[2] for shape in first.output_shapes.values()}
     assert side == 320 / 4
