@@ -1,15 +1,19 @@
 """Backends that run the graphs of an exported model: on a CPU, without torch."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from shutil import copyfile
+from tempfile import TemporaryDirectory
 from typing import ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 from safetensors.numpy import load_file
 
+from captioner.backends.external_data import external_locations
 from captioner.checkpoint.folder import (
     GRAPHS,
     WEIGHTS,
@@ -102,23 +106,21 @@ class ExportedBackend(ABC):
         """
         folder, threads = locate_model(folder), threads or available_cores()
         _check_weights(folder)
-        graphs = {}
-        for name, file_name in GRAPHS.items():
-            path = folder / file_name
-            try:
-                graphs[name] = cls.load_graph(path, threads=threads)
-            except Exception as error:  # the runtimes' own exceptions have no common base
-                reason = " ".join(str(error).split())[:300]
-                raise ModelFolderError(
-                    f"{path} is damaged or truncated: {reason}; export it again"
-                ) from error
-            if weights_layout(folder).encode() not in path.read_bytes():
-                raise ModelFolderError(
-                    f"{path} was exported from other weights than {WEIGHTS}; export it again"
-                )
+        for name in GRAPHS.values():
+            _check_graph(folder, folder / name)
+        with _without_links(folder) as files:
+            graphs = {name: cls._loaded(folder, files, name, threads) for name in GRAPHS}
         backend = cls(graphs, threads=threads)
         backend._check_match(folder, config, vocabulary)
         return backend
+
+    @classmethod
+    def _loaded(cls, folder: Path, files: Path, name: str, threads: int) -> Graph:
+        """Raises: ModelFolderError, about the folder that `files` are those of."""
+        try:
+            return cls.load_graph(files / GRAPHS[name], threads=threads)
+        except Exception as error:  # the runtimes' own exceptions have no common base
+            raise _damaged(folder / GRAPHS[name], error) from error
 
     def _check_match(self, folder: Path, config: ModelConfig, vocabulary: Vocabulary) -> None:
         """Raises: ModelFolderError, if the graphs are not those of the config, or of an older version."""
@@ -126,6 +128,15 @@ class ExportedBackend(ABC):
             raise ModelFolderError(
                 f"the graphs of {folder} are those of an older captioner; export it again: "
                 f"captioner export --model {folder} --out {folder}"
+            )
+        carried = {*self._start.output_shapes}
+        missing = {*self._step.input_shapes} - {"tokens", NUM_BEST, ASKED, *carried}
+        changed = {name for name in self._step.output_shapes if name.startswith(NEXT)}
+        missing |= {WORDS, BEST, OF_ASKED, ALL, ALPHAS} - {*self._step.output_shapes}
+        missing |= {STATE + name.removeprefix(NEXT) for name in changed} - carried
+        if missing:
+            raise ModelFolderError(
+                f"the graphs of {folder} lack {', '.join(sorted(missing))}; export it again"
             )
         size = config.preprocess.size_px
         images, annotations, log_probs = (
@@ -194,6 +205,41 @@ class ExportedBackend(ABC):
             alphas=found[ALPHAS],
             state=next_state,
         )
+
+
+def _damaged(path: Path, error: Exception) -> ModelFolderError:
+    reason = " ".join(str(error).split())[:300]
+    return ModelFolderError(f"{path} is damaged or truncated: {reason}; export it again")
+
+
+def _check_graph(folder: Path, path: Path) -> None:
+    """Raises: ModelFolderError, if a graph reads another file than the folder's weights, or was exported from
+    other ones."""
+    with translate_errors(folder):
+        try:
+            locations = external_locations(path)
+        except ValueError as error:
+            raise _damaged(path, error) from error
+        if locations - {WEIGHTS}:
+            raise ModelFolderError(f"{path} reads other files than {WEIGHTS}; export it again")
+        if weights_layout(folder).encode() not in path.read_bytes():
+            raise ModelFolderError(f"{path} was exported from other weights than {WEIGHTS}; export it again")
+
+
+@contextmanager
+def _without_links(folder: Path) -> Iterator[Path]:
+    """A folder with the graphs and weights as files, for as long as they are loaded.
+
+    Download caches consist of links, which some runtimes refuse because they lead out of the folder.
+    """
+    names = (WEIGHTS, *GRAPHS.values())
+    if not any((folder / name).is_symlink() for name in names):
+        yield folder
+        return
+    with TemporaryDirectory(ignore_cleanup_errors=True) as files, translate_errors(folder):
+        for name in names:
+            copyfile((folder / name).resolve(), Path(files) / name)
+        yield Path(files)
 
 
 def _check_weights(folder: Path) -> None:

@@ -1,5 +1,6 @@
 """Choice of the backend that runs a model: OpenVINO, onnxruntime or torch."""
 
+import logging
 import shutil
 import sys
 from importlib.util import find_spec
@@ -17,6 +18,8 @@ from captioner.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from captioner.backends.exported import ExportedBackend
+
+_logger = logging.getLogger(__name__)
 
 
 @runtime_checkable
@@ -59,6 +62,10 @@ def load_backend(
         exported = _exported_backend(backend)
     except ModuleNotFoundError as error:
         raise CaptionerError(_what_to_install(folder, backend, error.name)) from error
+    except (ImportError, OSError) as error:  # installed, but a library of the system is missing
+        raise CaptionerError(
+            f"the {backend} backend cannot be loaded: {error}; choose another --backend"
+        ) from error
     if device not in ("auto", "cpu"):
         raise CaptionerError(f"{exported.runtime} runs on the CPU, not on {device}; use --backend torch")
     if not has_graphs(folder):
@@ -86,12 +93,20 @@ def _fastest_backend(folder: Path, device: Device) -> BackendName:
 
         if choose_device("auto").type != "cpu":
             return "torch"
-    if find_spec("openvino"):
+    return "openvino" if _has_fast_openvino() else "onnx"
+
+
+def _has_fast_openvino() -> bool:
+    """Whether OpenVINO is installed, works, and would compute in bf16."""
+    if not find_spec("openvino"):
+        return False
+    try:
         from captioner.backends.openvino_backend import computes_in_bf16
 
-        if computes_in_bf16():
-            return "openvino"
-    return "onnx"
+        return computes_in_bf16()
+    except (ImportError, OSError, RuntimeError) as error:
+        _logger.warning("OpenVINO is installed but does not work (%s); onnxruntime is used", error)
+        return False
 
 
 def _may_have_gpu() -> bool:

@@ -15,12 +15,13 @@ _TELEMETRY = "openvino_telemetry"
 _has_telemetry = _TELEMETRY in sys.modules
 if not _has_telemetry:
     sys.modules[_TELEMETRY] = None  # type: ignore[assignment]
-import openvino  # noqa: E402
-from openvino import opset13  # noqa: E402
-from openvino.frontend import FrontEndManager  # noqa: E402
-
-if not _has_telemetry:
-    del sys.modules[_TELEMETRY]
+try:
+    import openvino
+    from openvino import opset13
+    from openvino.frontend import FrontEndManager
+finally:
+    if not _has_telemetry:
+        del sys.modules[_TELEMETRY]
 
 _EXACT_STRIDE_PX = 4
 _CONVOLUTIONS = ("Convolution", "GroupConvolution")

@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import logging
+import re
 import sys
 import warnings
 from collections.abc import Mapping
@@ -227,7 +228,7 @@ class CaptionCommand:
         if self.shard is None:
             return 0, 1
         number, _, count = self.shard.partition("/")
-        if not (number.isascii() and number.isdigit() and count.isascii() and count.isdigit()):
+        if not all(re.fullmatch("[0-9]{1,9}", part) for part in (number, count)):
             raise UsageError(f"--shard {self.shard} must be like 3/16")
         if not 1 <= int(number) <= int(count):
             raise UsageError(f"--shard {self.shard} must be from 1/{count} to {count}/{count}")
@@ -245,6 +246,7 @@ class CaptionCommand:
             "model": model_digest(folder),
             "decoding": asdict(options),
             "with_attention": self.with_attention,
+            "shard": self.shard,
         }
 
     def _progress(self) -> "tqdm[None]":

@@ -14,8 +14,8 @@ from captioner.errors import UsageError
 class ExportCommand:
     """Export a model to ONNX: copy its folder and add three small graphs, which read the same weights.
 
-    On a CPU caption.py then runs it with onnxruntime, which is faster, starts at once and needs no PyTorch.
-    PyTorch can still run the folder.
+    On a CPU caption.py then runs it with onnxruntime or OpenVINO, which are faster, start at once and need no
+    PyTorch. PyTorch can still run the folder.
     """
 
     out: Annotated[Path, arg("FOLDER")]

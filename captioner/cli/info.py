@@ -60,7 +60,8 @@ def describe(folder: Path) -> Iterator[tuple[str, str]]:
     )
     sets = {name.partition("/")[2]: scores for name, scores in metrics.items() if name.startswith("dev/")}
     for dataset, scores in (sets or {"": metrics.get("dev", {})}).items():
-        if isinstance(scores, dict) and "cider" in scores:
+        numbers = [scores.get(name) for name in ("cider", "bleu_4")] if isinstance(scores, dict) else []
+        if numbers and all(isinstance(number, int | float) for number in numbers):
             found = f"CIDEr {scores['cider']:.1f}, BLEU-4 {scores['bleu_4']:.1f}"
             yield "scores", f"{found} on the dev split{f' of {dataset}' if dataset else ''}"
     yield "licence", _licence(folder) or f"not stated in a {CARD}"
@@ -71,6 +72,7 @@ def _licence(folder: Path) -> str | None:
     card = readable_folder(folder) / CARD
     if not card.is_file():
         return None
-    header = re.match(r"---\n(.*?)\n---\n", card.read_text("utf-8", errors="replace"), re.DOTALL)
-    fields = dict(re.findall(r"^(license\w*): *(.+)$", header[1], re.MULTILINE)) if header else {}
+    header = re.match(r"---\n(.*?)\n---(?:\n|\Z)", card.read_text("utf-8", errors="replace"), re.DOTALL)
+    stated = r"""^(license\w*): *["']?([^"'#\n]*?)["']? *(?:#.*)?$"""
+    fields = dict(re.findall(stated, header[1], re.MULTILINE)) if header else {}
     return fields.get("license_name") or fields.get("license")

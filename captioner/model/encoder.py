@@ -4,6 +4,7 @@ timm provides each backbone's number of channels, mean, standard deviation and i
 """
 
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -33,6 +34,17 @@ class _InSinglePrecision:
             return convolution.forward(images)
         with torch.autocast("cpu", enabled=False):
             return convolution.forward(images.float())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickling and copying: the class was made for the instance."""
+        return _mixed, (type(self).__bases__[1], self.__dict__)
+
+
+def _mixed(kind: type[nn.Conv2d], state: dict[str, Any]) -> nn.Conv2d:
+    module = kind.__new__(kind)
+    module.__dict__.update(state)
+    _mix_in_single_precision(module)
+    return module
 
 
 def _mix_in_single_precision(cnn: nn.Module) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from captioner.backends import openvino_backend
+from captioner.backends import load, openvino_backend
 from captioner.backends.export import export_model
 from captioner.backends.exported import ExportedBackend
 from captioner.backends.load import load_backend
@@ -222,7 +222,7 @@ def test_graphs_that_do_not_match_are_refused(
 
     folder = copied("truncated-graph")
     graph = folder / GRAPHS["step"]
-    graph.write_bytes(graph.read_bytes()[:-100])
+    graph.write_bytes(graph.read_bytes()[:-50])
     with pytest.raises(ModelFolderError, match=r"step\.onnx is damaged or truncated: .*; export it again"):
         load(folder)
 
@@ -286,3 +286,13 @@ def test_graphs_of_an_older_version_are_refused(exported: Path, model_config: Mo
 
     with pytest.raises(ModelFolderError, match="are those of an older captioner; export it again: captioner"):
         Older.load(exported, model_config, read_vocabulary(exported))
+
+
+def test_broken_openvino_is_not_chosen(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is installed, but a library of the system is missing."""
+    monkeypatch.setitem(sys.modules, "captioner.backends.openvino_backend", None)
+    said: list[str] = []
+    monkeypatch.setattr(load._logger, "warning", lambda text, *values: said.append(text % values))
+    assert Captioner.load(exported, device="cpu").backend.runtime == "onnxruntime"
+    (line,) = said
+    assert line.startswith("OpenVINO is installed but does not work")

@@ -12,12 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import psutil
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from captioner.checkpoint.folder import GRAPHS
+from captioner.checkpoint.folder import FILES, GRAPHS, WEIGHTS
 from captioner.cli.main import main
+from captioner.config import BackendName
+from captioner.inference import Captioner
 from tests.backends.exports import export_once
 from tests.conftest import noise_picture
 
@@ -162,16 +165,48 @@ HOSTILE: dict[str, tuple[Damage, str]] = {
         "lacks config.json",
     ),
 }
+
+
+def rename_weights(folder: Path, location: str) -> None:
+    """Let a graph read its weights from another place, where they are."""
+    graph = ir.load(folder / GRAPHS["step"])
+    for value in graph.graph.initializers.values():
+        tensor = value.const_value
+        if isinstance(tensor, ir.ExternalTensor):
+            value.const_value = ir.ExternalTensor(
+                location, tensor.offset, tensor.length, tensor.dtype, shape=tensor.shape, name=tensor.name
+            )
+    (folder / GRAPHS["step"]).write_bytes(ir.to_proto(graph).SerializeToString())
+
+
+def without_output(path: Path, name: str) -> None:
+    graph = ir.load(path)
+    outputs = [value for value in graph.graph.outputs if value.name != name]
+    graph.graph.outputs.clear()
+    graph.graph.outputs.extend(outputs)
+    path.write_bytes(ir.to_proto(graph).SerializeToString())
+
+
 HOSTILE_GRAPHS: dict[str, tuple[Damage, str]] = {
     "a file that is not a graph": (
         lambda f: (f / GRAPHS["step"]).write_bytes(b"\xff" * 99),
         "step.onnx is damaged or truncated",
     ),
     "a graph that reads outside": (
-        lambda f: (f / GRAPHS["step"]).write_bytes(
-            (f / GRAPHS["step"]).read_bytes().replace(b"model.safetensors", b"../../etc/passwd\0")
-        ),
-        "step.onnx",
+        lambda f: rename_weights(f, str(shutil.copy(f / WEIGHTS, f.parent / "outside.bin"))),
+        "step.onnx reads other files than model.safetensors",
+    ),
+    "a graph that reads above": (
+        lambda f: rename_weights(f, f"../{Path(shutil.copy(f / WEIGHTS, f.parent / 'above.bin')).name}"),
+        "step.onnx reads other files than model.safetensors",
+    ),
+    "a step without attention": (
+        lambda f: without_output(f / GRAPHS["step"], "alphas"),
+        "lack alphas; export it again",
+    ),
+    "a start without a state": (
+        lambda f: without_output(f / GRAPHS["start"], "state.hidden"),
+        "lack state.hidden; export it again",
     ),
     "a graph of another model": (
         lambda f: shutil.copy(f / GRAPHS["start"], f / GRAPHS["step"]),
@@ -195,13 +230,13 @@ def little_memory() -> Iterator[None]:
 @pytest.fixture
 def refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> Callable[[Path, str], None]:
+) -> Callable[..., None]:
     noise_picture(0).save(tmp_path / "0.png")
     monkeypatch.chdir(tmp_path)
 
-    def check(folder: Path, message: str) -> None:
+    def check(folder: Path, message: str, *flags: str) -> None:
         with little_memory(), pytest.raises(SystemExit) as ended:
-            main(["caption", "0.png", "--model", str(folder), "--device", "cpu"])
+            main(["caption", "0.png", "--model", str(folder), *flags])
         assert ended.value.code == 1
         printed = capfd.readouterr()
         assert printed.out == ""
@@ -216,23 +251,52 @@ def refused(
 
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_hostile_folder_is_refused_in_one_line(
-    kind: str, model_folder: Path, tmp_path: Path, refused: Callable[[Path, str], None]
+    kind: str, model_folder: Path, tmp_path: Path, refused: Callable[..., None]
 ) -> None:
     damage, message = HOSTILE[kind]
     folder = Path(shutil.copytree(model_folder, tmp_path / "hostile"))
     damage(folder)
-    refused(folder, message)
+    refused(folder, message, "--device", "cpu")
 
 
 @pytest.mark.parametrize("kind", HOSTILE_GRAPHS)
+@pytest.mark.parametrize("backend", ["onnx", "openvino"])
 def test_hostile_graph_is_refused_in_one_line(
     kind: str,
+    backend: str,
     model_folder: Path,
     tmp_path: Path,
     tmp_path_factory: pytest.TempPathFactory,
-    refused: Callable[[Path, str], None],
+    refused: Callable[..., None],
 ) -> None:
     damage, message = HOSTILE_GRAPHS[kind]
     folder = Path(shutil.copytree(export_once(model_folder, tmp_path_factory), tmp_path / "hostile"))
     damage(folder)
-    refused(folder, message)
+    refused(folder, message, "--backend", backend)
+
+
+@pytest.mark.parametrize("backend", ["onnx", "openvino", "torch"])
+@pytest.mark.parametrize("linked", [{*FILES, *GRAPHS.values()}, {WEIGHTS}], ids=["all", "the weights"])
+def test_folder_of_links_is_followed(
+    linked: set[str],
+    backend: BackendName,
+    model_folder: Path,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """Download caches consist of links to files elsewhere, under other names."""
+    exported = export_once(model_folder, tmp_path_factory)
+    cache, blobs = tmp_path / "snapshots" / "main", tmp_path / "blobs"
+    cache.mkdir(parents=True)
+    blobs.mkdir()
+    for number, path in enumerate(sorted(exported.iterdir())):
+        if path.name in linked:
+            shutil.copy(path, blobs / str(number))
+            (cache / path.name).symlink_to(Path("../../blobs") / str(number))
+        else:
+            shutil.copy(path, cache)
+    found, expected = (
+        Captioner.load(folder, backend=backend, device="cpu").caption(noise_picture(0)).text
+        for folder in (cache, exported)
+    )
+    assert found == expected

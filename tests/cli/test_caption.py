@@ -101,7 +101,9 @@ def test_shards_share_the_pictures(run: Run, pictures: Path, count: int) -> None
     assert max(map(len, shards)) - min(map(len, shards)) <= 1
 
 
-@pytest.mark.parametrize("shard", ["0/3", "4/3", "3", "a/b", "1/0", "-1/3", "1/3/5", "/"])
+@pytest.mark.parametrize(
+    "shard", ["0/3", "4/3", "3", "a/b", "1/0", "-1/3", "1/3/5", "/", "1/99999999999999999999"]
+)
 def test_shard_that_does_not_exist_is_refused(run: Run, pictures: Path, shard: str) -> None:
     result = run(pictures, f"--shard={shard}")
     assert result.status == 2

@@ -1,4 +1,5 @@
 import copy
+import pickle
 from pathlib import Path
 
 import pytest
@@ -204,7 +205,7 @@ def test_weights_that_cannot_be_downloaded_are_refused_at_once(
 
 def test_trained_depthwise_convolutions_compute_in_single_precision(encoder: Encoder) -> None:
     """Only those, only where they are trained, and in copies of the encoder too."""
-    copied = copy.deepcopy(encoder)
+    copied = pickle.loads(pickle.dumps(copy.deepcopy(encoder)))
     images = torch.rand(2, 3, TINY_SIZE_PX, TINY_SIZE_PX)
     kinds: dict[bool, set[torch.dtype]] = {}
 
