@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import msgspec
+
 from captioner.errors import CaptionerError
 
 if TYPE_CHECKING:
@@ -18,6 +20,7 @@ Value = TypeVar("Value")
 _MALFORMED = (
     *(OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError, RecursionError),
     ArithmeticError,
+    msgspec.MsgspecError,  # a ValueError only since msgspec 0.21
 )
 
 
