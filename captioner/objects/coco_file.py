@@ -20,7 +20,7 @@ Value = TypeVar("Value")
 _MALFORMED = (
     *(OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError, RecursionError),
     ArithmeticError,
-    msgspec.MsgspecError,  # a ValueError only since msgspec 0.21
+    msgspec.MsgspecError,  # in older versions no ValueError
 )
 
 
