@@ -160,6 +160,8 @@ def is_first_process() -> bool:
 def main() -> None:
     level = logging.INFO if is_first_process() else logging.ERROR
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
+    for name in ("timm", "onnxscript", "onnx_ir"):  # which say how they work, not what happens
+        logging.getLogger(name).setLevel(logging.WARNING)
     with command_line("train.py"):
         sys.exit(_command(sys.argv[1:]).run())
 

@@ -44,6 +44,11 @@ def locate_model(folder: Path) -> Path:
         ModelFolderError: there is no such folder, or it lacks a file.
     """
     readable = readable_folder(folder)
+    if not readable.is_dir() and (folder.parent / "last").is_dir():
+        raise ModelFolderError(
+            f"{folder} is not there yet: the run in {folder.parent} has not finished an epoch; go on with: "
+            f"train.py --resume {folder.parent}"
+        )
     if not readable.is_dir():
         raise ModelFolderError(f"{folder} is not a model folder; give one that contains {', '.join(FILES)}")
     missing = [name for name in FILES if not (readable / name).is_file()]

@@ -171,7 +171,11 @@ class StoredCommand:
             instances = None if stored["instances"] is None else Path(stored["instances"])
             reader = from_plain(readers[dataset], stored["reader"], "reader")
         except (OSError, ValueError, LookupError, TypeError) as error:
-            raise CaptionerError(f"{folder} does not contain a run that can be resumed ({error})") from None
+            reason = "" if isinstance(error, FileNotFoundError) else f" ({error})"
+            raise CaptionerError(
+                f"{folder} does not contain a run that can be resumed{reason}; if it stopped before its first "
+                "step, give its whole command again: features that were computed are kept"
+            ) from None
         check_flags(TrainingConfig, given(flags.training))
         check_flags(RunOptions, given(flags.machine))
         sections["training"] = replace(sections["training"], **given(flags.training))

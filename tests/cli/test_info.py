@@ -42,3 +42,11 @@ def test_module_is_the_command() -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines()[0].startswith(f"folder     {SHIPPED_MODEL} (")
+
+
+def test_run_without_a_finished_epoch_is_told_from_a_wrong_folder(tmp_path: Path) -> None:
+    (tmp_path / "run" / "last").mkdir(parents=True)
+    with pytest.raises(ModelFolderError, match=r"has not finished an epoch; go on with: train\.py --resume"):
+        list(describe(tmp_path / "run" / "best"))
+    with pytest.raises(ModelFolderError, match="is not a model folder"):
+        list(describe(tmp_path / "best"))
