@@ -173,8 +173,8 @@ class StoredCommand:
         except (OSError, ValueError, LookupError, TypeError) as error:
             reason = "" if isinstance(error, FileNotFoundError) else f" ({error})"
             raise CaptionerError(
-                f"{folder} does not contain a run that can be resumed{reason}; if it stopped before its first "
-                "step, give its whole command again: features that were computed are kept"
+                f"{folder} does not contain a run that can be resumed{reason}; if it stopped before its "
+                "first step, give its whole command again: features that were computed are kept"
             ) from None
         check_flags(TrainingConfig, given(flags.training))
         check_flags(RunOptions, given(flags.machine))
