@@ -4,6 +4,7 @@ import logging
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
@@ -13,8 +14,9 @@ import torch
 from jaxtyping import Float, UInt8
 
 from captioner.backends.export import encoder_graph
-from captioner.backends.exported import Graph
+from captioner.backends.exported import Graph, encode_with
 from captioner.backends.onnx_backend import OnnxBackend
+from captioner.backends.torch_backend import annotate
 from captioner.images.prefetch import available_cores
 from captioner.model.encoder import Encoder
 
@@ -36,13 +38,12 @@ class BatchEncoder:
 
 
 def torch_batch_encoder(encoder: Encoder) -> BatchEncoder:
-    """The encoder where it is. On a CPU pictures are encoded one by one: more would not fit its caches."""
+    """The encoder on the device where it is."""
     device = next(encoder.parameters()).device
 
     @torch.inference_mode()
     def encode(images: UInt8[np.ndarray, "pictures size size 3"]) -> np.ndarray:
-        parts = torch.tensor(images).split(1 if device.type == "cpu" else len(images))
-        return torch.cat([encoder.annotate(part.to(device)) for part in parts]).cpu().numpy()
+        return annotate(encoder, torch.tensor(images, device=device)).cpu().numpy()
 
     return BatchEncoder(encode, num_threads=1)
 
@@ -59,12 +60,7 @@ def fast_batch_encoder(encoder: Encoder, *, size_px: int, num_pictures: int) -> 
         reason = " ".join(str(error).split())[:200]
         _logger.info("the CNN cannot be exported (%s); torch runs it, which is slower", reason)
         return torch_batch_encoder(encoder)
-
-    def encode(images: UInt8[np.ndarray, "pictures size size 3"]) -> np.ndarray:
-        encoded = [graph({"images": images[at : at + 1]})["annotations"] for at in range(len(images))]
-        return np.concatenate(encoded)
-
-    return BatchEncoder(encode, num_threads=available_cores())
+    return BatchEncoder(partial(encode_with, graph), num_threads=available_cores())
 
 
 def _load_graph(encoder: Encoder, size_px: int) -> Graph:

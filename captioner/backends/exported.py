@@ -35,8 +35,6 @@ NUM_BEST, ASKED = "num_best", "asked"
 WORDS, BEST, OF_ASKED, ALL, ALPHAS = "words", "best_log_probs", "asked_log_probs", "log_probs", "alphas"
 """Further inputs and outputs of a step: see `captioner.decoding.search.StepResult`; `ALL` is of all words."""
 
-_ENCODER_BATCH_SIZE = 1  # a larger batch loses more in the CPU's caches than it saves
-
 
 @runtime_checkable
 class Graph(Protocol):
@@ -51,6 +49,14 @@ class Graph(Protocol):
         """The outputs, but those `without`; tensors that the graph does not use are ignored. Threads may call
         it at the same time."""
         ...
+
+
+def encode_with(
+    encoder: Graph, images: UInt8[np.ndarray, "pictures size size 3"]
+) -> Float[np.ndarray, "pictures cells annotation"]:
+    """Annotations by an encoder's graph, picture by picture: a batch would not fit the CPU's caches."""
+    encoded = [encoder({"images": images[at : at + 1]})["annotations"] for at in range(len(images))]
+    return np.concatenate(encoded)
 
 
 @dataclass(frozen=True)
@@ -83,9 +89,9 @@ class ExportedBackend(ABC):
     runtime: ClassVar[str]
     """The package that runs the graphs."""
 
-    def __init__(self, graphs: Mapping[str, Graph], *, threads: int) -> None:
+    def __init__(self, graphs: Mapping[str, Graph], *, vocab_size: int, threads: int) -> None:
         self._encoder, self._start, self._step = (graphs[name] for name in GRAPHS)
-        self.max_concurrent_batches = threads
+        self._vocab_size, self.max_concurrent_batches = vocab_size, threads
 
     @classmethod
     @abstractmethod
@@ -110,7 +116,7 @@ class ExportedBackend(ABC):
             _check_graph(folder, folder / name)
         with _without_links(folder) as files:
             graphs = {name: cls._loaded(folder, files, name, threads) for name in GRAPHS}
-        backend = cls(graphs, threads=threads)
+        backend = cls(graphs, vocab_size=len(vocabulary), threads=threads)
         backend._check_match(folder, config, vocabulary)
         return backend
 
@@ -151,14 +157,11 @@ class ExportedBackend(ABC):
                 f"the graphs of {folder} have the sizes {found}, but its other files state {stated}; "
                 "export it again"
             )
-        self._vocab_size = len(vocabulary)
 
     def encode(
         self, images: UInt8[np.ndarray, "pictures size size 3"]
     ) -> Float[np.ndarray, "pictures cells annotation"]:
-        starts = range(0, len(images), _ENCODER_BATCH_SIZE)
-        encoded = [self._encoder({"images": images[at : at + _ENCODER_BATCH_SIZE]}) for at in starts]
-        return np.concatenate([outputs["annotations"] for outputs in encoded])
+        return encode_with(self._encoder, images)
 
     def start(
         self, annotations: Float[np.ndarray, "pictures cells annotation"], num_hypotheses: int
@@ -216,13 +219,14 @@ def _check_graph(folder: Path, path: Path) -> None:
     """Raises: ModelFolderError, if a graph reads another file than the folder's weights, or was exported from
     other ones."""
     with translate_errors(folder):
+        content = path.read_bytes()
         try:
-            locations = external_locations(path)
+            locations = external_locations(content)
         except ValueError as error:
             raise _damaged(path, error) from error
         if locations - {WEIGHTS}:
             raise ModelFolderError(f"{path} reads other files than {WEIGHTS}; export it again")
-        if weights_layout(folder).encode() not in path.read_bytes():
+        if weights_layout(folder).encode() not in content:
             raise ModelFolderError(f"{path} was exported from other weights than {WEIGHTS}; export it again")
 
 

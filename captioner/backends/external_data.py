@@ -5,7 +5,6 @@ outside its folder.
 """
 
 from collections.abc import Iterator
-from pathlib import Path
 
 # The fields of ONNX's messages (onnx.proto) on the way to the tensors' external data.
 _FIELDS = {
@@ -28,10 +27,10 @@ _KEY, _VALUE = 1, 2  # of an entry
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # wire types of protobuf
 
 
-def external_locations(path: Path) -> set[str]:
+def external_locations(graph: bytes) -> set[str]:
     """The files that a graph reads its tensors from, as it names them. Raises: ValueError: it is damaged."""
     found = set()
-    left = [("model", memoryview(path.read_bytes()))]
+    left = [("model", memoryview(graph))]
     while left:
         kind, message = left.pop()
         if kind == "entry":

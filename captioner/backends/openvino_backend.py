@@ -39,11 +39,10 @@ class OpenvinoBackend(ExportedBackend):
     @classmethod
     def load_graph(cls, path: Path, *, threads: int) -> Graph:
         """Threads that call it each have a stream of one thread."""
-        if not computes_in_bf16():
-            return _Graph(_compiled(_read(path), "f32", threads))
-        parts = _split(path)
+        parts = _split(path) if computes_in_bf16() else None
         if parts is None:
-            return _Graph(_compiled(_read(path), "bf16", threads))
+            precision = "bf16" if computes_in_bf16() else "f32"
+            return _Graph(_compiled(_read(path), precision, threads))
         first, rest = parts
         return _Chain(_Graph(_compiled(first, "f32", threads)), _Graph(_compiled(rest, "bf16", threads)))
 

@@ -17,6 +17,7 @@ from captioner.errors import CaptionerError
 from captioner.images.prefetch import available_cores
 from captioner.model.captioning import CaptioningModel
 from captioner.model.decoder import Decoder, DecoderState, Memory
+from captioner.model.encoder import Encoder
 
 
 @dataclass(frozen=True)
@@ -108,12 +109,10 @@ class TorchBackend(TorchDecoder):
         self, images: UInt8[np.ndarray, "pictures size size 3"]
     ) -> Float[Tensor, "pictures cells annotation"]:
         pixels = torch.tensor(images)
-        if self.device.type == "cpu":  # one by one, because more would not fit its caches
-            return torch.cat([self.model.encoder.annotate(one) for one in pixels.split(1)])
         if self._is_cuda:
             self._take_stream()
             pixels = pixels.pin_memory()  # so that the copy does not wait for what the GPU computes
-        return self.model.encoder.annotate(pixels.to(self.device, non_blocking=True))
+        return annotate(self.model.encoder, pixels.to(self.device, non_blocking=True))
 
     def _take_stream(self) -> None:
         """Let this thread, if it is one of a pool, compute in a stream of its own."""
@@ -121,6 +120,15 @@ class TorchBackend(TorchDecoder):
         if not is_main and not hasattr(self._streams, "own"):
             self._streams.own = torch.cuda.Stream(self.device)
             torch.cuda.set_stream(self._streams.own)
+
+
+def annotate(
+    encoder: Encoder, images: UInt8[Tensor, "pictures size size 3"]
+) -> Float[Tensor, "pictures cells annotation"]:
+    """Annotations of pictures on the encoder's device: on a CPU one by one, because more would not fit its
+    caches."""
+    parts = images.split(1 if images.device.type == "cpu" else len(images))
+    return torch.cat([encoder.annotate(part) for part in parts])
 
 
 def limit_threads(threads: int | None = None) -> None:

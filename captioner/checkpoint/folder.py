@@ -46,7 +46,7 @@ def locate_model(folder: Path) -> Path:
     readable = readable_folder(folder)
     if not readable.is_dir() and (folder.parent / "last").is_dir():
         raise ModelFolderError(
-            f"{folder} is not there yet: the run in {folder.parent} has not finished an epoch; go on with: "
+            f"{folder} does not exist yet: the run in {folder.parent} has not finished an epoch; go on with: "
             f"train.py --resume {folder.parent}"
         )
     if not readable.is_dir():
