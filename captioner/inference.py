@@ -125,19 +125,20 @@ class Captioner:
         self,
         sources: Iterable[ImageSource | str],
         *,
-        batch_size: int = 8,
+        batch_size: int | None = None,
         options: DecodingOptions | None = None,
     ) -> Iterator[list[Caption | ImageError]]:
         """Caption many pictures in order; yields a list for each batch as it is done.
 
         `sources` are paths, or `captioner.images.sources.ZipMember`s. A picture that cannot be read yields
-        its `ImageError` instead. `options` are as in `caption`; samples depend on a picture's number among
-        the sources, not on its batch.
+        its `ImageError` instead. A batch has by default 8 pictures, on a GPU 128. `options` are as in
+        `caption`; samples depend on a picture's number among the sources, not on its batch.
 
         Raises:
             CaptionerError: a word in `must_include` is not in the model's vocabulary.
         """
         reject_string(sources, "sources")
+        batch_size = self.backend.batch_size if batch_size is None else batch_size
         options = options or self.config.decoding
         required = self._required_tokens(options)
         paths = map(_as_source, sources)

@@ -88,6 +88,7 @@ class ExportedBackend(ABC):
 
     runtime: ClassVar[str]
     """The package that runs the graphs."""
+    batch_size = 8
 
     def __init__(self, graphs: Mapping[str, Graph], *, vocab_size: int, threads: int) -> None:
         self._encoder, self._start, self._step = (graphs[name] for name in GRAPHS)

@@ -28,6 +28,8 @@ class Backend(StepModel[State], Protocol[State]):
 
     max_concurrent_batches: int
     """Batches that are best computed at the same time, each in its own thread."""
+    batch_size: int
+    """Pictures in a batch, if the caller does not say."""
 
     def encode(self, images: UInt8[np.ndarray, "pictures size size 3"]) -> Any:
         """Squashed RGB pictures to the annotations that `start` takes."""

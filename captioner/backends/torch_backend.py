@@ -1,6 +1,5 @@
 """Backend torch: on a GPU, or for models that were not exported."""
 
-import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,19 +78,16 @@ class TorchDecoder:
 class TorchBackend(TorchDecoder):
     """A torch model as a `captioner.backends.load.Backend`.
 
-    On a CPU torch has its own threads. On a GPU two batches take turns, each in a stream of its own: one
-    computes while the extensions of the other are chosen on the CPU.
+    On a GPU a batch is large because a step of the search takes about as long for many pictures as for few.
     """
+
+    max_concurrent_batches = 1  # torch has its own threads, and a GPU one queue
 
     def __init__(self, model: CaptioningModel, device: torch.device | str = "cpu") -> None:
         super().__init__(model.decoder)
         self.model = model.to(device).eval()
         self.device = torch.device(device)
-        self._is_cuda = self.device.type == "cuda"
-        self.max_concurrent_batches = 2 if self._is_cuda else 1
-        self._streams = threading.local()
-        if self._is_cuda:
-            torch.cuda.synchronize(self.device)  # other streams would not wait for the weights
+        self.batch_size = 8 if self.device.type == "cpu" else 128
 
     @classmethod
     def load(cls, folder: Path, *, device: Device, threads: int | None) -> "TorchBackend":
@@ -108,18 +104,7 @@ class TorchBackend(TorchDecoder):
     def encode(
         self, images: UInt8[np.ndarray, "pictures size size 3"]
     ) -> Float[Tensor, "pictures cells annotation"]:
-        pixels = torch.tensor(images)
-        if self._is_cuda:
-            self._take_stream()
-            pixels = pixels.pin_memory()  # so that the copy does not wait for what the GPU computes
-        return annotate(self.model.encoder, pixels.to(self.device, non_blocking=True))
-
-    def _take_stream(self) -> None:
-        """Let this thread, if it is one of a pool, compute in a stream of its own."""
-        is_main = threading.current_thread() is threading.main_thread()
-        if not is_main and not hasattr(self._streams, "own"):
-            self._streams.own = torch.cuda.Stream(self.device)
-            torch.cuda.set_stream(self._streams.own)
+        return annotate(self.model.encoder, torch.tensor(images, device=self.device))
 
 
 def annotate(

@@ -121,7 +121,7 @@ class CaptionCommand:
     """Model folder."""
     decoding: DecodingFlags = field(default_factory=DecodingFlags)
     hardware: MachineFlags = field(default_factory=MachineFlags)
-    batch_size: Annotated[int, arg("INT", "8")] = 8
+    batch_size: Annotated[int | None, arg("INT", "8, on a GPU 128")] = None
     """Pictures per batch; on a CPU each thread has its own batch."""
     with_attention: Annotated[bool, arg("")] = False
     """With --format jsonl: add each word's attention over the grid."""

@@ -174,9 +174,9 @@ def naming_flags(names: Collection[str]) -> Iterator[None]:
         raise UsageError(message if names else str(error)) from error
 
 
-def check_batch_size(batch_size: int) -> None:
+def check_batch_size(batch_size: int | None) -> None:
     """Raises: UsageError."""
-    if batch_size < 1:
+    if batch_size is not None and batch_size < 1:
         raise UsageError(f"--batch-size must be at least 1, not {batch_size}")
 
 
