@@ -27,7 +27,7 @@ def test_doubled_blanks_before_a_mark_take_no_longer_than_others() -> None:
     assert tokenize(text) == ["a", "dog", "runs"] * 2_000
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.text(st.sampled_from(MARKS), max_size=4),
     st.text(st.sampled_from(MARKS), min_size=1, max_size=5),

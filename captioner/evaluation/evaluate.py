@@ -82,10 +82,11 @@ def evaluate_captions(
     Raises:
         CaptionerError: a picture lacks a caption or a reference.
     """
+    if train_captions is not None:
+        reject_string(train_captions, "train_captions")
     scores = score_captions(captions, references)
     copied_share = None
     if train_captions is not None:
-        reject_string(train_captions, "train_captions")
         seen = {tuple(tokenize(text)) for text in train_captions}
         copied_share = sum(tuple(tokenize(text)) in seen for text in captions.values()) / len(captions)
     return Evaluation(

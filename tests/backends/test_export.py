@@ -40,7 +40,15 @@ def exported(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return export_once(model_folder, tmp_path_factory)
 
 
-@pytest.mark.parametrize("kind", ["the default", "no attention", "dot", "multihead", "hard", "transformer"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "multihead",
+        "transformer",
+        "hard",
+        *(pytest.param(kind, marks=pytest.mark.long) for kind in ("the default", "no attention", "dot")),
+    ],
+)
 def test_search_and_teacher_forcing_are_those_of_torch(
     kind: str,
     encoder: Encoder,

@@ -19,7 +19,7 @@ from captioner.inference import Captioner
 from tests.conftest import ROOT, noise_picture
 
 NUM_PICTURES = 200
-NUM_KILLS = int(os.environ.get("CAPTIONER_KILLS", "5"))
+NUM_KILLS = int(os.environ.get("CAPTIONER_KILLS", "3"))
 """How many times it is killed; the long run has 20."""
 
 

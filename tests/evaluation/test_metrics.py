@@ -107,12 +107,22 @@ def test_scores_equal_pycocoevalcap_with_its_java_tokenizer() -> None:
     references = {name: texts[1:] for name, texts in captions.items()}
     truths = java_tokens(references)
     candidates = java_tokens({name: [text] for name, text in results.items()})
-    scores = score_captions(results, references)
+    scores = score_captions(results, references, with_meteor=False)
     bleu, _ = Bleu(4).compute_score(truths, candidates, verbose=0)
     assert [scores.bleu_1, scores.bleu_2, scores.bleu_3, scores.bleu_4] == [100 * value for value in bleu]
     assert scores.rouge_l == 100 * Rouge().compute_score(truths, candidates)[0]
     assert scores.cider == 100 * Cider().compute_score(truths, candidates)[0]
-    assert scores.meteor == 100 * metrics._meteor(truths, candidates)
+
+
+@needs_java
+@pytest.mark.long
+def test_meteor_equals_that_of_captions_from_the_java_tokenizer() -> None:
+    captions = real_captions()
+    references = {name: texts[1:] for name, texts in captions.items()}
+    results = {name: texts[0] for name, texts in captions.items()}
+    candidates = java_tokens({name: [text] for name, text in results.items()})
+    expected = 100 * metrics._meteor(java_tokens(references), candidates)
+    assert score_captions(results, references).meteor == expected
 
 
 def test_captions_equal_to_a_reference_have_perfect_scores() -> None:

@@ -27,7 +27,7 @@ from captioner.vocabulary import Vocabulary
 from tests.conftest import TINY_CNN, TINY_SIZE_PX, noise_picture
 from tests.data.test_regions import box, write_instances
 
-NUM_KILLS = int(os.environ.get("CAPTIONER_KILLS", "5"))
+NUM_KILLS = int(os.environ.get("CAPTIONER_KILLS", "3"))
 """How many processes are killed; the long run has 20."""
 NUM_PICTURES = 8
 RECIPE = Recipe(
