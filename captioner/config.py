@@ -116,7 +116,8 @@ class ModelOptions(Bounded):
     """The model to run, and the device to run it on."""
 
     model: Path | None = None
-    """Model folder; by default the model that ships with captioner."""
+    """Model: a folder, the name of one that ships, or hf://OWNER/NAME[@REVISION] on the Hugging Face Hub; by
+    default the one that ships with captioner."""
     device: Device = "auto"
     """Device to run on; auto takes a GPU if there is one."""
     backend: BackendName = "auto"

@@ -18,6 +18,7 @@ from captioner.checkpoint.folder import (
     GRAPHS,
     WEIGHTS,
     check_finite,
+    check_weights,
     locate_model,
     translate_errors,
     weights_layout,
@@ -112,7 +113,8 @@ class ExportedBackend(ABC):
             ModelFolderError: a graph is damaged, or does not match the other files.
         """
         folder, threads = locate_model(folder), threads or available_cores()
-        _check_weights(folder)
+        check_weights(folder)
+        _check_finite(folder)
         for name in GRAPHS.values():
             _check_graph(folder, folder / name)
         with _without_links(folder) as files:
@@ -247,7 +249,7 @@ def _without_links(folder: Path) -> Iterator[Path]:
         yield Path(files)
 
 
-def _check_weights(folder: Path) -> None:
+def _check_finite(folder: Path) -> None:
     """Raises: ModelFolderError, if a weight is not finite."""
     with translate_errors(folder):
         weights = load_file(folder / WEIGHTS)

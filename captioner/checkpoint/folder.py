@@ -5,8 +5,9 @@
     vocabulary.json     the words, by id
     metrics.json        the model's scores and the recipe that trained it
 
-An exported model also has the graphs of `captioner.backends.export`. Nothing in a folder is a pickle, so
-loading one from a stranger runs none of their code.
+It may have model.safetensors.sha256, the checksum of the weights, and MODEL_CARD.md. An exported model also
+has the graphs of `captioner.backends.export`. Nothing in a folder is a pickle, so loading one from a stranger
+runs none of their code.
 """
 
 import hashlib
@@ -25,6 +26,11 @@ from captioner.vocabulary import Vocabulary
 
 WEIGHTS, CONFIG, VOCABULARY, METRICS = "model.safetensors", "config.json", "vocabulary.json", "metrics.json"
 FILES = (WEIGHTS, CONFIG, VOCABULARY, METRICS)
+
+CHECKSUM = f"{WEIGHTS}.sha256"
+"""The weights' SHA-256 in the format of sha256sum, which `sha256sum --check` reads. Older folders lack it."""
+
+CARD = "MODEL_CARD.md"
 
 GRAPHS = {"encoder": "encoder.onnx", "start": "start.onnx", "step": "step.onnx"}
 """The graphs of an exported model, which read their weights from `WEIGHTS`."""
@@ -103,6 +109,30 @@ def check_finite(folder: Path, is_finite: Mapping[str, bool]) -> None:
     if broken:
         raise ModelFolderError(
             f"{folder} has weights that are not finite, such as {broken[0]}; train it again"
+        )
+
+
+def write_checksum(folder: Path) -> None:
+    """Write the checksum of a folder's weights beside them. Raises: OSError."""
+    digest = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
+    (folder / CHECKSUM).write_text(f"{digest}  {WEIGHTS}\n")
+
+
+def check_weights(folder: Path) -> None:
+    """Compare the weights with their checksum, if the folder has it.
+
+    Raises: ModelFolderError, if they differ, as after an incomplete copy.
+    """
+    readable = readable_folder(folder)
+    with translate_errors(folder):
+        if not (readable / CHECKSUM).is_file():
+            return
+        stated = (readable / CHECKSUM).read_bytes().split()[:1]
+        found = hashlib.sha256((readable / WEIGHTS).read_bytes()).hexdigest()
+    if stated != [found.encode()]:
+        raise ModelFolderError(
+            f"the weights in {folder} are not those of its {CHECKSUM}: they are damaged or were replaced; "
+            "copy the folder again from its source"
         )
 
 

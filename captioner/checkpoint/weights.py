@@ -17,11 +17,13 @@ from captioner.checkpoint.folder import (
     WEIGHTS,
     Config,
     check_finite,
+    check_weights,
     read_config,
     read_metrics,
     read_vocabulary,
     to_json,
     translate_errors,
+    write_checksum,
 )
 from captioner.config import ModelConfig
 from captioner.errors import CaptionerError, ModelFolderError
@@ -61,6 +63,7 @@ def save_checkpoint(
     try:
         with replaced_folder(folder) as new:
             (new / WEIGHTS).write_bytes(save(weights))
+            write_checksum(new)
             (new / CONFIG).write_bytes(to_json(checkpoint.config))
             (new / VOCABULARY).write_bytes(checkpoint.vocabulary.to_json())
             (new / METRICS).write_bytes(to_json(checkpoint.metrics))
@@ -91,6 +94,7 @@ def load_checkpoint(folder: Path) -> CaptioningCheckpoint:
 
 def load_model(folder: Path, make_model: Callable[[], AttentionModel[EncoderT]]) -> AttentionModel[EncoderT]:
     """The model that `make_model` makes, with the weights of a folder. Raises: ModelFolderError."""
+    check_weights(folder)
     with translate_errors(folder):
         weights = load_file(readable_folder(folder) / WEIGHTS)
     check_finite(folder, {name: bool(value.isfinite().all()) for name, value in weights.items()})

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import tyro
 
-from captioner.cli.options import arg
+from captioner.cli.options import arg, model_folder
 from captioner.errors import UsageError
 
 
@@ -22,7 +22,7 @@ class AverageCommand:
     models: Annotated[
         tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER...", help_behavior_hint="")
     ]
-    """Two or more model folders."""
+    """Two or more models: folders, or hf://OWNER/NAME[@REVISION] on the Hugging Face Hub."""
     shares: Annotated[tuple[float, ...], arg("FLOAT...")]
     """The share of each, in the same order; they sum to 1."""
     out: Annotated[Path, arg("FOLDER")]
@@ -35,7 +35,7 @@ class AverageCommand:
         from captioner.checkpoint.averaging import average_models
         from captioner.checkpoint.weights import load_checkpoint, save_checkpoint
 
-        models = [load_checkpoint(folder) for folder in self.models]
+        models = [load_checkpoint(model_folder(name)) for name in self.models]
         save_checkpoint(self.out, average_models(models, self.shares))
         sys.stdout.write(f"{self.out}\n")
         return 0

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar
 
 import tyro
 
-from captioner.checkpoint.folder import SHIPPED_MODEL, read_config
+from captioner.checkpoint.folder import read_config
 from captioner.cli.caption import DecodingFlags, SearchFlags
 from captioner.cli.options import (
     ModelFlags,
@@ -75,7 +75,8 @@ class BatchCommand:
         from captioner.cluster.inputs import absolute
         from captioner.cluster.ray_job import Job, run_job
 
-        folder = (machine.model or SHIPPED_MODEL).absolute()
+        assert machine.model is not None
+        folder = machine.model.absolute()
         job = Job(
             model=replace(machine, model=folder),
             options=changed(read_config(folder).decoding, changes),

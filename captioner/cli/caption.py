@@ -15,7 +15,7 @@ import tyro
 from PIL import Image
 from tqdm import tqdm
 
-from captioner.checkpoint.folder import SHIPPED_MODEL, model_digest, read_config
+from captioner.checkpoint.folder import model_digest, read_config
 from captioner.cli.options import (
     arg,
     changed,
@@ -25,6 +25,7 @@ from captioner.cli.options import (
     checked,
     flags,
     given,
+    model_folder,
 )
 from captioner.cli.output import FORMAT_OF, CaptionWriter, Failures, OutputFormat
 from captioner.cli.sidecar import SidecarWriter
@@ -117,8 +118,8 @@ class CaptionCommand:
     """Write a figure per picture into this folder: one panel per word with its attention."""
     gallery: Annotated[Path | None, arg("FILE.html")] = None
     """Write one page of all pictures, which shows each word's attention and needs no server."""
-    model: Annotated[Path | None, arg("FOLDER", "the model that ships with captioner")] = None
-    """Model folder."""
+    model: Annotated[Path | None, arg("MODEL", "the model that ships with captioner")] = None
+    """Model: a folder, the name of one that ships, or hf://OWNER/NAME[@REVISION] on the Hugging Face Hub."""
     decoding: DecodingFlags = field(default_factory=DecodingFlags)
     hardware: MachineFlags = field(default_factory=MachineFlags)
     batch_size: Annotated[int | None, arg("INT", "8, on a GPU 128")] = None
@@ -133,8 +134,9 @@ class CaptionCommand:
         """Caption the pictures and return the exit status."""
         changes = given(self.decoding) | given(self.search) | given(self.sampling)
         self._check(changes)
-        machine, style = self._machine(), checked(FigureStyle, vars(self.figures.style))
-        folder = machine.model or SHIPPED_MODEL
+        style = checked(FigureStyle, vars(self.figures.style))
+        folder = model_folder(self.model)
+        machine = checked(ModelOptions, {"model": folder, **vars(self.hardware)})
         options = changed(read_config(folder).decoding, changes)
         if self.resume and (options.num_captions > 1 or options.sample):
             raise UsageError("--resume continues neither several captions per picture nor sampled ones")
@@ -185,9 +187,6 @@ class CaptionCommand:
                         _draw(figure, result, failures)
                 progress.update(len(batch))
         return 1 if failures.count else 0
-
-    def _machine(self) -> ModelOptions:
-        return checked(ModelOptions, {"model": self.model, **vars(self.hardware)})
 
     def _check(self, changes: Mapping[str, Any]) -> None:
         """Refuse arguments that contradict each other, before the model is loaded. Raises: UsageError."""

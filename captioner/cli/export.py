@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from captioner.checkpoint.folder import SHIPPED_MODEL
-from captioner.cli.options import arg
+from captioner.cli.options import arg, model_folder
 from captioner.errors import UsageError
 
 
@@ -20,12 +19,12 @@ class ExportCommand:
 
     out: Annotated[Path, arg("FOLDER")]
     """The new folder; or the model's own, to add the graphs to it."""
-    model: Annotated[Path | None, arg("FOLDER", "the model that ships with captioner")] = None
-    """Model folder to export."""
+    model: Annotated[Path | None, arg("MODEL", "the model that ships with captioner")] = None
+    """Model to export: a folder, or hf://OWNER/NAME[@REVISION] on the Hugging Face Hub."""
 
     def run(self) -> int:
         """Export and report the difference from torch."""
-        model = self.model or SHIPPED_MODEL
+        model = model_folder(self.model)
         if self.out.exists() and not (model.exists() and self.out.samefile(model)):
             raise UsageError(f"--out {self.out} exists; choose a new folder, or the model's own")
         from captioner.backends.export import export_model

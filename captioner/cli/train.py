@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import tyro
 
 from captioner.checkpoint.folder import read_config, read_translation_config
-from captioner.cli.options import arg, check_flags, flags, given, naming_flags
+from captioner.cli.options import arg, check_flags, flags, given, model_folder, naming_flags
 from captioner.config import LSTM_PARTS, DecoderConfig, DecodingOptions, EncoderConfig, TextEncoderConfig
 from captioner.errors import CaptionerError
 from captioner.training.options import COMMAND_FILE, RunOptions
@@ -73,6 +73,7 @@ class RecipeOverrides:
             recipe = preset.overridden(overrides)
             start = changes["training"].get("start_from") or recipe.training.start_from
             if start is not None:
+                changes["training"]["start_from"] = start = model_folder(start)
                 recipe = _starting_from(start, preset).overridden(overrides)
         except ValueError as error:
             raise CaptionerError(f"--recipe {self.recipe}: {error}") from error

@@ -17,7 +17,7 @@ import psutil
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from captioner.checkpoint.folder import FILES, GRAPHS, WEIGHTS
+from captioner.checkpoint.folder import CHECKSUM, FILES, GRAPHS, WEIGHTS
 from captioner.cli.main import main
 from captioner.config import BackendName
 from captioner.inference import Captioner
@@ -255,6 +255,7 @@ def test_hostile_folder_is_refused_in_one_line(
 ) -> None:
     damage, message = HOSTILE[kind]
     folder = Path(shutil.copytree(model_folder, tmp_path / "hostile"))
+    (folder / CHECKSUM).unlink()  # which whoever made the folder would have adapted
     damage(folder)
     refused(folder, message, "--device", "cpu")
 
@@ -271,6 +272,7 @@ def test_hostile_graph_is_refused_in_one_line(
 ) -> None:
     damage, message = HOSTILE_GRAPHS[kind]
     folder = Path(shutil.copytree(export_once(model_folder, tmp_path_factory), tmp_path / "hostile"))
+    (folder / CHECKSUM).unlink()
     damage(folder)
     refused(folder, message, "--backend", backend)
 

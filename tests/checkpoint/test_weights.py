@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from captioner.atomic import readable_folder, recover_folder, replaced_folder
-from captioner.checkpoint.folder import FILES
+from captioner.checkpoint.folder import CHECKSUM, FILES, write_checksum
 from captioner.checkpoint.weights import CaptioningCheckpoint, load_checkpoint, save_checkpoint
 from captioner.config import FORMAT_VERSION, ModelConfig
 from captioner.errors import CaptionerError, ModelFolderError
@@ -22,11 +22,11 @@ def checkpoint(
     return CaptioningCheckpoint(model, model_config, vocabulary, {"dev": {"cider": 54.5}})
 
 
-def test_round_trip_is_bit_exact_and_there_are_four_files(
+def test_round_trip_is_bit_exact_and_the_files_are_those_stated(
     checkpoint: CaptioningCheckpoint, tmp_path: Path
 ) -> None:
     save_checkpoint(tmp_path / "model", checkpoint, dtype=torch.float32)
-    assert sorted(path.name for path in (tmp_path / "model").iterdir()) == sorted(FILES)
+    assert sorted(path.name for path in (tmp_path / "model").iterdir()) == sorted((*FILES, CHECKSUM))
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     loaded = load_checkpoint(tmp_path / "model")
     assert (loaded.config, loaded.vocabulary, loaded.metrics) == (
@@ -80,6 +80,7 @@ def test_weights_that_are_not_finite_are_refused_when_loaded(
     weights = load_file(folder / "model.safetensors")
     weights["decoder.output.bias"][0] = torch.nan
     save_file(weights, folder / "model.safetensors")
+    write_checksum(folder)
     with pytest.raises(ModelFolderError, match=r"weights that are not finite, such as decoder\.output\.bias"):
         load_checkpoint(folder)
 
@@ -128,6 +129,7 @@ def test_invalid_model_folders_are_refused_with_a_reason(
 
     save_checkpoint(folder, checkpoint)
     (folder / "model.safetensors").write_bytes(b"\xff" * 100)
+    write_checksum(folder)
     with pytest.raises(ModelFolderError, match="is damaged or truncated"):
         load_checkpoint(folder)
 

@@ -1,0 +1,196 @@
+"""Models on the Hugging Face Hub: download and upload of model folders."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import (
+    CommitOperationAdd,
+    EvalResult,
+    HfApi,
+    ModelCard,
+    ModelCardData,
+    constants,
+    snapshot_download,
+)
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    HTTPError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from captioner.checkpoint.folder import (
+    CARD,
+    CHECKSUM,
+    FILES,
+    GRAPHS,
+    check_weights,
+    locate_model,
+    read_config,
+    read_metrics,
+)
+from captioner.config import ModelConfig
+from captioner.errors import CaptionerError, ModelFolderError
+
+HUB_CARD = "README.md"
+"""The name of a model card on the Hub."""
+
+_USE = """An image captioner with visual attention. Its CNN is {backbone}.
+
+    pip install 'captioner[hub]'
+    captioner caption photo.jpg --model hf://{repository}
+"""
+
+_TIMEOUT_S = 10.0
+_SERVER_ERROR = 500
+_REFUSED = (401, 403)
+
+
+def download_model(repository: str, *, revision: str | None = None) -> Path:
+    """The folder in the Hub's cache with a model, which is downloaded if it is not there.
+
+    Raises:
+        ModelFolderError: there is no such repository or revision, or it is not a captioner model; or the Hub
+            cannot be reached and the model is not in the cache.
+    """
+    name = f"hf://{repository}" + (f"@{revision}" if revision else "")
+    wanted = [*FILES, CHECKSUM, *GRAPHS.values(), HUB_CARD]
+    try:
+        is_reachable = _check_files(name, repository, revision)
+        found = snapshot_download(
+            repository, revision=revision, allow_patterns=wanted, local_files_only=not is_reachable
+        )
+    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+        what = "revision" if isinstance(error, RevisionNotFoundError) else "public repository"
+        raise ModelFolderError(
+            f"{name}: the Hub has no such {what}; log in with `hf auth login` if it is private"
+        ) from error
+    except HFValidationError as error:
+        raise ModelFolderError(f"{name}: {error}") from error
+    except LocalEntryNotFoundError as error:
+        raise ModelFolderError(
+            f"{name}: {constants.ENDPOINT} cannot be reached, and the model is not in the cache "
+            f"{constants.HF_HUB_CACHE}"
+        ) from error
+    except (HTTPError, OSError) as error:
+        raise ModelFolderError(f"{name}: the download failed: {_one_line(error)}") from error
+    return locate_model(Path(str(found)))
+
+
+def _check_files(name: str, repository: str, revision: str | None) -> bool:
+    """Refuse a repository that is not a captioner model before anything large is downloaded.
+
+    Returns: whether the Hub answers.
+
+    Raises:
+        RepositoryNotFoundError, RevisionNotFoundError.
+        ModelFolderError: it lacks a file.
+    """
+    try:
+        info = HfApi().model_info(repository, revision=revision, timeout=_TIMEOUT_S)
+    except (RepositoryNotFoundError, RevisionNotFoundError):
+        raise
+    except HfHubHTTPError as error:
+        if error.response.status_code >= _SERVER_ERROR:
+            return False
+        raise
+    except (HTTPError, OSError):
+        return False
+    files = {one.rfilename for one in info.siblings or ()}
+    missing = [one for one in FILES if one not in files]
+    if missing:
+        raise ModelFolderError(f"{name} is not a captioner model: it lacks {', '.join(missing)}")
+    return True
+
+
+def upload_model(folder: Path, repository: str, *, license_id: str | None, is_private: bool) -> str:
+    """Write a model folder into a repository on the Hub, which is created if it does not exist.
+
+    Only the model's own files are uploaded. Its card becomes the repository's, with a header that the Hub
+    reads; without a card one is made. `license_id` replaces the licence that the card states.
+
+    Returns: the address of the repository.
+
+    Raises:
+        ModelFolderError: the folder is not a captioning model.
+        CaptionerError: no licence is stated, or the Hub refuses.
+    """
+    source = locate_model(folder)
+    config = read_config(folder)
+    check_weights(folder)
+    card = model_card(folder, config, read_metrics(folder), repository=repository, license_id=license_id)
+    names = [name for name in (*FILES, CHECKSUM, *GRAPHS.values()) if (source / name).is_file()]
+    operations = [CommitOperationAdd(name, source / name) for name in names]
+    operations.append(CommitOperationAdd(HUB_CARD, str(card).encode()))
+    api = HfApi(library_name="captioner")
+    with _explained(repository):
+        api.create_repo(repository, private=is_private or None, exist_ok=True)
+        commit = api.create_commit(repository, operations, commit_message="Upload with captioner")
+    return f"{constants.ENDPOINT}/{repository} (hf://{repository}@{commit.oid})"
+
+
+@contextmanager
+def _explained(repository: str) -> Iterator[None]:
+    """Turn the Hub's refusals into one line."""
+    try:
+        yield
+    except HFValidationError as error:
+        raise CaptionerError(f"{repository}: {error}") from error
+    except HfHubHTTPError as error:
+        hint = "; log in with: hf auth login" if error.response.status_code in _REFUSED else ""
+        raise CaptionerError(f"the Hub refuses {repository}: {_one_line(error)}{hint}") from error
+    except (HTTPError, OSError) as error:
+        raise CaptionerError(f"{constants.ENDPOINT} cannot be reached: {_one_line(error)}") from error
+
+
+def model_card(
+    folder: Path, config: ModelConfig, metrics: dict[str, Any], *, repository: str, license_id: str | None
+) -> ModelCard:
+    """The card of a model folder, or a short one if it has none, with the fields that the Hub lists.
+
+    Raises:
+        CaptionerError: neither the card nor `license_id` states a licence.
+    """
+    name = repository.rpartition("/")[2]
+    path = next((path for one in (CARD, HUB_CARD) if (path := folder / one).is_file()), None)
+    use = _USE.format(backbone=config.backbone, repository=repository)
+    text = f"---\nlibrary_name: captioner\n---\n\n# {name}\n\n{use}"
+    card = ModelCard(text if path is None else path.read_text("utf-8"), ignore_metadata_errors=True)
+    header = card.data.to_dict()
+    header |= {"library_name": "captioner", "pipeline_tag": "image-to-text"}
+    header["tags"] = sorted({*header.get("tags", ()), "image-captioning", "attention"})
+    if license_id is not None:
+        header = {key: value for key, value in header.items() if not key.startswith("license_")}
+        header["license"] = license_id
+    if not header.get("license"):
+        raise CaptionerError(f"no licence is stated in {folder / CARD}; give one with --license, such as mit")
+    if "model-index" not in header:
+        header |= {"model_name": name, "eval_results": list(_results(metrics)) or None}
+    card.data = ModelCardData(**header, ignore_metadata_errors=True)
+    return card
+
+
+def _results(metrics: dict[str, Any]) -> Iterator[EvalResult]:
+    """The scores on the dev split of each data set."""
+    sets = {key.partition("/")[2]: scores for key, scores in metrics.items() if key.startswith("dev/")}
+    for dataset, scores in (sets or {"dev": metrics.get("dev")}).items():
+        for metric, title in (("cider", "CIDEr"), ("bleu_4", "BLEU-4"), ("rouge_l", "ROUGE-L")):
+            value = scores.get(metric) if isinstance(scores, dict) else None
+            if isinstance(value, int | float):
+                yield EvalResult(
+                    task_type="image-to-text",
+                    dataset_type=dataset,
+                    dataset_name=dataset,
+                    dataset_split="dev",
+                    metric_type=metric,
+                    metric_name=title,
+                    metric_value=round(value, 2),
+                )
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
