@@ -3,7 +3,6 @@
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -14,7 +13,8 @@ from PIL import Image
 
 from captioner.backends.load import Backend, load_backend
 from captioner.caption import Caption
-from captioner.checkpoint.folder import SHIPPED_MODEL, read_config, read_vocabulary
+from captioner.checkpoint.folder import read_config, read_vocabulary
+from captioner.checkpoint.names import find_model
 from captioner.config import BackendName, DecodingOptions, Device, ModelConfig, ModelOptions
 from captioner.decoding.generate import force_decode, generate_captions, padded
 from captioner.decoding.search import Hypothesis
@@ -28,7 +28,7 @@ from captioner.vocabulary import UNK, Vocabulary
 PictureLike: TypeAlias = ImageSource | str | os.PathLike[str] | bytes | BinaryFile | Image.Image
 """What `captioner.images.sources.as_picture` takes."""
 
-Loaded = tuple[ImageSource | Image.Image, UInt8[np.ndarray, "size size 3"] | ImageError]
+Prepared = tuple[ImageSource | Image.Image, UInt8[np.ndarray, "size size 3"] | ImageError]
 
 
 class Captioner:
@@ -51,13 +51,13 @@ class Captioner:
     @classmethod
     def load(
         cls,
-        folder: Path | str = SHIPPED_MODEL,
+        folder: Path | str | None = None,
         *,
         device: Device = "auto",
         backend: BackendName = "auto",
         threads: int | None = None,
     ) -> "Captioner":
-        """Load a model folder; by default the model that ships with captioner.
+        """Load a model: a folder, or a name as `captioner.checkpoint.names.find_model` takes it.
 
         `threads` is the number of CPU threads, by default one per core.
 
@@ -65,7 +65,7 @@ class Captioner:
             captioner.errors.ModelFolderError: the folder is not a complete and valid model.
             CaptionerError: there is no such device, or a package that the backend needs is missing.
         """
-        folder = Path(folder)
+        folder = find_model(folder)
         config, vocabulary = read_config(folder), read_vocabulary(folder)
         chosen = load_backend(folder, config, vocabulary, device=device, backend=backend, threads=threads)
         return cls(backend=chosen, config=config, vocabulary=vocabulary, threads=threads)
@@ -73,8 +73,9 @@ class Captioner:
     @classmethod
     def from_options(cls, options: ModelOptions) -> "Captioner":
         """Load the model that options name. Raises: as `load`."""
-        folder = options.model or SHIPPED_MODEL
-        return cls.load(folder, device=options.device, backend=options.backend, threads=options.threads)
+        return cls.load(
+            options.model, device=options.device, backend=options.backend, threads=options.threads
+        )
 
     def caption(self, picture: PictureLike, options: DecodingOptions | None = None) -> Caption:
         """Caption one picture: a path, its bytes, a binary file, or a Pillow image.
@@ -89,9 +90,7 @@ class Captioner:
         """
         picture = as_picture(picture)
         options = options or self.config.decoding
-        (caption,) = self._caption_batch(
-            (0, [(picture, self._load(picture))]), options, self._required_tokens(options)
-        )
+        (caption,) = self.caption_prepared([(picture, self.prepare(picture))], options, numbers=[0])
         assert isinstance(caption, Caption)
         return caption
 
@@ -100,7 +99,7 @@ class Captioner:
 
         Raises: ImageError.
         """
-        return self.backend.encode(self._load(as_picture(picture))[None])
+        return self.backend.encode(self.prepare(as_picture(picture))[None])
 
     def attend(self, picture: PictureLike, captions: Sequence[str]) -> list[Caption]:
         """What the model attends to while it reads given captions (teacher forcing).
@@ -140,15 +139,18 @@ class Captioner:
         reject_string(sources, "sources")
         batch_size = self.backend.batch_size if batch_size is None else batch_size
         options = options or self.config.decoding
-        required = self._required_tokens(options)
+        self._required_tokens(options)  # which may be refused
         paths = map(_as_source, sources)
         loaded = prefetch_batches(
             paths, self.preprocess.load, batch_size=batch_size, num_threads=self.threads
         )
         concurrent = self.backend.max_concurrent_batches
+        numbered = (
+            (batch, range(first, first + len(batch))) for first, batch in zip(count(step=batch_size), loaded)
+        )
         return map_in_threads(
-            partial(self._caption_batch, options=options, required=required),
-            zip(count(step=batch_size), loaded),
+            lambda one: self.caption_prepared(one[0], options, numbers=one[1]),
+            numbered,
             num_threads=concurrent,
             ahead=concurrent,
         )
@@ -165,16 +167,23 @@ class Captioner:
             required += ids
         return tuple(required)
 
-    def _load(self, picture: ImageSource | Image.Image) -> UInt8[np.ndarray, "size size 3"]:
+    def prepare(self, picture: ImageSource | Image.Image) -> UInt8[np.ndarray, "size size 3"]:
+        """Decode a picture and squash it to the CNN's input. Raises: ImageError."""
         if isinstance(picture, Image.Image):
             return self.preprocess(load_opened(picture))
         return self.preprocess.load(picture)
 
-    def _caption_batch(
-        self, numbered: tuple[int, Sequence[Loaded]], options: DecodingOptions, required: Sequence[int]
+    def caption_prepared(
+        self, batch: Sequence[Prepared], options: DecodingOptions, *, numbers: Sequence[int]
     ) -> list[Caption | ImageError]:
-        """Caption those pictures of a batch that could be read; `numbered` has the first one's number."""
-        first, batch = numbered
+        """Caption as one batch pictures that were prepared; those that could not be read stay errors.
+
+        Samples depend on a picture's number.
+
+        Raises:
+            CaptionerError: a word in `must_include` is not in the vocabulary, or no caption contains it.
+        """
+        required = self._required_tokens(options)
         results: list[Caption | ImageError | None] = [
             pixels if isinstance(pixels, ImageError) else None for _, pixels in batch
         ]
@@ -185,7 +194,7 @@ class Captioner:
                 self.backend.encode(np.stack([np.asarray(batch[index][1]) for index in readable])),
                 options,
                 required=required,
-                numbers=[first + index for index in readable],
+                numbers=[numbers[index] for index in readable],
             )
             for index, hypotheses in zip(readable, found, strict=True):
                 if not hypotheses:

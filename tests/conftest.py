@@ -1,5 +1,6 @@
 """Small real parts for the tests: a tiny CNN with random weights, a small decoder, synthetic pictures."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -159,3 +160,18 @@ def make_caption(
         grid=grid,
         preprocess=preprocess,
     )
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright
+
+    from tests.figures.browser import BROWSER
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=BROWSER,
+            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync"],
+        )
+        yield browser
+        browser.close()

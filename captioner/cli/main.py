@@ -26,16 +26,22 @@ EXTRA_OF = {
     **dict.fromkeys(("ray", "pyarrow"), "ray"),
     **dict.fromkeys(("accelerate", "filelock", "pycocoevalcap", "pycocotools", "sacrebleu"), "train"),
     "tensorboard": "train",
+    "huggingface_hub": "hub",
+    **dict.fromkeys(
+        ("fastapi", "fastapi_offline", "multipart", "prometheus_client", "pydantic", "uvicorn"), "serve"
+    ),
 }
 """Optional packages, and the extra of captioner that installs each."""
 
 COMMANDS = {
     "caption": ("captioner.cli.caption:CaptionCommand", "caption pictures, and draw their attention"),
+    "serve": ("captioner.cli.serve:ServeCommand", "serve captions over HTTP, and a page to try them"),
     "batch": ("captioner.cli.batch:BatchCommand", "caption folders, archives and Parquet on a cluster"),
     "evaluate": ("captioner.cli.evaluate:EvaluateCommand", "score a model, or captions in a file"),
     "ground": ("captioner.cli.ground:GroundCommand", "measure whether attention can be trusted"),
     "export": ("captioner.cli.export:ExportCommand", "export a model to run without PyTorch"),
     "info": ("captioner.cli.info:InfoCommand", "print what a model is: network, scores, licence"),
+    "push": ("captioner.cli.push:PushCommand", "upload a model to the Hugging Face Hub"),
     "average": ("captioner.cli.average:AverageCommand", "average the weights of models"),
     "version": ("captioner.cli.main:VersionCommand", "print the version"),
 }

@@ -1,16 +1,12 @@
 """Flags made from dataclasses of settings, for all commands."""
 
-import ast
-import inspect
 import os
 import re
-import textwrap
+import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, field, fields, make_dataclass, replace
-from functools import cache
 from importlib.metadata import entry_points
-from itertools import pairwise
 from pathlib import Path
 from typing import (
     TYPE_CHECKING,
@@ -26,8 +22,10 @@ from typing import (
 
 import tyro
 
+from captioner.checkpoint.names import find_model, is_on_hub, pinned_name
 from captioner.config import DecodingOptions, ModelOptions, check_bounds
 from captioner.errors import UsageError, abbreviate
+from captioner.field_docs import field_docs
 from captioner.images.formats import has_picture_suffix
 from captioner.records import RecordReader, SplitName
 
@@ -88,21 +86,6 @@ def given(chosen: Any) -> dict[str, Any]:
     return {f.name: value for f in fields(chosen) if (value := getattr(chosen, f.name)) != f.default}
 
 
-@cache
-def field_docs(kind: type) -> dict[str, str]:
-    """The docstring below each field of a dataclass, on one line."""
-    (definition,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
-    assert isinstance(definition, ast.ClassDef)
-    return {
-        name.target.id: " ".join(str(doc.value.value).split())
-        for name, doc in pairwise(definition.body)
-        if isinstance(name, ast.AnnAssign)
-        and isinstance(name.target, ast.Name)
-        and isinstance(doc, ast.Expr)
-        and isinstance(doc.value, ast.Constant)
-    }
-
-
 def _metavar(hint: Any) -> str | None:
     """What stands for a flag's value, such as INT or soft|hard|none; nothing for a switch."""
     if hint is bool:
@@ -141,8 +124,20 @@ else:
 
 
 def model_options(chosen: ModelFlags) -> ModelOptions:
-    """Raises: UsageError."""
-    return checked(ModelOptions, vars(chosen))
+    """The options of flags, with the folder of the model. Raises: UsageError, ModelFolderError."""
+    options: ModelOptions = checked(ModelOptions, vars(chosen))
+    return replace(options, model=model_folder(options.model))
+
+
+def model_folder(name: Path | None) -> Path:
+    """The folder of a model that a flag names; says which commit of the Hub it is.
+
+    Raises: ModelFolderError.
+    """
+    folder = find_model(name)
+    if name is not None and is_on_hub(name):
+        sys.stderr.write(f"captioner: the model is {pinned_name(name, folder)}\n")
+    return folder
 
 
 def checked(kind: type, values: Mapping[str, Any]) -> Any:

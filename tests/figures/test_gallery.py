@@ -1,8 +1,7 @@
-"""The page in a real browser: headless Chromium, if there is one here (Debian: apt-get install chromium)."""
+"""The gallery, in a real browser if there is one here."""
 
 import json
 import re
-import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -19,12 +18,9 @@ from captioner.config import GridConfig, PreprocessConfig
 from captioner.evaluation.evaluate import CiderScorer
 from captioner.evaluation.metrics import score_captions
 from captioner.figures.gallery import GalleryWriter
-from captioner.figures.heatmap import find_colormap
 from captioner.figures.style import FigureStyle
 from tests.conftest import ROOT, make_caption, noise_picture
-
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-needs_browser = pytest.mark.skipif(BROWSER is None, reason="no Chromium here; install the package chromium")
+from tests.figures.browser import Opened, expected_heatmap, needs_browser
 
 SENTENCES = ("a dog runs", "two cats sit down", "the man's dog sits")
 REFERENCES = {
@@ -143,73 +139,11 @@ def test_a_thousand_pictures_take_less_than_sixty_megabytes(
     assert 1000 * (sizes[1] - sizes[0]) < 60e6
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=BROWSER,
-            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync"],
-        )
-        yield browser
-        browser.close()
-
-
-class Opened:
-    """A page in the browser, with what it reported and requested."""
-
-    def __init__(self, browser: Any, file: Path, **options: Any) -> None:
-        self.page = browser.new_page(**options)
-        self.reports: list[str] = []
-        self.requests: list[str] = []
-        self.page.on("console", self._record)
-        self.page.on("pageerror", lambda error: self.reports.append(str(error)))
-        self.page.on("dialog", lambda dialog: (self.reports.append(dialog.message), dialog.dismiss()))
-        self.page.on("request", lambda request: self.requests.append(request.url))
-        self.page.goto(file.as_uri())
-        self.file = file
-
-    def _record(self, message: Any) -> None:
-        if "readback" not in message.text:  # it is this test that reads the canvas back
-            self.reports.append(message.text)
-
-    def assert_quiet(self) -> None:
-        assert self.reports == []
-        assert [url for url in self.requests if not url.startswith("data:")] == [self.file.as_uri()]
-
-    def heatmap(self, picture: int) -> np.ndarray:
-        """The pixels of a picture's canvas, or zeros if it is not shown."""
-        found = self.page.evaluate(
-            """(number) => {
-                const picture = document.querySelectorAll(".picture")[number];
-                if (getComputedStyle(picture.querySelector("canvas")).opacity === "0") return null;
-                const canvas = picture.querySelector("canvas");
-                const { width, height } = canvas;
-                return [width, [...canvas.getContext("2d").getImageData(0, 0, width, height).data]];
-            }""",
-            picture,
-        )
-        if found is None:
-            return np.zeros((1, 1, 4))
-        side, pixels = found
-        return np.array(pixels).reshape(side, side, 4)
-
-    def word(self, picture: int, position: int) -> Any:
-        return self.page.locator(".picture").nth(picture).locator(".text > .caption .word").nth(position)
-
-
 @pytest.fixture
 def opened(browser: Any, page_file: Path) -> Iterator[Opened]:
-    opened = Opened(browser, page_file)
+    opened = Opened(browser, page_file.as_uri())
     yield opened
     opened.page.close()
-
-
-def expected_heatmap(caption: Caption, position: int, side: int) -> np.ndarray:
-    """What a figure draws for a word on a square of that side: on the scale of the caption's words."""
-    heatmaps = [caption.heatmap(index, (side, side)) for index in range(len(caption.tokens))]
-    return 255 * find_colormap(FigureStyle())(heatmaps[position] / np.max(heatmaps))[..., :3]
 
 
 @needs_browser
@@ -241,7 +175,7 @@ def test_word_with_little_attention_is_not_given_a_position(
     sharp.head_alphas[0] = 1 / 9
     with GalleryWriter(tmp_path / "a.html", style=FigureStyle()) as gallery:
         gallery.write(sharp)
-    opened = Opened(browser, tmp_path / "a.html")
+    opened = Opened(browser, (tmp_path / "a.html").as_uri())
     opened.word(0, 0).hover()
     assert opened.page.locator(".where").text_content() == "“a” attends nowhere in particular"
     opened.page.close()
@@ -286,7 +220,7 @@ def test_arrow_keys_move_through_words_and_pictures(opened: Opened) -> None:
 @needs_browser
 def test_tapped_word_lights_up_on_a_phone(browser: Any, page_file: Path) -> None:
     opened = Opened(
-        browser, page_file, viewport={"width": 360, "height": 740}, has_touch=True, is_mobile=True
+        browser, page_file.as_uri(), viewport={"width": 360, "height": 740}, has_touch=True, is_mobile=True
     )
     opened.word(0, 1).tap()
     assert opened.heatmap(0).sum() > 0
@@ -351,7 +285,7 @@ def test_alternatives_and_references_open_and_light_up(opened: Opened) -> None:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_is_legible_and_controls_have_names(browser: Any, page_file: Path, scheme: str) -> None:
     """All text has the contrast that WCAG 2 asks for, 4.5 to 1, and the controls have labels."""
-    opened = Opened(browser, page_file, color_scheme=scheme)
+    opened = Opened(browser, page_file.as_uri(), color_scheme=scheme)
     opened.word(0, 1).hover()
     worst = opened.page.evaluate(
         """() => {
@@ -396,7 +330,7 @@ def test_names_and_captions_cannot_become_code(
         tmp_path / "a.html", style=FigureStyle(), references=references, score=score
     ) as gallery:
         gallery.write(caption)
-    opened = Opened(browser, tmp_path / "a.html")
+    opened = Opened(browser, (tmp_path / "a.html").as_uri())
     opened.word(0, 1).hover()
     for summary in opened.page.locator("summary").all():
         summary.click()

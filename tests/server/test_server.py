@@ -1,0 +1,326 @@
+"""The server, as a process of its own, as programs, browsers and attackers use it."""
+
+import json
+import re
+import socket
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from captioner.cli.output import format_caption
+from captioner.inference import Captioner
+from tests.conftest import ROOT, noise_picture
+from tests.figures.browser import Opened, expected_heatmap, needs_browser
+from tests.images.test_bad_pictures import damaged, encoded, odd
+from tests.server.process import Server
+
+PICTURES = sorted((ROOT / "examples").glob("*.jpg"))
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    log = tmp_path_factory.mktemp("server") / "log"
+    running = Server(log, "--max-mb", "2", "--timeout", "2", "--queue", "4")
+    yield running
+    running.process.kill()
+    running.process.wait()
+
+
+@pytest.fixture(scope="module")
+def command() -> Captioner:
+    return Captioner.load(backend="onnx")
+
+
+def multipart(name: str, content: bytes) -> tuple[bytes, dict[str, str]]:
+    head = f'--x\r\nContent-Disposition: form-data; name="file"; filename="{name}"\r\n\r\n'
+    return head.encode() + content + b"\r\n--x--\r\n", {"Content-Type": "multipart/form-data; boundary=x"}
+
+
+def test_answers_are_the_lines_that_the_command_prints(server: Server, command: Captioner) -> None:
+    for path in PICTURES[:3]:
+        body, headers = multipart(path.name, path.read_bytes())
+        answer = server.ask("/v1/captions", body, headers=headers)
+        line = json.loads(format_caption(command.caption(path), "jsonl", with_attention=True))
+        found = answer.json
+        assert answer.status == 200
+        assert list(found) == list(line)
+        assert found.pop("file") == path.name
+        assert np.abs(np.array(found.pop("alphas")) - line.pop("alphas")).max() < 1e-4
+        assert found.pop("log_prob") == pytest.approx(line.pop("log_prob"), abs=1e-3)
+        assert found == {name: value for name, value in line.items() if name != "file"}
+
+
+def test_decoding_options_are_those_of_the_command(server: Server, command: Captioner) -> None:
+    from dataclasses import replace
+
+    picture, own = PICTURES[0], command.config.decoding
+    for query, options in (
+        ("num_captions=3&beam_size=4", replace(own, num_captions=3, beam_size=4)),
+        ("sample=true&temperature=0.7&seed=5", replace(own, sample=True, temperature=0.7, seed=5)),
+        ("must_include=red&must_include=man", replace(own, must_include=("red", "man"))),
+    ):
+        expected = command.caption(picture, options)
+        found = server.caption(picture.read_bytes(), f"with_attention=false&{query}").json
+        assert found["caption"] == expected.text, query
+        others = [other["caption"] for other in found.get("alternatives", ())]
+        assert others == [other.text for other in expected.alternatives]
+        assert "alphas" not in found
+
+
+@pytest.mark.parametrize(
+    ("query", "message"),
+    [
+        ("beam=3", "beam: Extra inputs are not permitted"),
+        ("beam_size=0", "beam_size: Input should be greater than or equal to 1"),
+        ("beam_size=1000", "may be at most 32 here"),
+        ("max_words=1000", "max_words may be at most 100 here"),
+        ("temperature=2", "temperature must be 1.0 without sample"),
+        ("must_include=xyzzy", "'xyzzy' is not in the model's vocabulary"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused_in_one_line(server: Server, query: str, message: str) -> None:
+    answer = server.caption(PICTURES[0].read_bytes(), query)
+    assert answer.status == 400
+    assert message in answer.json["error"]
+    assert "\n" not in answer.json["error"]
+
+
+def test_bad_pictures_are_refused_and_the_good_ones_between_them_are_captioned_as_alone(
+    server: Server, command: Captioner
+) -> None:
+    good = encoded(noise_picture(0), "JPEG")
+    expected = command.caption(good).text
+    statuses: Counter[int] = Counter()
+    for number, (name, content) in enumerate([*damaged(), *odd()]):
+        answer = server.caption(content, "with_attention=false")
+        text = answer.body.decode()
+        assert answer.status in (200, 400), name
+        assert "Traceback" not in text
+        assert str(ROOT) not in text
+        statuses[answer.status] += 1
+        if number % 20 == 0:
+            assert server.caption(good).json["caption"] == expected
+    assert min(statuses[200], statuses[400]) > 10
+
+
+def test_too_large_a_body_is_refused_before_it_is_read(server: Server) -> None:
+    for headers in ("Content-Length: 3000000\r\n", "Transfer-Encoding: chunked\r\n"):
+        with socket.create_connection(("127.0.0.1", server.port), timeout=20) as client:
+            head = (
+                f"POST /v1/captions HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\n{headers}\r\n"
+            )
+            client.sendall(head.encode())
+            sent = 0
+            if "chunked" in headers:
+                chunk = b"10000\r\n" + bytes(0x10000) + b"\r\n"
+                try:
+                    while sent < 200:
+                        client.sendall(chunk)
+                        sent += 1
+                except OSError:
+                    pass
+            answer = b""
+            try:
+                answer = client.recv(10_000)
+            except OSError:
+                assert sent  # it may have closed the connection while we were sending
+            assert b" 413 " in answer or sent
+            assert sent < 200
+    assert server.ask("/healthz").status == 200
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        b"",
+        b"POST /v1/captions HTTP/1.1\r\nHost: loc",
+        b"POST /v1/captions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\nabc",
+    ],
+    ids=["nothing", "half a head", "half a body"],
+)
+def test_clients_that_stop_are_not_waited_for(server: Server, start: bytes) -> None:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as client:
+        started = time.monotonic()
+        client.sendall(start)
+        answer = client.recv(10_000)
+        assert time.monotonic() - started < 15
+        assert answer == b"" or b" 408 " in answer
+
+
+def test_when_the_queue_is_full_the_answer_is_503_at_once(server: Server) -> None:
+    body = b"x" * 1000
+    head = f"POST /v1/captions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    clients = [socket.create_connection(("127.0.0.1", server.port), timeout=20) for _ in range(4)]
+    for client in clients:
+        client.sendall(head)  # and no body: they are under way
+    time.sleep(0.3)
+    started = time.monotonic()
+    answer = server.caption(PICTURES[0].read_bytes())
+    assert (answer.status, answer.headers["retry-after"]) == (503, "1")
+    assert time.monotonic() - started < 1
+    for client in clients:
+        client.sendall(body)
+        assert b" 400 " in client.recv(10_000)
+        client.close()
+    assert server.caption(PICTURES[0].read_bytes()).status == 200
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Origin": "https://evil.example"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Sec-Fetch-Site": "cross-site"}, 403),
+        ({"Host": "evil.example"}, 421),
+        ({"Host": "[::1"}, 421),
+        ({"Host": "localhost:1"}, 200),
+    ],
+)
+def test_pages_of_other_sites_cannot_use_the_server(
+    server: Server, headers: dict[str, str], status: int
+) -> None:
+    assert server.ask("/v1/models", headers=headers).status == status
+
+
+def test_models_health_metrics_and_interface(server: Server) -> None:
+    (model,) = server.ask("/v1/models").json["models"]
+    assert (model["name"], model["words"]) == ("everyday", "3,902")
+    assert str(ROOT) not in json.dumps(model)
+    assert server.ask("/healthz").json == {"status": "ok"}
+    server.caption(PICTURES[0].read_bytes())
+    metrics = server.ask("/metrics").body.decode()
+    assert re.search(r'captioner_requests_total\{path="/v1/captions",status="200"\} \d', metrics)
+    assert re.search(r"captioner_batch_size_count \d", metrics)
+    paths = server.ask("/openapi.json").json["paths"]
+    assert {"/v1/captions", "/v1/models", "/healthz", "/metrics"} == set(paths)
+    names = {one["name"] for one in paths["/v1/captions"]["post"]["parameters"]}
+    assert {"beam_size", "num_captions", "temperature", "must_include", "with_attention"} <= names
+    documentation = server.ask("/docs").body.decode()
+    assert not re.search(r'(?:src|href)="https?:', documentation)
+
+
+def test_every_request_has_an_id_and_a_line_in_the_log(server: Server) -> None:
+    answer = server.caption(b"no picture")
+    request_id = answer.headers["x-request-id"]
+    (line,) = [line for line in server.log.read_text().splitlines() if request_id in line]
+    assert re.search(r"method=POST path=/v1/captions status=400 bytes=10 ms=\d+$", line)
+
+
+def test_token_is_asked_for(tmp_path: Path) -> None:
+    server = Server(tmp_path / "log", CAPTIONER_TOKEN="geheim")
+    try:
+        picture = PICTURES[0].read_bytes()
+        assert server.ask("/").status == server.ask("/healthz").status == 200
+        for headers in ({}, {"Authorization": "Bearer falsch"}, {"Authorization": "Bearer gehéim"}):
+            assert server.ask("/v1/captions", picture, headers=headers).status == 401
+        right = {"Authorization": "Bearer geheim"}
+        assert server.ask("/v1/captions", picture, headers=right).status == 200
+        assert "geheim" not in server.log.read_text()
+    finally:
+        server.process.kill()
+        server.process.wait()
+
+
+def test_sigterm_finishes_what_is_under_way(tmp_path: Path) -> None:
+    server = Server(tmp_path / "log", "--batch-wait", "1000")
+    with ThreadPoolExecutor(3) as pool:
+        asked = [pool.submit(server.caption, path.read_bytes()) for path in PICTURES[:3]]
+        time.sleep(0.5)
+        started = time.monotonic()
+        assert server.end() == 0
+        assert time.monotonic() - started < 10
+        assert [future.result().status for future in asked] == [200] * 3
+
+
+def test_port_that_is_taken_is_an_error_of_one_line(server: Server, tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match=f"cannot listen on 127.0.0.1 port {server.port}"):
+        Server(tmp_path / "log", "--port", str(server.port))
+    assert len((tmp_path / "log").read_text().splitlines()) == 1
+
+
+@pytest.fixture
+def opened(browser: Any, server: Server) -> Iterator[Opened]:
+    opened = Opened(browser, server.address)
+    yield opened
+    opened.page.close()
+
+
+@needs_browser
+def test_picture_that_is_dropped_shows_its_caption_and_where_each_word_looked(
+    opened: Opened, command: Captioner
+) -> None:
+    path = PICTURES[0]
+    opened.page.locator("#files").set_input_files(path)
+    opened.page.locator(".picture .word").first.wait_for()
+    caption = command.caption(path)
+    assert opened.page.locator(".text > .caption").text_content() == caption.text
+    assert opened.page.locator(".file").text_content() == path.name
+    heatmaps = []
+    for position in range(2, 4):
+        opened.word(0, position).hover()
+        heatmap = opened.heatmap(0)[..., :3]
+        difference = np.abs(heatmap - expected_heatmap(caption, position, len(heatmap)))
+        assert difference.mean() < 3
+        heatmaps.append(heatmap)
+    assert np.abs(heatmaps[0] - heatmaps[1]).max() > 30
+    opened.page.keyboard.press("Escape")
+    opened.word(0, 0).focus()
+    opened.page.keyboard.press("ArrowRight")
+    assert opened.page.locator(".word.is-on").all_text_contents() == [caption.tokens[1]]
+    assert not opened.reports
+    assert all(url.startswith((opened.address, "data:")) for url in opened.requests)
+
+
+DROP = """async (bytes) => {
+    const data = new DataTransfer();
+    data.items.add(new File([new Uint8Array(bytes)], "<b>dropped</b>.jpg", { type: "image/jpeg" }));
+    const kind = KIND;
+    document.body.dispatchEvent(kind);
+}"""
+
+
+@needs_browser
+@pytest.mark.parametrize(
+    "event",
+    [
+        'new DragEvent("drop", { dataTransfer: data, bubbles: true, cancelable: true })',
+        'new ClipboardEvent("paste", { clipboardData: data, bubbles: true })',
+    ],
+    ids=["drop", "paste"],
+)
+def test_pictures_are_dropped_and_pasted(opened: Opened, event: str) -> None:
+    picture = list(encoded(noise_picture(1), "JPEG"))
+    opened.page.evaluate(DROP.replace("KIND", event), picture)
+    opened.page.locator(".picture .word").first.wait_for()
+    assert opened.page.locator(".file").text_content() == "<b>dropped</b>.jpg"
+    assert opened.page.locator(".more li").count() == 2  # three captions
+    assert not opened.reports
+
+
+@needs_browser
+def test_a_file_that_is_no_picture_is_named_and_the_next_is_captioned(opened: Opened, tmp_path: Path) -> None:
+    (tmp_path / "text.jpg").write_text("no picture")
+    opened.page.locator("#files").set_input_files([tmp_path / "text.jpg", PICTURES[1]])
+    opened.page.locator(".picture .word").first.wait_for()
+    assert "text.jpg: not a picture" in (opened.page.locator(".failed").text_content() or "")
+
+
+@needs_browser
+def test_page_fits_a_phone(browser: Any, server: Server) -> None:
+    opened = Opened(
+        browser, server.address, viewport={"width": 360, "height": 740}, has_touch=True, is_mobile=True
+    )
+    opened.page.locator("#files").set_input_files(PICTURES[0])
+    opened.page.locator(".picture .word").first.wait_for()
+    opened.word(0, 1).tap()
+    assert opened.heatmap(0).sum() > 0
+    assert opened.page.evaluate("document.documentElement.scrollWidth") <= 360
+    for control in opened.page.locator("input:visible").all():
+        assert control.evaluate("(element) => element.labels.length") == 1
+    opened.page.close()
