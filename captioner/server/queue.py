@@ -66,7 +66,11 @@ class BatchQueue(Generic[Picture, Result]):
             thread.join()
 
     def _work(self) -> None:
-        while batch := self._take():
+        while taken := self._take():
+            # From here on a request cannot be cancelled, whether or not its client is still there.
+            batch = [request for request in taken if request.future.set_running_or_notify_cancel()]
+            if not batch:
+                continue
             self._on_batch(len(batch))
             try:
                 results = self._caption([request.picture for request in batch], batch[0].options)

@@ -87,3 +87,18 @@ def test_closing_finishes_what_waits() -> None:
     assert [future.result(0) for future in futures] == [0, 2, 4, 6, 8, 10]
     with pytest.raises(RuntimeError, match="closed"):
         queue.submit(1, ONE)
+
+
+def test_requests_that_are_cancelled_harm_nothing() -> None:
+    recorder = Recorder()
+    queue = queue_of(recorder)
+    first = queue.submit(0, ONE)
+    while not recorder.batches:
+        time.sleep(0.001)
+    futures = [queue.submit(number, ONE) for number in (1, 2, 3)]
+    assert not first.cancel()  # it is under way
+    assert futures[1].cancel()
+    recorder.may_go.set()
+    assert [first.result(10), futures[0].result(10), futures[2].result(10)] == [0, 2, 6]
+    assert [batch for batch, _ in recorder.batches] == [[0], [1, 3]]
+    queue.close()
