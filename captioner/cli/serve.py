@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from msgspec import Meta
 
+from captioner.checkpoint.names import is_on_hub, pinned_name
 from captioner.cli.options import arg, checked, flags, model_folder
 from captioner.config import Bounded, ModelOptions, Positive
 
@@ -90,5 +91,9 @@ class ServeCommand:
         shown = f"[{self.host}]" if ":" in self.host else self.host
         sys.stderr.write(f"captioner: http://{shown}:{listening.getsockname()[1]}/\n")
         sys.stderr.flush()
-        serve(create_app(captioner, folder, service), listening, head_timeout_s=options.timeout)
+        name = folder.absolute().name
+        if self.model is not None and is_on_hub(self.model):
+            name = pinned_name(self.model, folder)
+        app = create_app(captioner, service, folder=folder, name=name)
+        serve(app, listening, head_timeout_s=options.timeout)
         return 0

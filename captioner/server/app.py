@@ -69,8 +69,8 @@ class Service:
     wait_s: float
 
 
-def create_app(captioner: Captioner, folder: Path, service: Service) -> "Guard":
-    """The application that serves a model, whose folder it describes."""
+def create_app(captioner: Captioner, service: Service, *, folder: Path, name: str) -> Guard:
+    """The application that serves a model, by the name that clients see, and describes its folder."""
     metrics = _Metrics()
     captioning = _Captioning(captioner, service, metrics)
 
@@ -87,7 +87,7 @@ def create_app(captioner: Captioner, folder: Path, service: Service) -> "Guard":
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _failed)
     page, policy = _page(captioner, has_token=service.limits.token is not None)
-    described = _described(folder)
+    described = {"name": name, **_described(folder)}
     query_model = _query_model()
 
     @app.post(
@@ -262,7 +262,7 @@ def _page(captioner: Captioner, *, has_token: bool) -> tuple[str, str]:
 
 def _described(folder: Path) -> dict[str, str]:
     """What `captioner info` prints, but for the folder's place on this machine."""
-    found: dict[str, str] = {"name": folder.name}
+    found: dict[str, str] = {}
     for name, value in describe(folder):
         if name != "folder":
             found[name] = f"{found[name]}; {value}" if name in found else value
