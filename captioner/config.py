@@ -302,7 +302,7 @@ class DecodingOptions(Bounded):
     """With several groups: what a word loses, in nats, for each earlier group that has just chosen it."""
     sample: bool = False
     """Sample captions at random, by their probability, instead of searching for the likeliest."""
-    temperature: Positive = 1.0
+    temperature: Annotated[float, Meta(ge=0.01)] = 1.0
     """When sampling: divisor of log-probabilities; below 1, likely words become likelier."""
     top_k: Count | None = None
     """When sampling: draw from the k likeliest words only; by default from all."""

@@ -112,10 +112,14 @@ def check_finite(folder: Path, is_finite: Mapping[str, bool]) -> None:
         )
 
 
+def checksum_line(folder: Path) -> str:
+    """The content of `CHECKSUM` for a folder's weights. Raises: OSError."""
+    return f"{hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()}  {WEIGHTS}\n"
+
+
 def write_checksum(folder: Path) -> None:
     """Write the checksum of a folder's weights beside them. Raises: OSError."""
-    digest = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
-    (folder / CHECKSUM).write_text(f"{digest}  {WEIGHTS}\n")
+    (folder / CHECKSUM).write_text(checksum_line(folder))
 
 
 def check_weights(folder: Path) -> None:
@@ -127,9 +131,8 @@ def check_weights(folder: Path) -> None:
     with translate_errors(folder):
         if not (readable / CHECKSUM).is_file():
             return
-        stated = (readable / CHECKSUM).read_bytes().split()[:1]
-        found = hashlib.sha256((readable / WEIGHTS).read_bytes()).hexdigest()
-    if stated != [found.encode()]:
+        stated, found = (readable / CHECKSUM).read_bytes(), checksum_line(readable)
+    if stated.split()[:1] != found.encode().split()[:1]:
         raise ModelFolderError(
             f"the weights in {folder} are not those of its {CHECKSUM}: they are damaged or were replaced; "
             "copy the folder again from its source"

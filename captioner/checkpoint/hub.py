@@ -7,6 +7,7 @@ from typing import Any
 
 from huggingface_hub import (
     CommitOperationAdd,
+    CommitOperationDelete,
     EvalResult,
     HfApi,
     ModelCard,
@@ -15,6 +16,7 @@ from huggingface_hub import (
     snapshot_download,
 )
 from huggingface_hub.errors import (
+    GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
     HTTPError,
@@ -29,6 +31,7 @@ from captioner.checkpoint.folder import (
     FILES,
     GRAPHS,
     check_weights,
+    checksum_line,
     locate_model,
     read_config,
     read_metrics,
@@ -46,7 +49,7 @@ _USE = """An image captioner with visual attention. Its CNN is {backbone}.
 """
 
 _TIMEOUT_S = 10.0
-_SERVER_ERROR = 500
+_SERVER_ERROR, _TOO_MANY = 500, 429
 _REFUSED = (401, 403)
 
 
@@ -64,6 +67,10 @@ def download_model(repository: str, *, revision: str | None = None) -> Path:
         found = snapshot_download(
             repository, revision=revision, allow_patterns=wanted, local_files_only=not is_reachable
         )
+    except GatedRepoError as error:
+        raise ModelFolderError(
+            f"{name} is for those who accepted its terms: do so on its page, then `hf auth login`"
+        ) from error
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
         what = "revision" if isinstance(error, RevisionNotFoundError) else "public repository"
         raise ModelFolderError(
@@ -95,7 +102,7 @@ def _check_files(name: str, repository: str, revision: str | None) -> bool:
     except (RepositoryNotFoundError, RevisionNotFoundError):
         raise
     except HfHubHTTPError as error:
-        if error.response.status_code >= _SERVER_ERROR:
+        if error.response.status_code >= _SERVER_ERROR or error.response.status_code == _TOO_MANY:
             return False
         raise
     except (HTTPError, OSError):
@@ -117,18 +124,31 @@ def upload_model(folder: Path, repository: str, *, license_id: str | None, is_pr
 
     Raises:
         ModelFolderError: the folder is not a captioning model.
-        CaptionerError: no licence is stated, or the Hub refuses.
+        CaptionerError: no licence is stated, the Hub refuses, or the repository exists and is public although
+            it should be private.
     """
     source = locate_model(folder)
     config = read_config(folder)
     check_weights(folder)
     card = model_card(folder, config, read_metrics(folder), repository=repository, license_id=license_id)
-    names = [name for name in (*FILES, CHECKSUM, *GRAPHS.values()) if (source / name).is_file()]
-    operations = [CommitOperationAdd(name, source / name) for name in names]
-    operations.append(CommitOperationAdd(HUB_CARD, str(card).encode()))
+    files: dict[str, Path | bytes] = {
+        name: source / name for name in (*FILES, *GRAPHS.values()) if (source / name).is_file()
+    }
+    files |= {CHECKSUM: checksum_line(source).encode(), HUB_CARD: str(card).encode()}
+    operations: list[CommitOperationAdd | CommitOperationDelete] = [
+        CommitOperationAdd(name, content) for name, content in files.items()
+    ]
     api = HfApi(library_name="captioner")
     with _explained(repository):
         api.create_repo(repository, private=is_private or None, exist_ok=True)
+        info = api.model_info(repository, timeout=_TIMEOUT_S)
+        if is_private and not info.private:
+            raise CaptionerError(
+                f"{repository} exists and is public; make it private, or leave --private out"
+            )
+        there = {one.rfilename for one in info.siblings or ()}
+        stale = there & set(GRAPHS.values()) - set(files)  # of a model that was there before
+        operations += [CommitOperationDelete(name) for name in sorted(stale)]
         commit = api.create_commit(repository, operations, commit_message="Upload with captioner")
     return f"{constants.ENDPOINT}/{repository} (hf://{repository}@{commit.oid})"
 
@@ -143,8 +163,8 @@ def _explained(repository: str) -> Iterator[None]:
     except HfHubHTTPError as error:
         hint = "; log in with: hf auth login" if error.response.status_code in _REFUSED else ""
         raise CaptionerError(f"the Hub refuses {repository}: {_one_line(error)}{hint}") from error
-    except (HTTPError, OSError) as error:
-        raise CaptionerError(f"{constants.ENDPOINT} cannot be reached: {_one_line(error)}") from error
+    except (HTTPError, OSError, RuntimeError) as error:
+        raise CaptionerError(f"the upload to {constants.ENDPOINT} failed: {_one_line(error)}") from error
 
 
 def model_card(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from msgspec import Meta
 
 from captioner.checkpoint.names import is_on_hub, pinned_name
-from captioner.cli.options import arg, checked, flags, model_folder
+from captioner.cli.options import arg, check_batch_size, checked, flags, model_folder
 from captioner.config import Bounded, ModelOptions, Positive
 
 _TOKEN_VARIABLE = "CAPTIONER_TOKEN"
@@ -61,6 +61,7 @@ class ServeCommand:
 
     def run(self) -> int:
         """Serve until SIGTERM or Ctrl-C."""
+        check_batch_size(self.batch_size)
         options: ServerOptions = checked(ServerOptions, vars(self.limits))
         from captioner.inference import Captioner
         from captioner.server.app import Service, create_app
@@ -95,5 +96,4 @@ class ServeCommand:
         if self.model is not None and is_on_hub(self.model):
             name = pinned_name(self.model, folder)
         app = create_app(captioner, service, folder=folder, name=name)
-        serve(app, listening, head_timeout_s=options.timeout)
-        return 0
+        serve(app, listening, timeout_s=options.timeout)

@@ -78,6 +78,17 @@ def load_image(source: ImageSource, *, enough_px: int | None = None) -> Image.Im
             return upright_rgb(image, enough_px=enough_px)
 
 
+def check_pixels(source: ImageSource, most: int) -> None:
+    """Refuse a picture with more pixels than `most`, by its header alone, unless it is a JPEG that can be
+    decoded at a fraction of its size. Raises: ImageError."""
+    name = str(source)
+    with translated_errors(name), source.open("rb") as file, _open(file, name) as image:
+        is_draft = image.format == "JPEG" and not image.info.get("progressive")
+        if math.prod(image.size) > most and not is_draft:
+            width, height = image.size
+            raise ImageError(name, f"{width} x {height} pixels exceed the {most:,} allowed; shrink it first")
+
+
 def load_opened(image: Image.Image) -> Image.Image:
     """A picture that a program has opened with Pillow, as upright RGB. Raises: ImageError."""
     name = str(getattr(image, "filename", "") or "picture")
@@ -191,16 +202,17 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
     """Scale grey levels to 8 bits: 16-bit ones by their range; 32-bit ones, which have no customary range,
     as 8 or 16 bits if they fit, else by their own extremes."""
     raw = np.asarray(image)
-    levels = raw.astype(np.float64)
-    levels = np.where(np.isfinite(levels), levels, 0.0)
+    levels = raw.astype(np.float32)  # changed in place: the picture may be large
+    np.nan_to_num(levels, copy=False, posinf=0.0, neginf=0.0)
     if image.mode == "I" and levels.min() >= 0 and levels.max() < 2**8:
         pass
     elif image.mode.startswith("I") and levels.min() >= 0 and levels.max() < 2**16:
-        levels = levels / 257  # 65,535 becomes 255
+        levels /= 257  # 65,535 becomes 255
     else:
         span = levels.max() - levels.min()
-        levels = (levels - levels.min()) * (255 / span if span > 0 else 0.0)
-    eight = np.round(levels).astype(np.uint8)
+        levels -= levels.min()
+        levels *= 255 / span if 0 < span < np.inf else 0.0
+    eight = np.round(levels, out=levels).astype(np.uint8)
     if getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == 0:
         eight = 255 - eight  # white is zero
     grey = Image.fromarray(eight, mode="L")

@@ -1,14 +1,14 @@
 """The web application: captions over HTTP, and a page to try them on."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, fields, replace
 from html import escape
 from pathlib import Path
 from string import Template
-from typing import Annotated, Any, cast, get_type_hints
+from typing import Annotated, Any, TypeVar, cast, get_type_hints
 
 from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
@@ -20,6 +20,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, ConfigDict, Field, create_model
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from captioner import __version__
 from captioner.caption import Caption
@@ -36,6 +37,7 @@ from captioner.figures.page import (
 )
 from captioner.figures.style import FIGURE_PX, FigureStyle
 from captioner.images.prefetch import available_cores
+from captioner.images.reading import check_pixels
 from captioner.images.sources import PictureBytes
 from captioner.inference import Captioner, Prepared
 from captioner.server.guard import INTERNAL_ERROR, Guard, Limits, RefusedError
@@ -44,6 +46,12 @@ from captioner.server.queue import BatchQueue
 _RETRY_S = 1
 # A search of a thousand hypotheses, or for a thousand words, would keep everyone else waiting.
 _MOST_HYPOTHESES, _MOST_WORDS = 32, 100
+_MOST_REQUIRED = 4
+_MOST_PIXELS = 64_000_000  # decoded pictures are in memory, one per thread
+_CLOSE_S = 1.0  # for what uvicorn has not waited for
+_CLIENT_GONE = 499  # as nginx logs it
+
+Answer = TypeVar("Answer")
 _PICTURE_BODY = {
     "required": True,
     "content": {
@@ -85,6 +93,7 @@ def create_app(captioner: Captioner, service: Service, *, folder: Path, name: st
     app.add_exception_handler(RefusedError, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(ClientDisconnect, _gone)
     app.add_exception_handler(Exception, _failed)
     page, policy = _page(captioner, has_token=service.limits.token is not None)
     described = {"name": name, **_described(folder)}
@@ -114,10 +123,14 @@ def create_app(captioner: Captioner, service: Service, *, folder: Path, name: st
         """
         asked = cast(BaseModel, query).model_dump(exclude_none=True)
         with_attention = asked.pop("with_attention")
-        found = await captioning.caption(request, _changed(captioner.config.decoding, asked))
+        options = _changed(captioner.config.decoding, asked)
         if "text/html" in request.headers.get("accept", ""):
-            return HTMLResponse(await captioning.article(found))
-        return JSONResponse(found.as_json(with_attention=with_attention))
+            return HTMLResponse(await captioning.respond(request, options, _article))
+        return JSONResponse(
+            await captioning.respond(
+                request, options, lambda found: found.as_json(with_attention=with_attention)
+            )
+        )
 
     @app.get("/v1/models", summary="The model that is served")
     async def models() -> dict[str, list[dict[str, str]]]:
@@ -125,6 +138,8 @@ def create_app(captioner: Captioner, service: Service, *, folder: Path, name: st
 
     @app.get("/healthz", summary="Whether the server is up")
     async def health() -> dict[str, str]:
+        if not captioning.is_alive:
+            raise RefusedError(500, "a thread has ended; restart the server")
         return {"status": "ok"}
 
     @app.get("/metrics", summary="Metrics for Prometheus", response_class=PlainTextResponse)
@@ -179,26 +194,35 @@ class _Captioning:
             on_batch=metrics.batch_size.observe,
         )
 
-    def close(self) -> None:
-        self._pool.shutdown()
-        self._queue.close()
+    @property
+    def is_alive(self) -> bool:
+        return self._queue.is_alive
 
-    async def caption(self, request: Request, options: DecodingOptions) -> Caption:
-        """Raises: RefusedError."""
+    def close(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._queue.close(timeout_s=_CLOSE_S)
+
+    async def respond(
+        self, request: Request, options: DecodingOptions, form: Callable[[Caption], Answer]
+    ) -> Answer:
+        """Caption the picture in a request; the answer is what `form` makes of the caption.
+
+        Raises: RefusedError.
+        """
         with self._opened():
             picture = await _picture_in(request)
             loop = asyncio.get_running_loop()
             try:
-                prepared = await loop.run_in_executor(self._pool, self._captioner.prepare, picture)
+                prepared = await loop.run_in_executor(self._pool, self._prepare, picture)
                 found = await asyncio.wrap_future(self._queue.submit((picture, prepared), options))
+                assert isinstance(found, Caption)
+                return await loop.run_in_executor(self._pool, form, found)
             except CaptionerError as error:
                 raise RefusedError(400, str(error)) from None
-        assert isinstance(found, Caption)
-        return found
 
-    async def article(self, caption: Caption) -> str:
-        """The caption as a part of the page."""
-        return await asyncio.get_running_loop().run_in_executor(self._pool, _article, caption)
+    def _prepare(self, picture: PictureBytes) -> Any:
+        check_pixels(picture, _MOST_PIXELS)
+        return self._captioner.prepare(picture)
 
     @contextmanager
     def _opened(self) -> Iterator[None]:
@@ -225,17 +249,20 @@ async def _picture_in(request: Request) -> PictureBytes:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     name, content = "picture", b""
     if kind == "multipart/form-data":
-        async with request.form(max_files=1, max_fields=8) as form:
-            uploads = [value for value in form.values() if isinstance(value, UploadFile)]
-            if uploads:
-                name, content = uploads[0].filename or name, await uploads[0].read()
+        try:
+            async with request.form(max_files=1, max_fields=8) as form:
+                uploads = [value for value in form.values() if isinstance(value, UploadFile)]
+                if uploads:
+                    name, content = uploads[0].filename or name, await uploads[0].read()
+        except (UnicodeError, LookupError):
+            raise RefusedError(400, "the form's charset makes no sense") from None
     else:
         content = await request.body()
     if not content:
         raise RefusedError(
             400, "the request has no picture: send its file as the body, or as a file of a form"
         )
-    return PictureBytes(name, content)
+    return PictureBytes(name.encode("utf-8", "replace").decode(), content)
 
 
 def _article(caption: Caption) -> str:
@@ -306,6 +333,8 @@ def _changed(own: DecodingOptions, asked: Mapping[str, Any]) -> DecodingOptions:
         raise RefusedError(400, str(error)) from None
     if options.search_width > _MOST_HYPOTHESES:
         raise RefusedError(400, f"beam_size and num_captions may be at most {_MOST_HYPOTHESES} here")
+    if len(options.must_include) > _MOST_REQUIRED:  # each has as many hypotheses of its own
+        raise RefusedError(400, f"must_include may have at most {_MOST_REQUIRED} words here")
     if options.max_words > max(_MOST_WORDS, own.max_words):
         raise RefusedError(400, f"max_words may be at most {_MOST_WORDS} here")
     return options
@@ -325,6 +354,10 @@ async def _invalid(_: Request, error: Exception) -> Response:
 async def _http_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     return RefusedError(error.status_code, str(error.detail), error.headers).response()
+
+
+async def _gone(_: Request, __: Exception) -> Response:
+    return Response(status_code=_CLIENT_GONE)
 
 
 async def _failed(_: Request, __: Exception) -> Response:

@@ -6,6 +6,7 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -19,6 +20,11 @@ LOCAL_NAMES = ("127.0.0.1", "localhost", "::1")
 
 _PROTECTED = ("/v1/", "/metrics")
 """Paths that need the token, if there is one; the page asks for it."""
+
+_MOST_CHARACTERS = 500  # of an error
+_DRAIN_S = 2.0
+"""Time in which the rest of a refused body is read and dropped; else most clients would see a connection that
+is reset instead of the answer."""
 
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -36,9 +42,12 @@ class RefusedError(Exception):
         self.status, self.reason, self.headers = status, reason, dict(headers or {})
 
     def response(self) -> JSONResponse:
-        return JSONResponse({"error": self.reason}, self.status, self.headers)
+        """The reason may quote what the client sent: it becomes one line of bounded length."""
+        line = "".join(one if one.isprintable() else "?" for one in self.reason[:_MOST_CHARACTERS])
+        return JSONResponse({"error": line}, self.status, self.headers)
 
 
+_ENDING = RefusedError(503, "the server is ending", {"Retry-After": "5"})
 INTERNAL_ERROR = RefusedError(500, "internal error; the server's log says more under this request's id")
 
 
@@ -70,7 +79,7 @@ class Guard:
             await self.app(scope, receive, send)
             return
         started, request_id = time.perf_counter(), uuid.uuid4().hex[:12]
-        body = _Body(receive, self.limits)
+        body = _Body(receive, self.limits, is_announced="expect" in Headers(scope=scope))
         status = 0
 
         async def send_marked(message: Message) -> None:
@@ -80,9 +89,17 @@ class Guard:
                 headers = MutableHeaders(scope=message)
                 for name, value in {**_HEADERS, "X-Request-ID": request_id}.items():
                     headers.setdefault(name, value)
-                if not body.is_whole and _has_body(scope):
-                    headers["Connection"] = "close"  # the rest of the body is not read
+                if is_unread():
+                    headers["Connection"] = "close"
+            is_last = message["type"] == "http.response.body" and not message.get("more_body", False)
+            if is_last and is_unread():
+                await send({**message, "more_body": True})
+                await body.drain()
+                message = {"type": "http.response.body", "body": b""}
             await send(message)
+
+        def is_unread() -> bool:
+            return not body.is_whole and _has_body(scope)
 
         try:
             self._admit(scope)
@@ -91,6 +108,9 @@ class Guard:
         except RefusedError as refused:
             if status == 0:
                 await refused.response()(scope, receive, send_marked)
+        except asyncio.CancelledError:  # by uvicorn, when the server ends
+            if status == 0:
+                await _ENDING.response()(scope, receive, send_marked)
         except Exception:
             _logger.exception("id=%s failed", request_id)
             if status == 0:
@@ -110,12 +130,14 @@ class Guard:
         if names is not None and _host_name(host) not in names:
             raise RefusedError(421, "this is not a name of this server; see captioner serve --name")
         is_foreign = origin is not None and origin.partition("://")[2] != host
-        if is_foreign or headers.get("sec-fetch-site") in ("cross-site", "same-site"):
+        is_link = scope["method"] == "GET" and headers.get("sec-fetch-mode") == "navigate"
+        if is_foreign or (headers.get("sec-fetch-site") in ("cross-site", "same-site") and not is_link):
             raise RefusedError(403, "pages of other sites may not use this server")
         token = self.limits.token
         if token is not None and scope["path"].startswith(_PROTECTED):
-            given = headers.get("authorization", "").removeprefix("Bearer ")
-            if not hmac.compare_digest(given.encode(), token.encode()):
+            scheme, _, given = headers.get("authorization", "").partition(" ")
+            is_right = hmac.compare_digest(given.strip().encode("latin-1"), token.encode())
+            if scheme.lower() != "bearer" or not is_right:
                 raise RefusedError(
                     401, "send the token: Authorization: Bearer TOKEN", {"WWW-Authenticate": "Bearer"}
                 )
@@ -124,8 +146,9 @@ class Guard:
 class _Body:
     """A request's body, which must be small enough and come in time."""
 
-    def __init__(self, receive: Receive, limits: Limits) -> None:
-        self._receive, self._limits = receive, limits
+    def __init__(self, receive: Receive, limits: Limits, *, is_announced: bool) -> None:
+        """`is_announced` if the client sends its body only when it is told to (Expect: 100-continue)."""
+        self._receive, self._limits, self._is_announced = receive, limits, is_announced
         self._deadline = time.monotonic() + limits.body_timeout_s
         self.num_bytes = 0
         self.is_whole = False
@@ -151,6 +174,18 @@ class _Body:
             raise self._too_large()
         return message
 
+    async def drain(self) -> None:
+        """Read and drop the rest, unless it takes too long."""
+        if self._is_announced:
+            return
+        with suppress(asyncio.TimeoutError, OSError):
+            await asyncio.wait_for(self._drop(), _DRAIN_S)
+
+    async def _drop(self) -> None:
+        while not self.is_whole:
+            message = await self._receive()
+            self.is_whole = message["type"] != "http.request" or not message.get("more_body", False)
+
     def _too_large(self) -> RefusedError:
         limit = self._limits.max_body_bytes / 1e6
         return RefusedError(413, f"the request is larger than the {limit:g} MB allowed")
@@ -163,6 +198,8 @@ def _has_body(scope: Scope) -> bool:
 
 def _host_name(host: str) -> str | None:
     try:
+        if "@" in host:
+            return None
         return urlsplit(f"//{host}").hostname
     except ValueError:
         return None

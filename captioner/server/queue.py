@@ -14,7 +14,7 @@ Picture = TypeVar("Picture")
 Result = TypeVar("Result")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # pictures are arrays, which have no truth value when compared
 class _Request(Generic[Picture, Result]):
     picture: Picture
     options: DecodingOptions
@@ -57,13 +57,18 @@ class BatchQueue(Generic[Picture, Result]):
             self._changed.notify_all()
         return request.future
 
-    def close(self) -> None:
-        """Finish what waits, and end the threads."""
+    @property
+    def is_alive(self) -> bool:
+        return all(thread.is_alive() for thread in self._threads)
+
+    def close(self, *, timeout_s: float | None = None) -> None:
+        """Finish what waits, and end the threads; or give up after `timeout_s`."""
         with self._changed:
             self._is_closed = True
             self._changed.notify_all()
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
         for thread in self._threads:
-            thread.join()
+            thread.join(None if deadline is None else max(deadline - time.monotonic(), 0))
 
     def _work(self) -> None:
         while taken := self._take():
@@ -74,6 +79,8 @@ class BatchQueue(Generic[Picture, Result]):
             self._on_batch(len(batch))
             try:
                 results = self._caption([request.picture for request in batch], batch[0].options)
+                if len(results) != len(batch):
+                    raise ValueError(f"{len(batch)} pictures have {len(results)} results")
             except Exception as error:
                 self._try_alone(batch, error)
             else:

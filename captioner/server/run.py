@@ -2,11 +2,12 @@
 
 import asyncio
 import logging
+import os
 import signal
 import socket
 import sys
 from contextlib import suppress
-from typing import Any
+from typing import Any, NoReturn
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -31,21 +32,19 @@ def bind(host: str, port: int) -> socket.socket:
     return listening
 
 
-def serve(app: Guard, listening: socket.socket, *, head_timeout_s: float) -> None:
-    """Serve until SIGTERM or Ctrl-C, then finish what is under way.
+def serve(app: Guard, listening: socket.socket, *, timeout_s: float) -> NoReturn:
+    """Serve until SIGTERM or Ctrl-C, then finish what is under way and end the process.
 
-    A connection is closed if the head of a request does not come within `head_timeout_s`.
+    A connection is closed if the head of a request does not come within `timeout_s`, and likewise if an
+    answer is not read.
     """
-
-    class Protocol(_Protocol):
-        timeout_s = head_timeout_s
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # connections that clients reset
     config = uvicorn.Config(
         app,
-        http=Protocol,
+        http=type("TimedProtocol", (_Protocol,), {"timeout_s": timeout_s}),
         loop="asyncio",
         ws="none",
         log_config=None,
@@ -58,10 +57,13 @@ def serve(app: Guard, listening: socket.socket, *, head_timeout_s: float) -> Non
     signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn raises it again once it has ended
     with suppress(KeyboardInterrupt):
         uvicorn.Server(config).run(sockets=[listening])
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(0)  # threads that still decode or search are not waited for
 
 
 class _Protocol(H11Protocol):
-    """Closes connections whose request's head does not come in time."""
+    """Closes connections whose request's head does not come in time, and those that do not read answers."""
 
     timeout_s: float
     _timer: asyncio.TimerHandle | None = None
@@ -78,12 +80,28 @@ class _Protocol(H11Protocol):
         self._stop()
         super().connection_lost(exc)
 
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self._timer is None:
+            self._watch()
+
+    def pause_writing(self) -> None:
+        """The client does not read what it asked for."""
+        super().pause_writing()
+        if self._timer is None:
+            self._timer = self.loop.call_later(self.timeout_s, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._stop()
+        self._watch()
+
     def _watch(self) -> None:
         is_waiting = self.cycle is None or self.cycle.response_complete
-        if not is_waiting:
+        if not is_waiting and not self.flow.write_paused:
             self._stop()
         elif self._timer is None:
-            self._timer = self.loop.call_later(self.timeout_s, self.transport.close)
+            self._timer = self.loop.call_later(self.timeout_s, self.transport.abort)
 
     def _stop(self) -> None:
         if self._timer is not None:

@@ -76,7 +76,8 @@ def serve_hub() -> Iterator[LocalHub]:
                 self._refuse(404, "RevisionNotFound")
             else:
                 names = [{"rfilename": name} for name in hub.commits[repository][commit]]
-                self._json({"id": repository, "modelId": repository, "sha": commit, "siblings": names})
+                info = {"id": repository, "sha": commit, "siblings": names, "private": False}
+                self._json({"modelId": repository, **info})
 
         def _file(self, repository: str, revision: str, name: str) -> None:
             commit = hub.find(repository, revision)
@@ -99,7 +100,8 @@ def serve_hub() -> Iterator[LocalHub]:
                 name = (
                     f"{asked['organization']}/{asked['name']}" if "organization" in asked else asked["name"]
                 )
-                hub.commits.setdefault(name, {})
+                if name not in hub.commits:
+                    hub.commit(name, {".gitattributes": b""})
                 self._json({"url": f"{hub.address}/{name}", "name": name, "id": name})
             elif path.startswith("/api/models/") and "/preupload/" in path:
                 files = json.loads(body)["files"]
@@ -114,7 +116,10 @@ def serve_hub() -> Iterator[LocalHub]:
                     for line in lines
                     if line["key"] == "file"
                 }
-                commit = hub.commit(match[1], files)
+                gone = {line["value"]["path"] for line in lines if line["key"] == "deletedFile"}
+                before = hub.commits[match[1]].get(hub.find(match[1], "main") or "", {})
+                kept = {name: content for name, content in before.items() if name not in gone}
+                commit = hub.commit(match[1], kept | files)
                 address = f"{hub.address}/{match[1]}/commit/{commit}"
                 self._json({"success": True, "commitOid": commit, "commitUrl": address})
             else:

@@ -1,5 +1,6 @@
 """Models by name, and on the Hub: a server on this machine stands for it."""
 
+import hashlib
 import os
 import re
 import subprocess
@@ -128,8 +129,8 @@ def test_pushed_model_is_the_same_when_it_is_loaded_and_its_card_has_a_header(
     assert "log in with: hf auth login" in anonymous.stderr
     pushed = run("push", str(model_folder), "me/tiny", "--license", "mit", HF_TOKEN="hf_x", **settings)
     assert pushed.returncode == 0, pushed.stderr
-    (files,) = hub.commits["me/tiny"].values()
-    assert set(files) == {*FILES, CHECKSUM, "README.md"}
+    files = list(hub.commits["me/tiny"].values())[-1]
+    assert set(files) == {*FILES, CHECKSUM, "README.md", ".gitattributes"}
     assert all(files[name] == (model_folder / name).read_bytes() for name in FILES)
     header = card_header(files["README.md"])
     assert (header["license"], header["library_name"]) == ("mit", "captioner")
@@ -142,7 +143,7 @@ def test_card_of_the_model_becomes_the_repositorys_with_its_scores(hub: LocalHub
         "push", str(SHIPPED_MODEL), "me/everyday", home=home, HF_ENDPOINT=hub.address, HF_TOKEN="hf_x"
     )
     assert pushed.returncode == 0, pushed.stderr
-    (files,) = hub.commits["me/everyday"].values()
+    files = list(hub.commits["me/everyday"].values())[-1]
     card = (SHIPPED_MODEL / "MODEL_CARD.md").read_text("utf-8")
     body = card.partition("\n---\n")[2]
     assert files["README.md"].decode().endswith(body)
@@ -155,6 +156,20 @@ def test_card_of_the_model_becomes_the_repositorys_with_its_scores(hub: LocalHub
         for metric in result["metrics"]
     }
     assert {("everyday", "CIDEr"), ("flickr8k", "BLEU-4")} <= found
+
+
+def test_model_pushed_over_another_replaces_all_of_it(hub: LocalHub, home: Path, model_folder: Path) -> None:
+    hub.commit("me/other", {**model_files(), "notes.txt": b"kept"})
+    (model_folder / CHECKSUM).unlink()
+    settings = {"home": home, "HF_ENDPOINT": hub.address, "HF_TOKEN": "hf_x"}
+    pushed = run("push", str(model_folder), "me/other", "--license", "mit", **settings)
+    assert pushed.returncode == 0, pushed.stderr
+    files = list(hub.commits["me/other"].values())[-1]
+    assert set(files) == {*FILES, CHECKSUM, "README.md", "MODEL_CARD.md", "notes.txt"}  # and no graphs
+    weights = hashlib.sha256(files[WEIGHTS]).hexdigest()
+    assert files[CHECKSUM].decode() == f"{weights}  {WEIGHTS}\n"
+    private = run("push", str(model_folder), "me/other", "--license", "mit", "--private", **settings)
+    assert "me/other exists and is public" in private.stderr
 
 
 def card_header(card: bytes) -> dict[str, Any]:

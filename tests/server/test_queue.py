@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 
 from captioner.config import DecodingOptions
@@ -102,3 +103,29 @@ def test_requests_that_are_cancelled_harm_nothing() -> None:
     assert [first.result(10), futures[0].result(10), futures[2].result(10)] == [0, 2, 6]
     assert [batch for batch, _ in recorder.batches] == [[0], [1, 3]]
     queue.close()
+
+
+def test_equal_pictures_with_other_options_are_told_apart() -> None:
+    """Arrays have no truth value when they are compared."""
+    recorder = Recorder()
+    queue: BatchQueue[np.ndarray, int] = BatchQueue(
+        lambda batch, options: recorder([1] * len(batch), options), batch_size=2, num_threads=1, wait_s=0.0
+    )
+    first = queue.submit(np.zeros(3), ONE)
+    while not recorder.batches:
+        time.sleep(0.001)
+    futures = [queue.submit(np.zeros(3), TWO if number % 2 else ONE) for number in range(8)]
+    recorder.may_go.set()
+    assert [future.result(10) for future in (first, *futures)] == [2] * 9
+    assert queue.is_alive
+    queue.close()
+
+
+def test_closing_does_not_wait_for_ever() -> None:
+    recorder = Recorder()
+    queue = queue_of(recorder)
+    queue.submit(1, ONE)
+    started = time.monotonic()
+    queue.close(timeout_s=0.1)
+    assert time.monotonic() - started < 5
+    recorder.may_go.set()

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from captioner.cli.output import format_caption
 from captioner.inference import Captioner
@@ -81,6 +82,9 @@ def test_decoding_options_are_those_of_the_command(server: Server, command: Capt
         ("beam_size=1000", "may be at most 32 here"),
         ("max_words=1000", "max_words may be at most 100 here"),
         ("temperature=2", "temperature must be 1.0 without sample"),
+        ("&".join(f"must_include={word}" for word in "abcde"), "must_include may have at most 4 words"),
+        ("sample=true&temperature=1e-320", "greater than or equal to 0.01"),
+        ("a%0Ab=1", "a?b: Extra inputs"),
         ("must_include=xyzzy", "'xyzzy' is not in the model's vocabulary"),
     ],
 )
@@ -109,30 +113,23 @@ def test_bad_pictures_are_refused_and_the_good_ones_between_them_are_captioned_a
     assert min(statuses[200], statuses[400]) > 10
 
 
-def test_too_large_a_body_is_refused_before_it_is_read(server: Server) -> None:
-    for headers in ("Content-Length: 3000000\r\n", "Transfer-Encoding: chunked\r\n"):
-        with socket.create_connection(("127.0.0.1", server.port), timeout=20) as client:
-            head = (
-                f"POST /v1/captions HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\n{headers}\r\n"
-            )
-            client.sendall(head.encode())
-            sent = 0
-            if "chunked" in headers:
-                chunk = b"10000\r\n" + bytes(0x10000) + b"\r\n"
-                try:
-                    while sent < 200:
-                        client.sendall(chunk)
-                        sent += 1
-                except OSError:
-                    pass
-            answer = b""
-            try:
-                answer = client.recv(10_000)
-            except OSError:
-                assert sent  # it may have closed the connection while we were sending
-            assert b" 413 " in answer or sent
-            assert sent < 200
+@pytest.mark.parametrize("is_chunked", [False, True])
+def test_too_large_a_body_is_refused_before_it_is_read(server: Server, is_chunked: bool) -> None:
+    length = "Transfer-Encoding: chunked" if is_chunked else "Content-Length: 3000000"
+    head = f"POST /v1/captions HTTP/1.1\r\nHost: localhost\r\n{length}\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as client:
+        client.sendall(head.encode())
+        for _ in range(33 if is_chunked else 0):  # 2.16 MB, of which 2 are allowed
+            client.sendall(b"10000\r\n" + bytes(0x10000) + b"\r\n")
+        started = time.monotonic()
+        assert b" 413 " in client.recv(10_000)
+        assert time.monotonic() - started < 1
     assert server.ask("/healthz").status == 200
+
+
+def test_clients_that_send_all_before_they_read_see_why_they_are_refused(server: Server) -> None:
+    for size, query, status in ((10_000_000, "", 413), (1_900_000, "beam_size=0", 400)):
+        assert server.caption(bytes(size), query).status == status
 
 
 @pytest.mark.parametrize(
@@ -179,6 +176,8 @@ def test_when_the_queue_is_full_the_answer_is_503_at_once(server: Server) -> Non
         ({"Sec-Fetch-Site": "cross-site"}, 403),
         ({"Host": "evil.example"}, 421),
         ({"Host": "[::1"}, 421),
+        ({"Host": "evil.example@localhost"}, 421),
+        ({"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}, 200),  # a link to it
         ({"Host": "localhost:1"}, 200),
     ],
 )
@@ -205,9 +204,38 @@ def test_models_health_metrics_and_interface(server: Server) -> None:
     assert not re.search(r'(?:src|href)="https?:', documentation)
 
 
+def test_picture_with_too_many_pixels_is_refused_by_its_header(server: Server) -> None:
+    answer = server.caption(encoded(Image.new("1", (9_000, 9_000)), "PNG"))
+    assert (answer.status, "9000 x 9000 pixels exceed" in answer.json["error"]) == (400, True)
+
+
+def test_forms_that_make_no_sense_are_refused(server: Server) -> None:
+    body, headers = multipart("a.jpg", PICTURES[0].read_bytes())
+    kind = headers["Content-Type"]
+    for charset in ("undefined", "nonsense", "punycode"):
+        answer = server.ask("/v1/captions", body, headers={"Content-Type": f"{kind}; charset={charset}"})
+        assert answer.status in (200, 400), charset
+    name = "a\u202e\ud83d\ude00.jpg".encode("utf-16", "surrogatepass").decode("utf-16")
+    body, headers = multipart(name, PICTURES[0].read_bytes())
+    assert server.ask("/v1/captions", body, headers=headers).json["file"] == name
+    assert server.ask("/v1/captions", b"", headers=headers).status == 400
+
+
+def test_clients_that_leave_are_no_errors_and_free_their_place(server: Server) -> None:
+    before = server.log.read_text().count("Traceback")
+    for _ in range(10):
+        with socket.create_connection(("127.0.0.1", server.port), timeout=20) as client:
+            client.sendall(b"POST /v1/captions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\nab")
+    time.sleep(0.3)
+    assert server.caption(PICTURES[0].read_bytes()).status == 200
+    assert server.log.read_text().count("Traceback") == before
+    assert "captioner_open_requests 0.0" in server.ask("/metrics").body.decode()
+
+
 def test_every_request_has_an_id_and_a_line_in_the_log(server: Server) -> None:
     answer = server.caption(b"no picture")
     request_id = answer.headers["x-request-id"]
+    time.sleep(0.2)  # the line comes after the answer
     (line,) = [line for line in server.log.read_text().splitlines() if request_id in line]
     assert re.search(r"method=POST path=/v1/captions status=400 bytes=10 ms=\d+$", line)
 
@@ -236,6 +264,21 @@ def test_sigterm_finishes_what_is_under_way(tmp_path: Path) -> None:
         assert server.end() == 0
         assert time.monotonic() - started < 10
         assert [future.result().status for future in asked] == [200] * 3
+
+
+@pytest.mark.long
+def test_sigterm_gives_up_what_takes_too_long(tmp_path: Path) -> None:
+    server = Server(tmp_path / "log", "--threads", "1")
+    slow = "num_captions=32&max_words=100&min_words=100&with_attention=false"
+    with ThreadPoolExecutor(40) as pool:
+        asked = [pool.submit(server.caption, PICTURES[0].read_bytes(), slow) for _ in range(40)]
+        time.sleep(2)
+        started = time.monotonic()
+        assert server.end() == 0
+        assert time.monotonic() - started < 11  # our own share of it is less than ten
+        statuses = Counter(future.result().status for future in asked)
+    assert set(statuses) == {200, 503}
+    assert "Traceback" not in server.log.read_text()
 
 
 def test_port_that_is_taken_is_an_error_of_one_line(server: Server, tmp_path: Path) -> None:
