@@ -64,7 +64,8 @@ class ServeCommand:
         check_batch_size(self.batch_size)
         options: ServerOptions = checked(ServerOptions, vars(self.limits))
         from captioner.inference import Captioner
-        from captioner.server.app import Service, create_app
+        from captioner.server.app import create_app
+        from captioner.server.captioning import Service
         from captioner.server.guard import LOCAL_NAMES, Limits
         from captioner.server.run import bind, serve
 
