@@ -15,7 +15,7 @@ from accelerate.utils import InitProcessGroupKwargs
 
 from captioner.atomic import recover_folder, replace_text
 from captioner.backends.torch_backend import limit_threads
-from captioner.errors import CaptionerError
+from captioner.errors import CaptionerError, Stopped
 from captioner.images.prefetch import available_cores
 from captioner.training.interrupts import run_lock, stop_on_signals
 from captioner.training.options import COMMAND_FILE, RunOptions
@@ -60,7 +60,12 @@ def training_run(
                 f"{out} contains a run; resume it with: train.py --resume {out}, or choose another --out"
             )
         _logger.info("%s", accelerator.state)
-        task = make_task(accelerator)
+        try:
+            task = make_task(accelerator)
+        except KeyboardInterrupt:
+            raise Stopped(
+                "stopped before the first step; features that were computed are kept: give the command again"
+            ) from None
         trainer = Trainer(
             accelerator=accelerator,
             recipe=recipe,

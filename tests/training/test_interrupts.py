@@ -88,3 +88,14 @@ def test_second_run_in_a_folder_is_refused_and_harms_nothing(
     send_signal_after(monkeypatch, 6)
     assert run_here(*flags, "--resume", "--workers", "0").status == 130
     assert num_epochs(run / "log.jsonl") >= epochs + 2
+
+
+def test_interrupt_while_features_are_computed_says_how_to_go_on(
+    flags: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("captioner.training.captioning.cached_splits", interrupted)
+    message = "stopped before the first step; features that were computed are kept: give the command again"
+    assert run_here(*flags) == (130, message)
