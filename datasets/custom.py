@@ -22,9 +22,10 @@ from captioner.images.sources import ParquetCell, StoredPicture
 from captioner.records import CaptionedImage, SplitName
 
 from . import CaptionerError, MaySkipInvalid, log_once, picture_in
+from .columns import ColumnNames, Row
 from .folders import SPLIT_OF, Found, captions_beside, captions_in_tar, split_of_folders, split_of_name
 from .splitting import split_by_picture
-from .tables import ColumnNames, Row, read_rows
+from .tables import read_rows
 
 _METADATA = ("metadata.jsonl", "metadata.csv")
 _TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")

@@ -12,7 +12,7 @@ from captioner.images.sources import StoredPicture, TarMember
 from captioner.records import SplitName
 
 from . import CaptionerError, decode_text, log_once
-from .tables import captions_in
+from .columns import captions_in
 
 SPLIT_OF: dict[str, SplitName] = {
     "train": "train",

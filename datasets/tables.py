@@ -1,4 +1,4 @@
-"""Rows of captions in the files that people have: what a file is, and which columns it has.
+"""Rows of captions in the files that people have.
 
 .jsonl .ndjson   an object per line
 .json            an array of objects, or an object of captions by picture
@@ -10,10 +10,7 @@
 import csv
 import io
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,54 +19,13 @@ from captioner.images.formats import has_picture_suffix
 from captioner.images.sources import ParquetCell, parquet_file
 
 from . import CaptionerError, decode_text, log_once
-
-IMAGE_COLUMNS = (
-    *(
-        "image",
-        "file_name",
-        "filename",
-        "image_path",
-        "image_file",
-        "image_name",
-        "img",
-        "img_path",
-        "picture",
-    ),
-    *("photo", "filepath", "file_path", "path", "file"),
-)
-CAPTION_COLUMNS = (
-    *("caption", "captions", "text", "texts", "description", "sentence", "sentences", "alt_text", "alt"),
-    *("comment", "title", "raw"),
-)
-SPLIT_COLUMNS = ("split",)
-_NUMBERED = re.compile(rf"(?:{'|'.join(CAPTION_COLUMNS)})(?:_?\d+)+")
+from .columns import CAPTION_COLUMNS, IMAGE_COLUMNS, PROBLEM, ColumnNames, Columns, Row, plain_name
 
 TABLE_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".parquet")
 _DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 
-_PROBLEM = "\0problem"  # the column that says what is wrong with a row; for csv, of cells beyond the header's
-
 _Cells = tuple[str, Mapping[str, Any]]
 """Where a row is, and its values by column."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """A picture's name, or where it is inside a file, and captions of it. `problem` says what is wrong."""
-
-    where: str
-    image: str | ParquetCell = ""
-    captions: tuple[str, ...] = ()
-    split: str = ""
-    problem: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ColumnNames:
-    """Columns by name, where the user gives them."""
-
-    image: str | None = None
-    caption: str | None = None
 
 
 def read_rows(path: Path, names: ColumnNames) -> Iterator[Row]:
@@ -90,101 +46,12 @@ def read_rows(path: Path, names: ColumnNames) -> Iterator[Row]:
         kind, rows = _delimited_rows(path, names)
     else:
         kind, rows = _json_rows(path)
-    known = dict.fromkeys(column for _, cells in rows for column in cells if column != _PROBLEM)
+    known = dict.fromkeys(column for _, cells in rows for column in cells if column != PROBLEM)
     if not rows:
         raise CaptionerError(f"{path} has no rows")
-    columns = _Columns.find(list(known), path, names)
+    columns = Columns.find(list(known), path, names)
     log_once(f"{path}: {kind}; pictures in {columns.image}, captions in {abbreviate(columns.captions)}")
     return (columns.row(where, cells) for where, cells in rows)
-
-
-def _plain_name(column: str) -> str:
-    return column.strip().lower().replace(" ", "_").replace("-", "_")
-
-
-@dataclass(frozen=True)
-class _Columns:
-    image: str
-    captions: tuple[str, ...]
-    split: str | None
-
-    @classmethod
-    def find(cls, known: Sequence[str], path: Path, names: ColumnNames) -> "_Columns":
-        """Raises: CaptionerError, if a column is not there."""
-        for chosen, flag in ((names.image, "--image-column"), (names.caption, "--caption-column")):
-            if chosen is not None and chosen not in known:
-                raise CaptionerError(f"{path} has no column {chosen} ({flag}); it has {', '.join(known)}")
-        by_name = {_plain_name(column): column for column in known}
-
-        def first(wanted: Sequence[str]) -> str | None:
-            return next((by_name[name] for name in wanted if name in by_name), None)
-
-        image = names.image or first(IMAGE_COLUMNS)
-        caption = names.caption or first(CAPTION_COLUMNS)
-        numbered = [column for name, column in by_name.items() if _NUMBERED.fullmatch(name)]
-        captions = [caption, *numbered] if caption is not None else numbered
-        if names.caption is not None:
-            captions = [names.caption]
-        for found, flag, wanted in (
-            (image, "--image-column", IMAGE_COLUMNS),
-            (captions, "--caption-column", CAPTION_COLUMNS),
-        ):
-            if not found and known:
-                raise CaptionerError(
-                    f"{path} has the columns {', '.join(known)}; none is called {abbreviate(wanted, 4)}: "
-                    f"name it with {flag}"
-                )
-        return cls(image or IMAGE_COLUMNS[0], tuple(captions) or CAPTION_COLUMNS[:1], first(SPLIT_COLUMNS))
-
-    def row(self, where: str, cells: Mapping[str, Any]) -> Row:
-        if _PROBLEM in cells:
-            return Row(where=where, problem=cells[_PROBLEM])
-        try:
-            captions = tuple(self.captions_of(cells))
-            image, split = _image(cells.get(self.image)), cells.get(self.split or "")
-            if not image or not captions:
-                return Row(where=where, problem="a row needs image and caption")
-            if split is not None and not isinstance(split, str):
-                raise ValueError(f"{self.split} must be text, not {split!r:.60}")
-        except ValueError as error:
-            return Row(where=where, problem=str(error))
-        return Row(where=where, image=image, captions=captions, split=(split or "").strip().lower())
-
-    def captions_of(self, cells: Mapping[str, Any]) -> Iterator[str]:
-        """Raises: ValueError."""
-        for column in self.captions:
-            for text in _texts(cells.get(column), column):
-                if text.strip() or len(self.captions) == 1:
-                    yield text
-
-
-def captions_in(fields: Mapping[str, Any], where: str) -> tuple[str, ...]:
-    """The captions among the fields of an object, by their names. Raises: CaptionerError, ValueError."""
-    columns = _Columns.find([IMAGE_COLUMNS[0], *fields], Path(where), ColumnNames())
-    return tuple(columns.captions_of(fields))
-
-
-def _texts(value: Any, column: str) -> Iterator[str]:
-    """The captions in a value: a text, or a list of texts or of objects with one. Raises: ValueError."""
-    if isinstance(value, str) and value.startswith("["):  # a list that was written into a cell
-        with suppress(ValueError, RecursionError):
-            value = json.loads(value)
-    for one in value if isinstance(value, list | tuple) else [value]:
-        if isinstance(one, Mapping):
-            one = next((one[name] for name in CAPTION_COLUMNS if name in one), one)
-        if one is not None and not isinstance(one, str):
-            raise ValueError(f"{column} must be text, not {one!r:.60}")
-        if one is not None:
-            yield one
-
-
-def _image(value: Any) -> str | ParquetCell | None:
-    """Raises: ValueError."""
-    if isinstance(value, Mapping):  # Hugging Face's feature
-        value = value.get("path")
-    if value is not None and not isinstance(value, str | ParquetCell):
-        raise ValueError(f"image must be text, not {value!r:.60}")
-    return value.strip() if isinstance(value, str) else value
 
 
 def _read_text(path: Path) -> tuple[str, str]:
@@ -206,7 +73,7 @@ def _delimited_rows(path: Path, names: ColumnNames) -> tuple[str, list[_Cells]]:
     def fitness(delimiter: str) -> tuple[bool, int]:
         cells = [cell.strip() for cell in next(csv.reader([header], delimiter=delimiter), [])]
         try:
-            _Columns.find(cells, path, names)
+            Columns.find(cells, path, names)
         except CaptionerError:
             return False, len(cells)
         return True, len(cells)
@@ -245,7 +112,7 @@ def _parse(
             raise csv.Error(f"a quoted cell before line {first + reader.line_num} contains other rows")
         if any(cells[len(header) :]):
             unquoted = f"more cells than columns; quote captions that contain {_DELIMITERS[delimiter]}"
-            rows.append((where, {_PROBLEM: unquoted}))
+            rows.append((where, {PROBLEM: unquoted}))
         else:
             padded = [*cells, *[None] * len(header)]
             rows.append((where, dict(zip(header, padded, strict=False))))
@@ -298,7 +165,7 @@ def _entries(path: Path, content: Any) -> Iterator[_Cells]:
         raise CaptionerError(f"{path} must be an array of objects with image and caption")
     for number, entry in enumerate(content, start=1):
         if not isinstance(entry, dict):
-            entry = {_PROBLEM: f"expected an object, not {entry!r:.60}"}
+            entry = {PROBLEM: f"expected an object, not {entry!r:.60}"}
         yield f"{path}, entry {number}", entry
 
 
@@ -306,9 +173,9 @@ def _object(line: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
-        return {_PROBLEM: f"not JSON ({error})"}
+        return {PROBLEM: f"not JSON ({error})"}
     if not isinstance(row, dict):
-        return {_PROBLEM: f"expected an object with image and caption, not {line.strip()[:60]}"}
+        return {PROBLEM: f"expected an object with image and caption, not {line.strip()[:60]}"}
     return row
 
 
@@ -335,7 +202,7 @@ def _columns_with_bytes(schema: Any, chosen: str | None) -> list[str]:
         kind = schema.field(name).type
         if pa.types.is_struct(kind):
             return kind.get_field_index("bytes") >= 0
-        is_picture = name == chosen or _plain_name(name) in IMAGE_COLUMNS
+        is_picture = name == chosen or plain_name(name) in IMAGE_COLUMNS
         return is_picture and (pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
     return [name for name in schema.names if is_inside(name)]
