@@ -114,7 +114,8 @@ class Check:
 
     def run(self) -> int:
         """Print the page and return the exit status."""
-        from datasets.checks import check, leave_out_invalid
+        from datasets.check_page import check
+        from datasets.checks import leave_out_invalid
 
         training = checked(TrainingConfig, vars(self.vocabulary))
         records: list[CaptionedImage] = []

@@ -8,7 +8,8 @@ import pytest
 from captioner.errors import CaptionerError
 from captioner.records import CaptionedImage
 from captioner.training.recipe import TrainingConfig
-from datasets.checks import check, find_problems, leave_out_invalid, require_readable, require_valid
+from datasets.check_page import check
+from datasets.checks import find_problems, leave_out_invalid, require_readable, require_valid
 from tests.conftest import noise_picture
 from tests.training.tiny_runs import run_here
 
