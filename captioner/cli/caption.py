@@ -1,21 +1,19 @@
-"""The command `captioner caption`, and the writers of its figures."""
+"""The command `captioner caption`."""
 
 import contextlib
 import itertools
-import logging
 import re
 import sys
-import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol, runtime_checkable
+from typing import Annotated, Any, ClassVar
 
 import tyro
-from PIL import Image
 from tqdm import tqdm
 
 from captioner.checkpoint.folder import model_digest, read_config
+from captioner.cli.figures import FigureFlags, draw_or_report, figure_writers
 from captioner.cli.options import (
     arg,
     changed,
@@ -31,15 +29,11 @@ from captioner.cli.output import FORMAT_OF, CaptionWriter, Failures, OutputForma
 from captioner.cli.sidecar import SidecarWriter
 from captioner.config import DecodingOptions, ModelOptions
 from captioner.errors import ImageError, UsageError
-from captioner.figures.style import FigureFormat, FigureStyle
-from captioner.images.discovery import MATRIX_STEM, OVERLAY_STEM, find_pictures
+from captioner.figures.style import FigureStyle
+from captioner.images.discovery import find_pictures
 from captioner.images.formats import has_picture_suffix
+from captioner.images.reading import quieten_pillow
 from captioner.inference import Captioner
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-    from captioner.caption import Caption
 
 _BASIC = ("beam_size", "length_penalty", "max_words", "num_captions")
 _SAMPLING = ("sample", "temperature", "top_k", "top_p", "seed")
@@ -48,25 +42,9 @@ _SEARCH = ("min_words", "no_repeat_ngram", "must_include", "diverse_groups", "di
 DecodingFlags: Any = flags(DecodingOptions, _BASIC, override="the model's own")
 SearchFlags: Any = flags(DecodingOptions, _SEARCH, override="the model's own")
 SamplingFlags: Any = flags(DecodingOptions, _SAMPLING, override="the model's own")
-StyleFlags: Any = flags(FigureStyle)
 MachineFlags: Any = flags(ModelOptions, ("device", "backend", "threads"))
 
 _PAGE_SUFFIXES = {"--animate": (".gif",), "--gallery": (".html", ".htm")}
-
-
-@dataclass(frozen=True, kw_only=True)
-class FigureFlags:
-    """More figures, and how they look."""
-
-    matrix: Annotated[Path | None, arg("DIR")] = None
-    """Write a figure per picture into this folder: words by cells of the grid."""
-    animate: Annotated[Path | None, arg("FILE.gif")] = None
-    """Write an animation of the caption being written; further pictures go to FILE-2.gif, FILE-3.gif, ..."""
-    references: Annotated[Path | None, arg("FILE")] = None
-    """With --gallery: COCO annotation file with captions by people, matched by the pictures' names."""
-    figure_format: Annotated[FigureFormat, arg("png|svg|pdf", "png")] = "png"
-    """Format of --overlay and --matrix."""
-    style: StyleFlags = field(default_factory=StyleFlags)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +118,7 @@ class CaptionCommand:
         options = changed(read_config(folder).decoding, changes)
         if self.resume and (options.num_captions > 1 or options.sample):
             raise UsageError("--resume continues neither several captions per picture nor sampled ones")
-        _quieten_pillow()
+        quieten_pillow()
         captioner = Captioner.from_options(machine)
         searched = options
         if self.gallery and self.decoding.num_captions is None and not options.sample:
@@ -148,7 +126,9 @@ class CaptionCommand:
             searched = replace(options, num_captions=options.search_width)
         failures = Failures()
         with contextlib.ExitStack() as stack:
-            figures = self._figure_writers(style, stack)  # first, because they may be refused
+            figures = figure_writers(  # first, because they may be refused
+                self.figures, style, overlay=self.overlay, gallery=self.gallery, stack=stack
+            )
             writer = CaptionWriter(
                 self.output,
                 self._format(),
@@ -184,7 +164,7 @@ class CaptionCommand:
                         replace(result, alternatives=result.alternatives[: options.num_captions - 1])
                     )
                     for figure in figures:
-                        _draw(figure, result, failures)
+                        draw_or_report(figure, result, failures)
                 progress.update(len(batch))
         return 1 if failures.count else 0
 
@@ -252,70 +232,3 @@ class CaptionCommand:
         """A bar on standard error, if someone watches and captions do not show the progress themselves."""
         is_watched = sys.stderr.isatty() and (self.output is not None or not sys.stdout.isatty())
         return tqdm(desc="captioning", unit=" pictures", delay=2, disable=not is_watched)
-
-    def _figure_writers(self, style: FigureStyle, stack: contextlib.ExitStack) -> "list[FigureWriter]":
-        """The writers of the figures that were asked for; `stack` closes them.
-
-        Raises: UsageError, CaptionerError.
-        """
-        words = tuple(word for chosen in style.words for word in chosen.split(","))
-        style = replace(style, words=words)
-        writers: list[FigureWriter] = []
-        for out, draw, stem in (
-            (self.overlay, _overlay, OVERLAY_STEM),
-            (self.figures.matrix, _matrix, MATRIX_STEM),
-        ):
-            if out is not None:
-                from captioner.figures.files import FolderWriter
-
-                kind = self.figures.figure_format
-                writers.append(FolderWriter(out, draw=draw, stem=stem, style=style, kind=kind))
-        if self.figures.animate is not None:
-            from captioner.figures.animation import AnimationWriter
-
-            writers.append(AnimationWriter(self.figures.animate, style))
-        if self.gallery is not None:
-            from captioner.figures.gallery import GalleryWriter
-
-            references, score = None, None
-            if self.figures.references is not None:
-                from captioner.evaluation.coco import read_coco_captions
-                from captioner.evaluation.evaluate import CiderScorer
-                from captioner.objects.coco_file import by_file_name
-
-                path = self.figures.references
-                images = read_coco_captions(path)
-                references = by_file_name(path, ((image.file_name, image.captions) for image in images))
-                score = CiderScorer(references.values())
-            page = GalleryWriter(self.gallery, style=style, references=references, score=score)
-            writers.append(stack.enter_context(page))
-        return writers
-
-
-@runtime_checkable
-class FigureWriter(Protocol):
-    """Draws a caption into a file. Raises: ImageError, if the picture has disappeared; CaptionerError."""
-
-    def write(self, caption: "Caption") -> None: ...
-
-
-def _draw(writer: FigureWriter, caption: "Caption", failures: Failures) -> None:
-    try:
-        writer.write(caption)
-    except ImageError as error:
-        failures.report(str(error))
-
-
-def _overlay(caption: "Caption", style: FigureStyle) -> "Figure":
-    return caption.plot(style=style)
-
-
-def _matrix(caption: "Caption", style: FigureStyle) -> "Figure":
-    return caption.plot_matrix(style=style)
-
-
-def _quieten_pillow() -> None:
-    """Pictures are either captioned as well as they can be read, or reported; Pillow need not warn."""
-    logging.getLogger("PIL").setLevel(logging.ERROR)
-    warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # load_image has its own limit
-    warnings.filterwarnings("ignore", module=r"PIL\.")

@@ -63,6 +63,7 @@ class ServeCommand:
         """Serve until SIGTERM or Ctrl-C."""
         check_batch_size(self.batch_size)
         options: ServerOptions = checked(ServerOptions, vars(self.limits))
+        from captioner.images.reading import quieten_pillow
         from captioner.inference import Captioner
         from captioner.server.app import create_app
         from captioner.server.captioning import Service
@@ -71,6 +72,7 @@ class ServeCommand:
 
         folder = model_folder(self.model)
         machine: ModelOptions = checked(ModelOptions, {"model": folder, **vars(self.hardware)})
+        quieten_pillow()
         listening = bind(self.host, self.port)
         captioner = Captioner.from_options(machine)
         is_local = self.host in LOCAL_NAMES

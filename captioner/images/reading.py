@@ -1,8 +1,10 @@
 """Picture files to upright RGB images, with Pillow and numpy alone."""
 
+import logging
 import math
 import re
 import struct
+import warnings
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -51,6 +53,13 @@ _UPRIGHT_BY = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+
+
+def quieten_pillow() -> None:
+    """Pictures are either captioned as well as they can be read, or reported; Pillow need not warn."""
+    logging.getLogger("PIL").setLevel(logging.ERROR)
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # load_image has its own limit
+    warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def load_image(source: ImageSource, *, enough_px: int | None = None) -> Image.Image:

@@ -593,7 +593,7 @@ def test_drawn_captions_depend_on_seed_and_picture_and_not_on_the_batch(run: Run
     [
         (["--num-captions", "0"], "--num-captions must be in 1..1000, not 0"),
         (["--top-k", "3"], "--top-k must be None without --sample, not 3; leave it out"),
-        (["--sample", "--temperature", "0"], "--temperature must be above 0, not 0.0"),
+        (["--sample", "--temperature", "0"], "--temperature must be at least 0.01, not 0.0"),
         (["--sample", "--must-include", "dog"], "--must-include must be empty with --sample, not ('dog',)"),
         (["--sample", "--diverse-groups", "2"], "--diverse-groups must be 1 with --sample or --must-include"),
         (["--diversity", "2"], "--diversity must be 0.5 without --diverse-groups, not 2.0; leave it out"),
