@@ -53,6 +53,31 @@ class Opened:
         side, pixels = found
         return np.array(pixels).reshape(side, side, 4)
 
+    def worst_contrast(self) -> float:
+        """The least ratio of luminances of text and what is behind it, as WCAG 2 defines it."""
+        return float(
+            self.page.evaluate(
+                """() => {
+            const rgb = (text) => text.match(/[\\d.]+/g).map(Number);
+            const luminance = (colour) => {
+                const linear = (v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
+                const [r, g, b] = colour.map((v) => linear(v / 255));
+                return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+            };
+            const paper = (element) => {
+                const colour = rgb(getComputedStyle(element).backgroundColor);
+                return colour[3] === 0 ? paper(element.parentElement) : colour;
+            };
+            const ratio = (element) => {
+                const [a, b] = [rgb(getComputedStyle(element).color), paper(element)].map(luminance);
+                return (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+            };
+            const texts = document.querySelectorAll("h1, h2, p, label, output, summary, .word, .failed");
+            return Math.min(...[...texts].map(ratio));
+        }"""
+            )
+        )
+
     def word(self, picture: int, position: int) -> Any:
         return self.page.locator(".picture").nth(picture).locator(".text > .caption .word").nth(position)
 

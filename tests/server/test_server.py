@@ -355,15 +355,17 @@ def test_a_file_that_is_no_picture_is_named_and_the_next_is_captioned(opened: Op
 
 
 @needs_browser
-def test_page_fits_a_phone(browser: Any, server: Server) -> None:
-    opened = Opened(
-        browser, server.address, viewport={"width": 360, "height": 740}, has_touch=True, is_mobile=True
-    )
-    opened.page.locator("#files").set_input_files(PICTURES[0])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_page_fits_a_phone_and_is_legible(browser: Any, server: Server, tmp_path: Path, scheme: str) -> None:
+    phone = {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True}
+    opened = Opened(browser, server.address, color_scheme=scheme, **phone)
+    (tmp_path / "text.jpg").write_text("no picture")
+    opened.page.locator("#files").set_input_files([tmp_path / "text.jpg", PICTURES[0]])
     opened.page.locator(".picture .word").first.wait_for()
     opened.word(0, 1).tap()
     assert opened.heatmap(0).sum() > 0
     assert opened.page.evaluate("document.documentElement.scrollWidth") <= 360
+    assert opened.worst_contrast() >= 4.5
     for control in opened.page.locator("input:visible").all():
         assert control.evaluate("(element) => element.labels.length") == 1
     opened.page.close()
