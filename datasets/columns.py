@@ -72,7 +72,7 @@ class Columns:
         """Raises: CaptionerError, if a column is not there."""
         for chosen, flag in ((names.image, "--image-column"), (names.caption, "--caption-column")):
             if chosen is not None and chosen not in known:
-                raise CaptionerError(f"{path} has no column {chosen} ({flag}); it has {', '.join(known)}")
+                raise CaptionerError(f"{path} has no column {chosen} ({flag}); it has {_listed(known)}")
         by_name = {plain_name(column): column for column in known}
 
         def first(wanted: Sequence[str]) -> str | None:
@@ -90,7 +90,7 @@ class Columns:
         ):
             if not found and known:
                 raise CaptionerError(
-                    f"{path} has the columns {', '.join(known)}; none is called {abbreviate(wanted, 4)}: "
+                    f"{path} has the columns {_listed(known)}; none is called {abbreviate(wanted, 4)}: "
                     f"name it with {flag}"
                 )
         return cls(image or IMAGE_COLUMNS[0], tuple(captions) or CAPTION_COLUMNS[:1], first(SPLIT_COLUMNS))
@@ -115,6 +115,11 @@ class Columns:
             for text in _texts(cells.get(column), column):
                 if text.strip() or len(self.captions) == 1:
                     yield text
+
+
+def _listed(columns: Sequence[str]) -> str:
+    """Names on one line, whatever characters they have."""
+    return ", ".join(repr(column)[1:-1] for column in columns)
 
 
 def captions_in(fields: Mapping[str, Any], where: str) -> tuple[str, ...]:

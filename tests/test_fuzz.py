@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -77,6 +77,7 @@ def coco(picture: Any, caption: Any, image_id: Any) -> dict[str, Any]:
 
 @many
 @given(JSON, JSON, JSON, st.booleans(), st.floats(0.5, 1.0))
+@example({"\n": None}, None, None, False, 1.0)
 def test_any_annotations_are_records_or_an_error_of_one_line(
     tmp_path: Path, one: Any, two: Any, three: Any, is_whole: bool, length: float
 ) -> None:

@@ -5,7 +5,7 @@ import re
 
 from safetensors import safe_open
 
-from captioner.checkpoint.folder import FILES, GRAPHS, SHIPPED_MODEL
+from captioner.checkpoint.folder import CHECKSUM, FILES, GRAPHS, SHIPPED_MODEL
 from captioner.translation.translator import Translator
 from tests.conftest import ROOT
 
@@ -15,7 +15,7 @@ TRANSLATOR = ROOT / "notebooks" / "english-german"
 
 def test_folder_holds_these_files_and_no_other() -> None:
     assert sorted(path.name for path in SHIPPED_MODEL.iterdir()) == sorted(
-        [*FILES, *GRAPHS.values(), CARD.name]
+        [*FILES, CHECKSUM, *GRAPHS.values(), CARD.name]
     )
 
 
@@ -45,7 +45,7 @@ def test_model_scores_above_the_best_published_on_flickr8k() -> None:
 def test_translator_of_the_notebook_is_complete_and_small_and_its_card_and_the_readme_state_its_scores() -> (
     None
 ):
-    assert sorted(path.name for path in TRANSLATOR.iterdir()) == sorted([*FILES, "MODEL_CARD.md"])
+    assert sorted(path.name for path in TRANSLATOR.iterdir()) == sorted([*FILES, CHECKSUM, "MODEL_CARD.md"])
     assert sum(path.stat().st_size for path in TRANSLATOR.iterdir()) <= 15e6
     dev = json.loads((TRANSLATOR / "metrics.json").read_text())["dev"]
     card = (TRANSLATOR / "MODEL_CARD.md").read_text()
