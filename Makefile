@@ -34,6 +34,7 @@ PYTEST = OMP_NUM_THREADS=1 .venv/bin/python -m pytest --numprocesses auto
 
 caption: .venv/.light
 	.venv/bin/python caption.py examples --overlay out
+	@echo "the figures are in out/"
 
 test: setup
 	$(PYTEST) -m "not long"

@@ -1,6 +1,6 @@
 """Caption: words, their attention, and its figures."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -27,17 +27,17 @@ class Caption:
     `picture` is what was captioned. `alphas[t, row, col]` is the attention on a cell of the grid when
     `tokens[t]` was chosen; each word's sum to one. They are the mean over heads of `head_alphas`.
     `log_prob` is the natural logarithm of the caption's probability, its end included. `grid` and
-    `preprocess` locate the cells on the picture. `alternatives` are the next captions, if more than one
-    was asked for.
+    `preprocess` locate the cells on the picture. `alternatives` are the next best captions, if more than
+    one was asked for: of three two.
     """
 
     picture: ImageSource | Image.Image
     text: str
     tokens: tuple[str, ...]
     log_prob: float
-    head_alphas: Float[np.ndarray, "tokens heads rows cols"]
-    grid: GridConfig
-    preprocess: PreprocessConfig
+    head_alphas: Float[np.ndarray, "tokens heads rows cols"] = field(repr=False)
+    grid: GridConfig = field(repr=False)
+    preprocess: PreprocessConfig = field(repr=False)
     alternatives: tuple["Caption", ...] = ()
 
     @property

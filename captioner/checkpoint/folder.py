@@ -56,7 +56,10 @@ def locate_model(folder: Path) -> Path:
             f"train.py --resume {folder.parent}"
         )
     if not readable.is_dir():
-        raise ModelFolderError(f"{folder} is not a model folder; give one that contains {', '.join(FILES)}")
+        raise ModelFolderError(
+            f"{folder} is not a model folder; give one that contains {', '.join(FILES)}, the name of a model "
+            f"that ships ({SHIPPED_MODEL.name}), or hf://OWNER/NAME"
+        )
     missing = [name for name in FILES if not (readable / name).is_file()]
     if missing:
         raise ModelFolderError(f"{folder} is not a complete model folder: it lacks {', '.join(missing)}")

@@ -164,7 +164,8 @@ def _explained(repository: str) -> Iterator[None]:
         hint = "; log in with: hf auth login" if error.response.status_code in _REFUSED else ""
         raise CaptionerError(f"the Hub refuses {repository}: {_one_line(error)}{hint}") from error
     except (HTTPError, OSError, RuntimeError) as error:
-        raise CaptionerError(f"the upload to {constants.ENDPOINT} failed: {_one_line(error)}") from error
+        reason = f"{constants.ENDPOINT} cannot be reached, or the upload failed"
+        raise CaptionerError(f"{reason}: {_one_line(error)}") from error
 
 
 def model_card(

@@ -26,8 +26,9 @@ def find_model(name: Path | str | None = None) -> Path:
     if is_on_hub(name):
         match = _ON_HUB.fullmatch(_text(name))
         if match is None:
+            written = re.sub("^hf:/+", "hf://", _text(name))
             raise ModelFolderError(
-                f"{name} does not name a model on the Hub; write hf://OWNER/NAME or hf://OWNER/NAME@REVISION"
+                f"{written} does not name a model on the Hub; write hf://OWNER/NAME or hf://OWNER/NAME@REVISION"
             )
         from captioner.checkpoint.hub import download_model
 

@@ -43,6 +43,7 @@ COMMANDS = {
     "info": ("captioner.cli.info:InfoCommand", "print what a model is: network, scores, licence"),
     "push": ("captioner.cli.push:PushCommand", "upload a model to the Hugging Face Hub"),
     "average": ("captioner.cli.average:AverageCommand", "average the weights of models"),
+    "completion": ("captioner.cli.completion:CompletionCommand", "print a script for the shell's completion"),
     "version": ("captioner.cli.main:VersionCommand", "print the version"),
 }
 
@@ -130,7 +131,7 @@ def command_line(name: str) -> Iterator[None]:
         package = (error.name or "").partition(".")[0]
         if package not in EXTRA_OF:
             raise
-        extra = EXTRA_OF[package]
+        extra = "train" if name == "train.py" else EXTRA_OF[package]
         message, status = f"this needs {package}; install it with: pip install 'captioner[{extra}]'", USAGE
     except BrokenPipeError:  # the reader has enough (`| head`)
         status = FAILED

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import tyro
 
+from captioner.checkpoint.names import find_model
 from captioner.cli.options import arg
 
 
@@ -33,6 +34,8 @@ class PushCommand:
         """Upload, and print the address."""
         from captioner.checkpoint.hub import upload_model
 
-        address = upload_model(self.folder, self.repository, license_id=self.license, is_private=self.private)
+        address = upload_model(
+            find_model(self.folder), self.repository, license_id=self.license, is_private=self.private
+        )
         sys.stdout.write(f"{address}\n")
         return 0

@@ -11,8 +11,10 @@ from msgspec import Meta
 from captioner.checkpoint.names import is_on_hub, pinned_name
 from captioner.cli.options import arg, check_batch_size, checked, flags, model_folder
 from captioner.config import Bounded, ModelOptions, Positive
+from captioner.errors import UsageError
 
 _TOKEN_VARIABLE = "CAPTIONER_TOKEN"
+_HIGHEST_PORT = 65_535
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +64,8 @@ class ServeCommand:
     def run(self) -> int:
         """Serve until SIGTERM or Ctrl-C."""
         check_batch_size(self.batch_size)
+        if not 0 <= self.port <= _HIGHEST_PORT:
+            raise UsageError(f"--port must be in 0..{_HIGHEST_PORT}, not {self.port}")
         options: ServerOptions = checked(ServerOptions, vars(self.limits))
         from captioner.images.reading import quieten_pillow
         from captioner.inference import Captioner

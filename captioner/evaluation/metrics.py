@@ -212,7 +212,8 @@ def score_by_dataset(
 
 def check_complete(captions: Mapping[str, str], references: Mapping[str, Sequence[str]]) -> None:
     """Raises: CaptionerError, naming the pictures that are in one mapping only."""
-    _refuse("have no caption", references.keys() - captions.keys())
+    advice = "caption them, or leave their references out"
+    _refuse("have no caption", references.keys() - captions.keys(), advice)
     _refuse("have a caption but no reference", captions.keys() - references.keys())
 
 
@@ -221,10 +222,10 @@ def check_references(references: Mapping[str, Sequence[str]]) -> None:
     _refuse("have no reference", {image_id for image_id, texts in references.items() if not texts})
 
 
-def _refuse(complaint: str, image_ids: Set[str]) -> None:
+def _refuse(complaint: str, image_ids: Set[str], advice: str = "") -> None:
     if image_ids:
         named = abbreviate(sorted(image_ids), _NAMED)
-        raise CaptionerError(f"{len(image_ids):,} pictures {complaint}: {named}")
+        raise CaptionerError(f"{len(image_ids):,} pictures {complaint}: {named}{advice and '; '}{advice}")
 
 
 @lru_cache(maxsize=1)

@@ -151,7 +151,11 @@ async def _refused(_: Request, error: Exception) -> Response:
 
 async def _invalid(_: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    reasons = [f"{'.'.join(map(str, one['loc'][1:]))}: {one['msg']}" for one in error.errors()]
+    reasons = [
+        f"{'.'.join(map(str, one['loc'][1:]))}: "
+        + ("there is no such option" if one["type"] == "extra_forbidden" else one["msg"])
+        for one in error.errors()
+    ]
     return RefusedError(400, "; ".join(reasons)).response()
 
 

@@ -13,6 +13,11 @@ from captioner.server.guard import RefusedError
 
 # A search of a thousand hypotheses, or for a thousand words, would keep everyone else waiting.
 MOST_HYPOTHESES, _MOST_WORDS, _MOST_REQUIRED = 32, 100, 4
+_BOUNDS = {
+    "beam_size": {"le": MOST_HYPOTHESES},
+    "num_captions": {"le": MOST_HYPOTHESES},
+    "max_words": {"le": _MOST_WORDS},
+}
 
 
 def make_query_model() -> type[BaseModel]:
@@ -28,7 +33,11 @@ def make_query_model() -> type[BaseModel]:
         hint = list[str] if setting.name == "must_include" else hint
         made[setting.name] = (
             hint | None,
-            Field(None, description=docs.get(setting.name), **_range_of(bounds.get(setting.name))),
+            Field(
+                None,
+                description=docs.get(setting.name),
+                **_range_of(bounds.get(setting.name)) | _BOUNDS.get(setting.name, {}),
+            ),
         )
     made["with_attention"] = (
         bool,
@@ -54,6 +63,4 @@ def changed_by(own: DecodingOptions, asked: Mapping[str, Any]) -> DecodingOption
         raise RefusedError(400, f"beam_size and num_captions may be at most {MOST_HYPOTHESES} here")
     if len(options.must_include) > _MOST_REQUIRED:  # each has as many hypotheses of its own
         raise RefusedError(400, f"must_include may have at most {_MOST_REQUIRED} words here")
-    if options.max_words > max(_MOST_WORDS, own.max_words):
-        raise RefusedError(400, f"max_words may be at most {_MOST_WORDS} here")
     return options

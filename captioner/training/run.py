@@ -59,7 +59,12 @@ def training_run(
             raise CaptionerError(
                 f"{out} contains a run; resume it with: train.py --resume {out}, or choose another --out"
             )
-        _logger.info("%s", accelerator.state)
+        _logger.info(
+            "device %s, processes %d, precision %s",
+            accelerator.device,
+            accelerator.num_processes,
+            accelerator.mixed_precision,
+        )
         try:
             task = make_task(accelerator)
         except KeyboardInterrupt:
@@ -128,11 +133,10 @@ def _num_workers(options: RunOptions, recipe: Recipe, task: Task) -> int:
 
 
 def _write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Save a part of the resolved configuration with the run, and log it."""
-    described = json.dumps(values, indent=1)
-    _logger.info("%s: %s", path, described)
+    """Save a part of the resolved configuration with the run."""
+    _logger.info("settings: %s", path)
     try:
-        replace_text(path, described + "\n")
+        replace_text(path, json.dumps(values, indent=1) + "\n")
     except OSError as error:
         raise CaptionerError(
             f"cannot write to {path.parent}: {error.strerror}; choose another --out"

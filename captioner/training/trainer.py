@@ -98,6 +98,8 @@ class Trainer:
         ) as log:
             if self.progress.history:
                 log.rewrite(self.progress.history)  # the last line may have been lost in a crash
+            if self._is_over():
+                _logger.info("the run has finished; --epochs makes it longer")
             while not self._is_over():
                 with explain_out_of_memory(self.progress, gradient_accumulation_steps=accumulation):
                     entry = self._train_epoch(log)

@@ -77,14 +77,14 @@ def test_decoding_options_are_those_of_the_command(server: Server, command: Capt
 @pytest.mark.parametrize(
     ("query", "message"),
     [
-        ("beam=3", "beam: Extra inputs are not permitted"),
+        ("beam=3", "beam: there is no such option"),
         ("beam_size=0", "beam_size: Input should be greater than or equal to 1"),
-        ("beam_size=1000", "may be at most 32 here"),
-        ("max_words=1000", "max_words may be at most 100 here"),
+        ("beam_size=1000", "less than or equal to 32"),
+        ("max_words=1000", "less than or equal to 100"),
         ("temperature=2", "temperature must be 1.0 without sample"),
         ("&".join(f"must_include={word}" for word in "abcde"), "must_include may have at most 4 words"),
         ("sample=true&temperature=1e-320", "greater than or equal to 0.01"),
-        ("a%0Ab=1", "a?b: Extra inputs"),
+        ("a%0Ab=1", "a?b: there is no such option"),
         ("must_include=xyzzy", "'xyzzy' is not in the model's vocabulary"),
     ],
 )
@@ -279,6 +279,29 @@ def test_sigterm_gives_up_what_takes_too_long(tmp_path: Path) -> None:
         statuses = Counter(future.result().status for future in asked)
     assert set(statuses) == {200, 503}
     assert "Traceback" not in server.log.read_text()
+
+
+@needs_browser
+def test_page_asks_for_the_token_and_goes_on_with_it(browser: Any, tmp_path: Path) -> None:
+    server = Server(tmp_path / "log", CAPTIONER_TOKEN="geheim")
+    try:
+        opened = Opened(browser, server.address)
+        opened.page.locator("#files").set_input_files(PICTURES[0])
+        opened.page.get_by_text("enter the token first").wait_for()
+        for token, seen in (("falsch", "#status:text('the token is wrong')"), ("geheim", ".picture .word")):
+            opened.page.locator("#token").fill(token)
+            opened.page.keyboard.press("Enter")
+            opened.page.locator(seen).first.wait_for()
+        opened.page.close()
+    finally:
+        server.process.kill()
+        server.process.wait()
+
+
+@pytest.mark.parametrize("port", ["-1", "99999"])
+def test_port_that_does_not_exist_is_refused(port: str, tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match=r"--port must be in 0\.\.65535"):
+        Server(tmp_path / "log", "--port", port)
 
 
 def test_port_that_is_taken_is_an_error_of_one_line(server: Server, tmp_path: Path) -> None:

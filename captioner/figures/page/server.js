@@ -7,8 +7,10 @@ document.addEventListener("DOMContentLoaded", () => {
   const main = document.querySelector("main");
   const controls = document.getElementById("controls");
   const status = document.getElementById("status");
+  const spoken = document.getElementById("spoken"); // for screen readers
   const token = document.getElementById("token");
   const waiting = [];
+  const refused = []; // for want of the right token
   let isBusy = false;
 
   function query() {
@@ -31,6 +33,10 @@ document.addEventListener("DOMContentLoaded", () => {
     if (token.value) headers.Authorization = `Bearer ${token.value}`;
     const answer = await fetch(`v1/captions?${query()}`, { method: "POST", body: form, headers });
     if (answer.ok) return answer.text();
+    if (answer.status === 401) {
+      refused.push(file);
+      throw new Error(token.value ? "the token is wrong" : "enter the token first");
+    }
     const { error } = await answer.json().catch(() => ({ error: answer.statusText }));
     throw new Error(error);
   }
@@ -52,12 +58,12 @@ document.addEventListener("DOMContentLoaded", () => {
       try {
         const html = document.createElement("template");
         html.innerHTML = await request(file);
-        const caption = html.content.querySelector(".caption").textContent;
         main.prepend(html.content.querySelector("article"));
-        status.textContent = caption;
-      } catch (error) {
-        main.prepend(failed(file, error.message));
         status.textContent = "";
+        spoken.textContent = main.querySelector(".caption").textContent;
+      } catch (error) {
+        status.textContent = refused.includes(file) ? error.message : "";
+        if (!refused.includes(file)) main.prepend(failed(file, error.message));
       }
     }
     isBusy = false;
@@ -68,13 +74,18 @@ document.addEventListener("DOMContentLoaded", () => {
     work();
   }
 
+  function addOrSay(files) {
+    if (files.length) add(files);
+    else status.textContent = "That has no picture's file; save it first, and drop or paste the file.";
+  }
+
   for (const id of ["files", "camera"]) {
     document.getElementById(id).addEventListener("change", (event) => {
       add(event.target.files);
       event.target.value = ""; // so that the same picture can be chosen again
     });
   }
-  document.addEventListener("paste", (event) => add(event.clipboardData.files));
+  document.addEventListener("paste", (event) => addOrSay(event.clipboardData.files));
   document.addEventListener("dragover", (event) => {
     event.preventDefault();
     document.body.classList.add("is-target");
@@ -85,7 +96,8 @@ document.addEventListener("DOMContentLoaded", () => {
   document.addEventListener("drop", (event) => {
     event.preventDefault();
     document.body.classList.remove("is-target");
-    add(event.dataTransfer.files);
+    addOrSay(event.dataTransfer.files);
   });
+  token.addEventListener("change", () => add(refused.splice(0)));
   controls.addEventListener("submit", (event) => event.preventDefault());
 });
