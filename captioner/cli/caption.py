@@ -84,7 +84,7 @@ class CaptionCommand:
     """Output format; jsonl has the file, caption, tokens, log-probability and grid of each picture, and
     exiftool is CSV from which exiftool writes captions into the pictures."""
     output: Annotated[Path | None, arg("FILE", "standard output")] = None
-    """File to write captions to, replacing what is there; text unless it ends in .jsonl or .csv."""
+    """File to write captions to, replacing what is there."""
     resume: Annotated[bool, arg("")] = False
     """Skip the pictures that --output already has captions of, and append the others."""
     sidecar: Annotated[str | None, arg("SUFFIX")] = None

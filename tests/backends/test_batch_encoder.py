@@ -25,7 +25,7 @@ def images_of(size_px: int) -> np.ndarray:
 
 @pytest.mark.parametrize(
     "backbone",
-    [TINY_CNN, *(pytest.param(name, marks=pytest.mark.slow) for name in SIZES_PX if name != TINY_CNN)],
+    [TINY_CNN, *(pytest.param(name, marks=pytest.mark.long) for name in SIZES_PX if name != TINY_CNN)],
 )
 def test_annotations_are_the_encoders_within_half_precision(backbone: str) -> None:
     torch.manual_seed(0)

@@ -44,9 +44,10 @@ def exported(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     "kind",
     [
         "multihead",
-        "transformer",
-        "hard",
-        *(pytest.param(kind, marks=pytest.mark.long) for kind in ("the default", "no attention", "dot")),
+        *(
+            pytest.param(kind, marks=pytest.mark.long)
+            for kind in ("the default", "no attention", "dot", "hard", "transformer")
+        ),
     ],
 )
 def test_search_and_teacher_forcing_are_those_of_torch(

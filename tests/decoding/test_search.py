@@ -349,9 +349,10 @@ def test_diverse_captions_begin_differently_where_that_is_dear() -> None:
     "sampling",
     [
         DecodingOptions(sample=True),
-        DecodingOptions(sample=True, temperature=0.5),
-        DecodingOptions(sample=True, top_k=2),
-        DecodingOptions(sample=True, top_p=0.6),
+        *(
+            pytest.param(DecodingOptions(sample=True, **change), marks=pytest.mark.long)
+            for change in ({"temperature": 0.5}, {"top_k": 2}, {"top_p": 0.6})
+        ),
         DecodingOptions(sample=True, temperature=2.0, top_k=3, top_p=0.8),
     ],
     ids=str,

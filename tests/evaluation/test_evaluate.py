@@ -118,7 +118,8 @@ def test_picture_without_caption_or_reference_is_reported(
     files["results"].write_text(json.dumps(results[1:]))
     command = ("--results", files["results"], "--references", files["references"])
     status, printed, error = evaluate(capsys, *command)
-    assert (status, printed, error) == (1, "", "captioner: 1 pictures have no caption: 1\n")
+    advice = "caption them, or leave their references out"
+    assert (status, printed, error) == (1, "", f"captioner: 1 pictures have no caption: 1; {advice}\n")
     files["results"].write_text(json.dumps([*results, {"image_id": 4, "caption": "a dog"}]))
     assert evaluate(capsys, *command)[::2] == (
         0,
