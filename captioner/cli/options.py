@@ -22,8 +22,9 @@ from typing import (
 
 import tyro
 
+from captioner.bounds import check_bounds
 from captioner.checkpoint.names import find_model, is_on_hub, pinned_name
-from captioner.config import DecodingOptions, ModelOptions, check_bounds
+from captioner.config import DecodingOptions, ModelOptions
 from captioner.errors import UsageError, abbreviate
 from captioner.field_docs import field_docs
 from captioner.images.formats import has_picture_suffix

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 from msgspec import Meta
 
+from captioner.bounds import Bounded, Positive
 from captioner.checkpoint.names import is_on_hub, pinned_name
 from captioner.cli.options import arg, check_batch_size, checked, flags, model_folder
-from captioner.config import Bounded, ModelOptions, Positive
+from captioner.config import ModelOptions
 from captioner.errors import UsageError
 
 _TOKEN_VARIABLE = "CAPTIONER_TOKEN"

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from captioner.config import Bounded, Count, NonNegative, Positive
+from captioner.bounds import Bounded, Count, NonNegative, Positive
 
 ShardFormat = Literal["parquet", "jsonl"]
 

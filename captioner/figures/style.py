@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from captioner.config import Bounded, require
+from captioner.bounds import Bounded, require
 from captioner.errors import reject_string
 
 OverlayStyle = Literal["smooth", "cells"]

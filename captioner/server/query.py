@@ -7,7 +7,8 @@ from typing import Any, get_type_hints
 from msgspec import Meta
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
-from captioner.config import DecodingOptions, bounds_of
+from captioner.bounds import bounds_of
+from captioner.config import DecodingOptions
 from captioner.field_docs import field_docs
 from captioner.server.guard import RefusedError
 

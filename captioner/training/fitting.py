@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from captioner.config import MOST_WORDS, DecodingOptions
+from captioner.bounds import MOST_WORDS
+from captioner.config import DecodingOptions
 from captioner.tokenize import are_spaceless, tokenize
 from captioner.training.recipe import Recipe
 from captioner.vocabulary import UNK, Vocabulary

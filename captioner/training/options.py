@@ -6,7 +6,7 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from captioner.config import Bounded, NonNegative
+from captioner.bounds import Bounded, NonNegative
 
 COMMAND_FILE = "command.json"
 """In a run's folder: the command that started it, with which `--resume FOLDER` continues."""

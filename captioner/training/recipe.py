@@ -8,19 +8,8 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
-from captioner.config import (
-    Bounded,
-    Count,
-    DecoderConfig,
-    DecodingOptions,
-    EncoderConfig,
-    NonNegative,
-    Positive,
-    Seed,
-    Share,
-    TextEncoderConfig,
-    require,
-)
+from captioner.bounds import Bounded, Count, NonNegative, Positive, Seed, Share, require
+from captioner.config import DecoderConfig, DecodingOptions, EncoderConfig, TextEncoderConfig
 
 Value = TypeVar("Value", bound=Any)
 MixedPrecision = Literal["no", "bf16", "fp16"]
