@@ -49,7 +49,7 @@ def wait_for_epochs(process: "subprocess.Popen[str]", log: Path, count: int) -> 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long)])
 def test_signal_ends_a_run_after_its_step_with_a_save_and_a_message(
     number: signal.Signals, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
