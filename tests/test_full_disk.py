@@ -46,7 +46,7 @@ def fill(folder: Path, *, free: int) -> Path:
     return ballast
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_training_on_a_disk_that_fills_up_reports_it_and_resumes_once_there_is_room(
     start: Start,  # noqa: F811
     small_disk: Path,

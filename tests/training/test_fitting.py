@@ -76,8 +76,13 @@ def test_start_from_a_model_that_does_not_know_the_words_is_refused(tmp_path: Pa
 
 @pytest.mark.parametrize(
     ("caption", "flags", "written"),
-    [(LONG, (), LONG), (CHINESE, (), CHINESE), (GERMAN, ("--keep-case",), GERMAN.replace("\u2019", "'"))],
-    ids=["long", "without spaces", "German"],
+    [
+        pytest.param(LONG, (), LONG, marks=pytest.mark.long, id="long"),
+        pytest.param(CHINESE, (), CHINESE, id="without spaces"),
+        pytest.param(
+            *(GERMAN, ("--keep-case",), GERMAN.replace("\u2019", "'")), marks=pytest.mark.long, id="German"
+        ),
+    ],
 )
 def test_run_learns_to_write_captions_whole(
     tmp_path: Path, caption: str, flags: tuple[str, ...], written: str

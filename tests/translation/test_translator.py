@@ -100,6 +100,7 @@ def translator(vocabulary: Vocabulary) -> Translator:
     return Translator(model=task.make_model(), config=task.config, vocabulary=vocabulary)
 
 
+@pytest.mark.long
 def test_model_learns_eight_sentences_and_translates_them(
     make_trainer: Callable[..., Trainer], tmp_path: Path
 ) -> None:
