@@ -1,12 +1,14 @@
 """What a model is, in a few lines."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from captioner.atomic import readable_folder
 from captioner.checkpoint.folder import (
     CARD,
+    HUB_CARD,
     WEIGHTS,
     has_graphs,
     read_config,
@@ -33,22 +35,33 @@ def describe(folder: Path) -> Iterator[tuple[str, str]]:
         f"beam of {decoding.beam_size}, length penalty {decoding.length_penalty:g}, "
         f"at most {decoding.max_words} words",
     )
-    sets = {name.partition("/")[2]: scores for name, scores in metrics.items() if name.startswith("dev/")}
-    for dataset, scores in (sets or {"": metrics.get("dev", {})}).items():
-        numbers = [scores.get(name) for name in ("cider", "bleu_4")] if isinstance(scores, dict) else []
-        if numbers and all(isinstance(number, int | float) for number in numbers):
+    for dataset, scores in dev_scores(metrics).items():
+        if {"cider", "bleu_4"} <= scores.keys():
             found = f"CIDEr {scores['cider']:.1f}, BLEU-4 {scores['bleu_4']:.1f}"
             yield "scores", f"{found} on the dev split{f' of {dataset}' if dataset else ''}"
     yield "licence", _licence(folder) or f"not stated in a {CARD}"
 
 
+def dev_scores(metrics: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """The scores on the dev split of each data set, by its name, which is empty if there is only one."""
+    sets = {name.partition("/")[2]: scores for name, scores in metrics.items() if name.startswith("dev/")}
+    return {
+        dataset: {name: value for name, value in scores.items() if isinstance(value, int | float)}
+        for dataset, scores in (sets or {"": metrics.get("dev")}).items()
+        if isinstance(scores, dict)
+    }
+
+
+def read_card(folder: Path) -> str | None:
+    """The model card of a folder, under its name there or on the Hub."""
+    readable = readable_folder(folder)
+    card = next((path for name in (CARD, HUB_CARD) if (path := readable / name).is_file()), None)
+    return None if card is None else card.read_text("utf-8", errors="replace")
+
+
 def _licence(folder: Path) -> str | None:
     """What the header of the model card states, in the form of the Hugging Face Hub."""
-    readable = readable_folder(folder)
-    card = next((path for name in (CARD, "README.md") if (path := readable / name).is_file()), None)
-    if card is None:
-        return None
-    header = re.match(r"---\n(.*?)\n---(?:\n|\Z)", card.read_text("utf-8", errors="replace"), re.DOTALL)
+    header = re.match(r"---\n(.*?)\n---(?:\n|\Z)", read_card(folder) or "", re.DOTALL)
     stated = r"""^(license\w*): *["']?([^"'#\n]*?)["']? *(?:#.*)?$"""
     fields = dict(re.findall(stated, header[1], re.MULTILINE)) if header else {}
     return fields.get("license_name") or fields.get("license")

@@ -30,7 +30,8 @@ FILES = (WEIGHTS, CONFIG, VOCABULARY, METRICS)
 CHECKSUM = f"{WEIGHTS}.sha256"
 """The weights' SHA-256 in the format of sha256sum, which `sha256sum --check` reads. Older folders lack it."""
 
-CARD = "MODEL_CARD.md"
+CARD, HUB_CARD = "MODEL_CARD.md", "README.md"
+"""The name of a model card in a folder, and on the Hugging Face Hub."""
 
 GRAPHS = {"encoder": "encoder.onnx", "start": "start.onnx", "step": "step.onnx"}
 """The graphs of an exported model, which read their weights from `WEIGHTS`."""

@@ -25,11 +25,13 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from captioner.checkpoint.description import dev_scores, read_card
 from captioner.checkpoint.folder import (
     CARD,
     CHECKSUM,
     FILES,
     GRAPHS,
+    HUB_CARD,
     check_weights,
     checksum_line,
     locate_model,
@@ -38,9 +40,6 @@ from captioner.checkpoint.folder import (
 )
 from captioner.config import ModelConfig
 from captioner.errors import CaptionerError, ModelFolderError
-
-HUB_CARD = "README.md"
-"""The name of a model card on the Hub."""
 
 _USE = """An image captioner with visual attention. Its CNN is {backbone}.
 
@@ -177,10 +176,9 @@ def model_card(
         CaptionerError: neither the card nor `license_id` states a licence.
     """
     name = repository.rpartition("/")[2]
-    path = next((path for one in (CARD, HUB_CARD) if (path := folder / one).is_file()), None)
     use = _USE.format(backbone=config.backbone, repository=repository)
     text = f"---\nlibrary_name: captioner\n---\n\n# {name}\n\n{use}"
-    card = ModelCard(text if path is None else path.read_text("utf-8"), ignore_metadata_errors=True)
+    card = ModelCard(read_card(folder) or text, ignore_metadata_errors=True)
     header = card.data.to_dict()
     header |= {"library_name": "captioner", "pipeline_tag": "image-to-text"}
     header["tags"] = sorted({*header.get("tags", ()), "image-captioning", "attention"})
@@ -197,19 +195,17 @@ def model_card(
 
 def _results(metrics: dict[str, Any]) -> Iterator[EvalResult]:
     """The scores on the dev split of each data set."""
-    sets = {key.partition("/")[2]: scores for key, scores in metrics.items() if key.startswith("dev/")}
-    for dataset, scores in (sets or {"dev": metrics.get("dev")}).items():
+    for dataset, scores in dev_scores(metrics).items():
         for metric, title in (("cider", "CIDEr"), ("bleu_4", "BLEU-4"), ("rouge_l", "ROUGE-L")):
-            value = scores.get(metric) if isinstance(scores, dict) else None
-            if isinstance(value, int | float):
+            if metric in scores:
                 yield EvalResult(
                     task_type="image-to-text",
-                    dataset_type=dataset,
-                    dataset_name=dataset,
+                    dataset_type=dataset or "dev",
+                    dataset_name=dataset or "dev",
                     dataset_split="dev",
                     metric_type=metric,
                     metric_name=title,
-                    metric_value=round(value, 2),
+                    metric_value=round(scores[metric], 2),
                 )
 
 

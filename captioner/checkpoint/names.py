@@ -43,8 +43,10 @@ def is_on_hub(name: Path | str) -> bool:
     return _text(name).startswith("hf:")
 
 
-def pinned_name(name: Path | str, folder: Path) -> str:
-    """The name of a model on the Hub with the commit that was found for it, to name the same one again."""
+def public_name(name: Path | str | None, folder: Path) -> str:
+    """What to call the model that `find_model` found: on the Hub with its commit, else as its folder."""
+    if name is None or not is_on_hub(name):
+        return folder.absolute().name
     match = _ON_HUB.fullmatch(_text(name))
     assert match is not None
     return f"hf://{match['repository']}@{folder.name}"  # the cache names folders by commits

@@ -23,7 +23,7 @@ from typing import (
 import tyro
 
 from captioner.bounds import check_bounds
-from captioner.checkpoint.names import find_model, is_on_hub, pinned_name
+from captioner.checkpoint.names import find_model, is_on_hub, public_name
 from captioner.config import DecodingOptions, ModelOptions
 from captioner.errors import UsageError, abbreviate
 from captioner.field_docs import field_docs
@@ -137,7 +137,7 @@ def model_folder(name: Path | None) -> Path:
     """
     folder = find_model(name)
     if name is not None and is_on_hub(name):
-        sys.stderr.write(f"captioner: the model is {pinned_name(name, folder)}\n")
+        sys.stderr.write(f"captioner: the model is {public_name(name, folder)}\n")
     return folder
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from msgspec import Meta
 
 from captioner.bounds import Bounded, Positive
-from captioner.checkpoint.names import is_on_hub, pinned_name
+from captioner.checkpoint.names import public_name
 from captioner.cli.options import arg, check_batch_size, checked, flags, model_folder
 from captioner.config import ModelOptions
 from captioner.errors import UsageError
@@ -100,8 +100,5 @@ class ServeCommand:
         shown = f"[{self.host}]" if ":" in self.host else self.host
         sys.stderr.write(f"captioner: http://{shown}:{listening.getsockname()[1]}/\n")
         sys.stderr.flush()
-        name = folder.absolute().name
-        if self.model is not None and is_on_hub(self.model):
-            name = pinned_name(self.model, folder)
-        app = create_app(captioner, service, folder=folder, name=name)
+        app = create_app(captioner, service, folder=folder, name=public_name(self.model, folder))
         serve(app, listening, timeout_s=options.timeout)

@@ -94,8 +94,7 @@ def check_pixels(source: ImageSource, most: int) -> None:
     with translated_errors(name), source.open("rb") as file, _open(file, name) as image:
         is_draft = image.format == "JPEG" and not image.info.get("progressive")
         if math.prod(image.size) > most and not is_draft:
-            width, height = image.size
-            raise ImageError(name, f"{width} x {height} pixels exceed the {most:,} allowed; shrink it first")
+            raise _too_many_pixels(name, image.size, most)
 
 
 def load_opened(image: Image.Image) -> Image.Image:
@@ -162,7 +161,11 @@ def _check_size(image: Image.Image, size: tuple[int, int], name: str) -> None:
     is_draft = image.size != size and not image.info.get("progressive")
     most = MAX_JPEG_PIXELS if is_draft and math.prod(image.size) <= MAX_PIXELS else MAX_PIXELS
     if math.prod(size) > most:
-        raise ImageError(name, f"{size[0]} x {size[1]} pixels exceed the {most:,} allowed; shrink it first")
+        raise _too_many_pixels(name, size, most)
+
+
+def _too_many_pixels(name: str, size: tuple[int, int], most: int) -> ImageError:
+    return ImageError(name, f"{size[0]} x {size[1]} pixels exceed the {most:,} allowed; shrink it first")
 
 
 def _shrunk(image: Image.Image, enough_px: int | None) -> Image.Image:
