@@ -12,16 +12,16 @@ from captioner.bounds import Bounded, Positive
 from captioner.checkpoint.names import public_name
 from captioner.cli.options import arg, check_batch_size, checked, flags, model_folder
 from captioner.config import ModelOptions
-from captioner.errors import UsageError
 
 _TOKEN_VARIABLE = "CAPTIONER_TOKEN"
-_HIGHEST_PORT = 65_535
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServerOptions(Bounded):
-    """The server's limits."""
+    """The server's port and limits."""
 
+    port: Annotated[int, Meta(ge=0, le=65_535)] = 8000
+    """Port to listen on; 0 for any that is free."""
     max_mb: Annotated[float, Meta(gt=0, le=1_000)] = 20.0
     """Largest request, in megabytes."""
     timeout: Positive = 30.0
@@ -49,8 +49,6 @@ class ServeCommand:
 
     host: Annotated[str, arg("ADDRESS", "127.0.0.1")] = "127.0.0.1"
     """Address to listen on; 0.0.0.0 for all networks."""
-    port: Annotated[int, arg("PORT", "8000")] = 8000
-    """Port to listen on; 0 for any that is free."""
     model: Annotated[Path | None, arg("MODEL", "the model that ships with captioner")] = None
     """Model: a folder, the name of one that ships, or hf://OWNER/NAME[@REVISION] on the Hugging Face Hub."""
     token: Annotated[str | None, arg("TOKEN", f"${_TOKEN_VARIABLE}, else none")] = None
@@ -59,15 +57,13 @@ class ServeCommand:
     """Names by which clients may call the server, as behind a proxy."""
     batch_size: Annotated[int | None, arg("INT", "8, on a GPU 128")] = None
     """Largest batch."""
-    limits: ServerFlags = field(default_factory=ServerFlags)
+    server: ServerFlags = field(default_factory=ServerFlags)
     hardware: MachineFlags = field(default_factory=MachineFlags)
 
     def run(self) -> int:
         """Serve until SIGTERM or Ctrl-C."""
         check_batch_size(self.batch_size)
-        if not 0 <= self.port <= _HIGHEST_PORT:
-            raise UsageError(f"--port must be in 0..{_HIGHEST_PORT}, not {self.port}")
-        options: ServerOptions = checked(ServerOptions, vars(self.limits))
+        options: ServerOptions = checked(ServerOptions, vars(self.server))
         from captioner.images.reading import quieten_pillow
         from captioner.inference import Captioner
         from captioner.server.app import create_app
@@ -78,7 +74,7 @@ class ServeCommand:
         folder = model_folder(self.model)
         machine: ModelOptions = checked(ModelOptions, {"model": folder, **vars(self.hardware)})
         quieten_pillow()
-        listening = bind(self.host, self.port)
+        listening = bind(self.host, options.port)
         captioner = Captioner.from_options(machine)
         is_local = self.host in LOCAL_NAMES
         token = self.token or os.environ.get(_TOKEN_VARIABLE) or None

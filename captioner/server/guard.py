@@ -21,7 +21,7 @@ LOCAL_NAMES = ("127.0.0.1", "localhost", "::1")
 _PROTECTED = ("/v1/", "/metrics")
 """Paths that need the token, if there is one; the page asks for it."""
 
-_MOST_CHARACTERS = 500  # of an error
+_MOST_CHARACTERS = 500  # of what a client sent, in an error or in the log
 _DRAIN_S = 2.0
 """Time in which the rest of a refused body is read and dropped; else most clients would see a connection that
 is reset instead of the answer."""
@@ -43,8 +43,7 @@ class RefusedError(Exception):
 
     def response(self) -> JSONResponse:
         """The reason may quote what the client sent: it becomes one line of bounded length."""
-        line = "".join(one if one.isprintable() else "?" for one in self.reason[:_MOST_CHARACTERS])
-        return JSONResponse({"error": line}, self.status, self.headers)
+        return JSONResponse({"error": _printable(self.reason)}, self.status, self.headers)
 
 
 _ENDING = RefusedError(503, "the server is ending", {"Retry-After": "5"})
@@ -119,7 +118,14 @@ class Guard:
         self.observe(scope["path"], status, seconds)
         _logger.info(
             "id=%s method=%s path=%s status=%d bytes=%d ms=%.0f",
-            *(request_id, scope["method"], _shown(scope["path"]), status, body.num_bytes, 1e3 * seconds),
+            *(
+                request_id,
+                scope["method"],
+                _printable(scope["path"]).replace(" ", "?"),
+                status,
+                body.num_bytes,
+                1e3 * seconds,
+            ),
         )
 
     def _admit(self, scope: Scope) -> None:
@@ -164,12 +170,11 @@ class _Body:
         if self.is_whole:  # what comes now is that the client has gone
             return await self._receive()
         try:
-            message = await asyncio.wait_for(self._receive(), max(self._deadline - time.monotonic(), 0))
+            message = await asyncio.wait_for(self._next(), max(self._deadline - time.monotonic(), 0))
         except asyncio.TimeoutError:
             limit = f"{self._limits.body_timeout_s:g} s"
             raise RefusedError(408, f"the request did not arrive within {limit}") from None
         self.num_bytes += len(message.get("body", b""))
-        self.is_whole = message["type"] != "http.request" or not message.get("more_body", False)
         if self.num_bytes > self._limits.max_body_bytes:
             raise self._too_large()
         return message
@@ -183,8 +188,12 @@ class _Body:
 
     async def _drop(self) -> None:
         while not self.is_whole:
-            message = await self._receive()
-            self.is_whole = message["type"] != "http.request" or not message.get("more_body", False)
+            await self._next()
+
+    async def _next(self) -> Message:
+        message = await self._receive()
+        self.is_whole = message["type"] != "http.request" or not message.get("more_body", False)
+        return message
 
     def _too_large(self) -> RefusedError:
         limit = self._limits.max_body_bytes / 1e6
@@ -205,5 +214,5 @@ def _host_name(host: str) -> str | None:
         return None
 
 
-def _shown(path: str) -> str:
-    return "".join(one if one.isprintable() and one != " " else "?" for one in path[:200])
+def _printable(text: str) -> str:
+    return "".join(one if one.isprintable() else "?" for one in text[:_MOST_CHARACTERS])

@@ -38,7 +38,6 @@ def serve(app: Guard, listening: socket.socket, *, timeout_s: float) -> NoReturn
     A connection is closed if the head of a request does not come within `timeout_s`, and likewise if an
     answer is not read.
     """
-
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # connections that clients reset
