@@ -64,11 +64,13 @@ class RegionStore:
         """
         files = _open_files(records)
         names: dict[str, int] = {}
-        categories, scores, encoded, sizes, bounds = [], [], [], [], [0]
+        categories, scores, encoded, sizes, bounds, listed = [], [], [], [], [0], []
         for record in tqdm(records, desc="annotated objects", unit=" pictures", delay=2):
             found: list[Instance] = []
-            if record.instances is not None and record.file_name in files[record.instances]:
+            is_listed = record.instances is not None and record.file_name in files[record.instances]
+            if record.instances is not None and is_listed:
                 found = files[record.instances].instances(record.file_name)
+            listed.append(is_listed)
             for instance in found:
                 categories.append(names.setdefault(instance.category, len(names)))
                 scores.append(instance.score)
@@ -82,6 +84,7 @@ class RegionStore:
         self._encoded = np.concatenate([np.zeros(0, np.uint8), *encoded])
         self._encoded_bounds = np.cumsum([0, *map(len, encoded)])
         self._size, self._bounds = np.array(sizes, np.int32), np.array(bounds)
+        self._is_listed = np.array(listed)
 
     def __getitem__(self, index: int) -> PictureRegions:
         """The regions of a picture; none if no object is annotated in it."""
@@ -92,6 +95,12 @@ class RegionStore:
             mask = masks[categories.index(instance.category)]
             np.maximum(mask, instance.score, out=mask, where=instance.mask)
         return PictureRegions(categories, masks)
+
+    def categories(self, index: int) -> set[str] | None:
+        """The categories in a picture; None if no file lists it, so that they are not known."""
+        if not self._is_listed[index]:
+            return None
+        return {self._names[self._category[number]] for number in self._range(index)}
 
     def on_grid(self, index: int) -> ItemRegions:
         """The regions of a picture on the model's grid, computed once."""

@@ -41,6 +41,11 @@ def categories_in(texts: Collection[str]) -> set[str]:
     return {mention.category for text in texts for mention in mentions(tokenize(text))}
 
 
+def absent_objects(text: str, present: Collection[str]) -> list[str]:
+    """The categories that a caption names and that are not in the picture, once for each mention."""
+    return [mention.category for mention in mentions(tokenize(text)) if mention.category not in present]
+
+
 def find_hallucination(
     captions: Mapping[str, str],
     references: Mapping[str, Sequence[str]],
@@ -56,7 +61,7 @@ def find_hallucination(
     for image_id, text in captions.items():
         present = categories_in(references[image_id]) | (set(annotated[image_id]) & nameable)
         named = [mention.category for mention in mentions(tokenize(text))]
-        absent = [category for category in named if category not in present]
+        absent = absent_objects(text, present)
         num_named, num_absent = num_named + len(named), num_absent + len(absent)
         num_false += bool(absent)
         num_found, num_present = num_found + len(present & set(named)), num_present + len(present)

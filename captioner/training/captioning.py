@@ -87,12 +87,13 @@ class CaptioningTask:
                 sum(counts.values()),
                 other,
             )
+        is_supervised = regions is not None and recipe.training.attention_supervision > 0
         was_supervised = start is not None and start.config.grid.is_supervised
         self.config = ModelConfig(
             format_version=FORMAT_VERSION,
             backbone=recipe.encoder.backbone,
             preprocess=preprocess,
-            grid=replace(grid, is_supervised=regions is not None or was_supervised),
+            grid=replace(grid, is_supervised=is_supervised or was_supervised),
             annotation_dim=encoder.annotation_dim,
             decoder=recipe.decoder,
             decoding=recipe.decoding,

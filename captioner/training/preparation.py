@@ -32,8 +32,14 @@ def load_regions(
     recipe: Recipe, train: Sequence[CaptionedImage], grid: GridConfig, preprocess: PreprocessConfig
 ) -> RegionStore | None:
     """The annotated objects of train, if they are given and wanted. Raises: CaptionerError."""
+    training = recipe.training
     is_annotated = any(record.instances is not None for record in train)
-    if not is_annotated or recipe.training.attention_supervision == 0:
+    if training.self_critical_object_penalty > 0 and not is_annotated:
+        raise CaptionerError(
+            "self_critical_object_penalty needs annotated objects: give --instances, or set it to 0"
+        )
+    is_wanted = training.attention_supervision > 0 or training.self_critical_object_penalty > 0
+    if not (is_annotated and is_wanted):
         return None
     if recipe.decoder.attention != "soft":
         raise CaptionerError(

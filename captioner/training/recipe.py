@@ -45,6 +45,9 @@ class TrainingConfig(Bounded):
     """Captions sampled per picture in self-critical training; the baseline of each is the others' mean."""
     self_critical_learning_rate: Positive = 2e-4
     """Peak learning rate of the decoder in self-critical training."""
+    self_critical_object_penalty: NonNegative = 0.0
+    """What a sampled caption loses for each object that it names and that is neither annotated in the picture
+    nor named by its captions, as a share of a CIDEr-D of 100; needs data with annotated objects."""
     start_from: Path | None = None
     """Model folder to start from: its weights, vocabulary, encoder and decoder replace the preset's; by
     default the weights are random."""

@@ -1,6 +1,6 @@
 """Self-critical training: sampled captions, their reward and their loss."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from captioner.decoding.search import BANNED_TOKENS
 from captioner.evaluation.cider import CiderD
+from captioner.evaluation.hallucination import absent_objects, categories_in
 from captioner.evaluation.metrics import ptb_tokenize
 from captioner.model.batch import CaptionBatch
 from captioner.model.decoder import Decoder, DecoderOutput
@@ -69,6 +70,9 @@ class Reward:
     Document frequencies are those of the training captions of the source's data set. The end of a caption
     counts as a word, so that a truncated one, such as "a dog runs through the", is worth less than a complete
     one: otherwise training for CIDEr-D learns to truncate captions.
+
+    Where objects are annotated, a caption loses `object_penalty` for each object that it names and that is
+    not in the picture, counted as CHAIR does (`captioner.evaluation.hallucination`).
     """
 
     def __init__(
@@ -77,8 +81,11 @@ class Reward:
         *,
         vocabulary: Vocabulary,
         dataset_of: Mapping[str, str] | None = None,
+        objects: Mapping[str, Collection[str]] | None = None,
+        object_penalty: float = 0.0,
     ) -> None:
-        """`references` are the training captions, and `dataset_of` has the data set, by the source's id."""
+        """`references` are the training captions, and `dataset_of` has the data set, by the source's id;
+        `objects` are the annotated categories of those pictures where they are known."""
         self.vocabulary = vocabulary
         bar = tqdm(references.items(), desc="captions for the reward", delay=2)
         self._references = {
@@ -91,22 +98,32 @@ class Reward:
             )
             for dataset in set(self._dataset_of.values())
         }
+        self._object_penalty = object_penalty
+        self._present: dict[str, set[str]] = {}
+        if object_penalty:
+            self._present = {
+                source: {*annotated, *categories_in(references[source])}
+                for source, annotated in (objects or {}).items()
+            }
 
     def __call__(self, batch: CaptionBatch) -> Float[Tensor, "batch captions"]:
         """The rewards of a batch's captions."""
-        return torch.tensor(
-            [
-                self._cider_of[self._dataset_of[source]].scores(
-                    list(map(self._words, captions)), self._references[source]
-                )
-                for source, captions in zip(batch.ids, batch.tokens.tolist(), strict=True)
+        rewards = []
+        for source, captions in zip(batch.ids, batch.tokens.tolist(), strict=True):
+            texts = [self.vocabulary.caption(tokens) for tokens in captions]
+            words = [
+                [*ptb_tokenize(text), *([_END] if END in tokens else [])]
+                for text, tokens in zip(texts, captions, strict=True)
             ]
-        )
+            scores = self._cider_of[self._dataset_of[source]].scores(words, self._references[source])
+            penalties = [self._penalty(source, text) for text in texts]
+            rewards.append([score - penalty for score, penalty in zip(scores, penalties, strict=True)])
+        return torch.tensor(rewards)
 
-    def _words(self, tokens: Iterable[int]) -> list[str]:
-        """The words that a scorer sees in the printed caption, and its end if it has one."""
-        tokens = list(tokens)
-        return [*ptb_tokenize(self.vocabulary.caption(tokens)), *([_END] if END in tokens else [])]
+    def _penalty(self, source: str, text: str) -> float:
+        if source not in self._present:
+            return 0.0
+        return self._object_penalty * len(absent_objects(text, self._present[source]))
 
 
 def advantages(rewards: Float[Tensor, "batch captions"]) -> Float[Tensor, "batch captions"]:

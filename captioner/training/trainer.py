@@ -71,7 +71,11 @@ class Trainer:
         model, reward = task.make_model(), None
         if training.self_critical_from_epoch is not None:
             reward = Reward(
-                task.train.references, vocabulary=task.vocabulary, dataset_of=task.train.dataset_of
+                task.train.references,
+                vocabulary=task.vocabulary,
+                dataset_of=task.train.dataset_of,
+                objects=task.train.objects,
+                object_penalty=training.self_critical_object_penalty,
             )
         self.train_step = TrainStep(
             accelerator=accelerator,

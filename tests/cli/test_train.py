@@ -138,6 +138,24 @@ def test_attention_is_supervised_where_objects_are_given(
     assert run("--resume", str(tmp_path / "moved" / "run")) == DONE
 
 
+def recipe_with(data: Path, folder: Path, **training: Any) -> str:
+    """The path of the recipe of `data`, with other settings of training."""
+    recipe = json.loads((data / "recipe.json").read_text())
+    recipe["training"] = recipe.get("training", {}) | training
+    (folder / "changed.json").write_text(json.dumps(recipe))
+    return str(folder / "changed.json")
+
+
+def test_objects_that_are_not_there_lower_the_reward(run: Run, data: Path, tmp_path: Path) -> None:
+    """In a run whose attention is not supervised."""
+    objects = ("--instances", str(write_boxes(tmp_path / "boxes.json")))
+    recipe = recipe_with(data, tmp_path, attention_supervision=0, self_critical_object_penalty=100)
+    flags = ("--recipe", recipe, "--self-critical-from-epoch", "2")
+    assert run("flickr8k", *objects, *flags) == DONE
+    assert read_log(tmp_path / "run")[1]["loss"]["reward"] < 0
+    assert not load_checkpoint(tmp_path / "run" / "best").config.grid.is_supervised
+
+
 def test_supervision_that_is_not_possible_is_refused_in_one_line(
     run: Run, data: Path, tmp_path: Path
 ) -> None:
@@ -145,6 +163,10 @@ def test_supervision_that_is_not_possible_is_refused_in_one_line(
     refused = run("flickr8k", "--instances", str(boxes), "--attention", "hard")
     assert refused == Result(
         1, "supervised attention needs soft attention, not hard; leave the instances out"
+    )
+    refused = run("flickr8k", "--recipe", recipe_with(data, tmp_path, self_critical_object_penalty=1))
+    assert refused == Result(
+        1, "self_critical_object_penalty needs annotated objects: give --instances, or set it to 0"
     )
     refused = run("flickr8k", "--instances", str(tmp_path / "none.json"))
     assert refused.message.endswith("none.json is missing; give an annotation file with instances")

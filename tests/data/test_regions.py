@@ -236,6 +236,18 @@ def test_data_set_without_annotated_objects_has_no_regions() -> None:
     assert look_up_words(batch, WORDS) is batch
 
 
+def test_objects_are_known_only_where_a_file_lists_the_picture(
+    tmp_path: Path, even_grid: GridConfig, preprocess_config: PreprocessConfig
+) -> None:
+    dog, horse = box(1, [0, 0, 10, 10]), box(2, [5, 5, 9, 9])
+    path = write_instances(tmp_path / "boxes.json", {"a.png": [dog, horse, dog], "b.png": []})
+    records = [record_of("a.png", path), record_of("b.png", path), record_of("c.png", path)]
+    records.append(record_of("d.png", None))
+    store = RegionStore(records, grid=even_grid, preprocess=preprocess_config)
+    found = [store.categories(index) for index in range(len(records))]
+    assert found == [{"dog", "horse"}, set(), None, None]
+
+
 @pytest.mark.parametrize("size", [(120, 90), (60, 45)])
 def test_masks_are_cropped_and_flipped_like_the_picture(size: tuple[int, int]) -> None:
     """A picture that is red where the mask is: so it must be afterwards, at any size of the mask."""

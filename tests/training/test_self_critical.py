@@ -115,6 +115,24 @@ def test_reward_uses_the_document_frequencies_of_the_pictures_own_data_set(
     assert not torch.equal(together(batch), pooled(batch))
 
 
+def test_object_that_is_not_there_costs_its_penalty_each_time_it_is_named(
+    vocabulary: Vocabulary, records: list[CaptionedImage]
+) -> None:
+    """Picture 0 has captions of a dog. A cat is annotated in some cases, and in others nothing is known."""
+    sampled = [["a", "dog", "runs"], ["a", "cat"], ["a", "cat", "a", "dog", "a", "cat"], ["a", "red"]]
+    batch = make_batch(vocabulary, sampled, has_end=True)
+    plain = Reward(references_of(records), vocabulary=vocabulary)(batch)
+
+    def lost(objects: dict[str, set[str]]) -> list[float]:
+        given = Reward(references_of(records), vocabulary=vocabulary, objects=objects, object_penalty=0.3)
+        return (plain - given(batch))[0].tolist()
+
+    assert lost({"0": set()}) == pytest.approx([0, 0.3, 0.6, 0], abs=1e-6)
+    assert lost({"0": {"bus"}}) == pytest.approx([0, 0.3, 0.6, 0], abs=1e-6)
+    assert lost({"0": {"cat"}}) == pytest.approx([0, 0, 0, 0], abs=1e-6)
+    assert lost({"1": set()}) == pytest.approx([0, 0, 0, 0], abs=1e-6)
+
+
 def test_advantage_is_the_reward_minus_the_mean_of_the_other_samples() -> None:
     given = advantages(torch.tensor([[1.0, 2.0, 6.0], [3.0, 3.0, 3.0]]))
     torch.testing.assert_close(given, torch.tensor([[-3.0, -1.5, 4.5], [0.0, 0.0, 0.0]]))
