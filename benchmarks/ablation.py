@@ -72,6 +72,10 @@ def _decoder(**settings: Any) -> dict[str, dict[str, Any]]:
     return {"decoder": settings}
 
 
+def _encoder(**settings: Any) -> dict[str, dict[str, Any]]:
+    return {"encoder": settings}
+
+
 def _training(**settings: Any) -> dict[str, dict[str, Any]]:
     return {"training": settings}
 
@@ -94,6 +98,8 @@ ROWS = (
         name="fine-tuned from epoch 3",
         overrides=_training(finetune_from_epoch=3, finetune_stages=4),
     ),
+    Row(group="stage", name="-1, 9 x 9 cells of 352", overrides=_encoder(stage=-1)),
+    Row(group="stage", name="-2, 17 x 17 cells of 120", overrides=_encoder(stage=-2)),
     Row(group="objective", name="cross-entropy, 2 epochs longer", overrides=_training(epochs=EPOCHS + 2)),
     Row(
         group="objective",

@@ -119,6 +119,9 @@ class EncoderConfig(Bounded):
     """File with the backbone's weights in timm's naming; by default timm downloads its own."""
     image_size: Annotated[int, Meta(ge=32, le=4096)] = 260
     """Side of the CNN's square input in pixels; larger gives a finer grid."""
+    stage: int | None = None
+    """Stage of the CNN that gives the annotations: -1 is the last one, without layers after it; -2 is the one
+    before, mostly with twice as many rows and columns of cells; by default all layers but the classifier."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -269,6 +272,7 @@ class ModelConfig(Bounded):
 
     format_version: int
     backbone: str
+    stage: int | None = None
     preprocess: PreprocessConfig
     grid: GridConfig
     annotation_dim: Dim

@@ -24,7 +24,9 @@ def describe(folder: Path) -> Iterator[tuple[str, str]]:
     size_mb = (readable_folder(folder) / WEIGHTS).stat().st_size / 1e6
     runs_on = "with or without PyTorch" if has_graphs(folder) else "with PyTorch; not exported"
     yield "folder", f"{folder} ({size_mb:.0f} MB; runs {runs_on})"
-    yield "encoder", f"{config.backbone}, {config.preprocess.size_px} x {config.preprocess.size_px} pixels"
+    stage = "" if config.stage is None else f" up to stage {config.stage}"
+    size_px = config.preprocess.size_px
+    yield "encoder", f"{config.backbone}{stage}, {size_px} x {size_px} pixels"
     yield "grid", f"{grid.rows} x {grid.cols} cells of {config.annotation_dim:,} channels"
     attention = f"{decoder.attention} attention" if decoder.attention != "none" else "no attention"
     supervised = ", supervised by annotated objects" if grid.is_supervised else ""

@@ -104,7 +104,9 @@ def _starting_from(start: Path, preset: Recipe) -> Recipe:
         translator = read_translation_config(start)
         return replace(preset, encoder=translator.text_encoder, decoder=translator.decoder)
     config = read_config(start)
-    encoder = EncoderConfig(backbone=config.backbone, image_size=config.preprocess.size_px)
+    encoder = EncoderConfig(
+        backbone=config.backbone, stage=config.stage, image_size=config.preprocess.size_px
+    )
     return replace(preset, encoder=encoder, decoder=config.decoder)
 
 

@@ -62,11 +62,22 @@ class Encoder(nn.Module):
     fine-tuning; the statistics stay fixed even then.
     """
 
-    def __init__(self, *, backbone: str, weights: Path | None = None, is_pretrained: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        backbone: str,
+        stage: int | None = None,
+        weights: Path | None = None,
+        is_pretrained: bool = False,
+    ) -> None:
         """Build the backbone with random weights, timm's download, or the weights in a file.
 
+        With a `stage` its output is the annotations, and what comes after it is dropped
+        (`captioner.config.EncoderConfig`).
+
         Raises:
-            CaptionerError: timm has no such model, or the file does not contain its weights.
+            CaptionerError: timm has no such model, it has no such stage, or the file does not contain its
+                weights.
         """
         super().__init__()
         if not timm.is_model(backbone):
@@ -96,10 +107,23 @@ class Encoder(nn.Module):
         self.interpolation: Interpolation = prepared["interpolation"]
         self.annotation_dim: int = self.cnn.num_features
         self.num_prefix_tokens: int = getattr(self.cnn, "num_prefix_tokens", 0)
+        self._stage: int | None = None  # counted from the first one
+        if stage is not None:
+            self._end_with(stage)
         self.cnn.to(memory_format=torch.channels_last)  # twice as fast on a CPU
         self.cnn.requires_grad_(False)
         _mix_in_single_precision(self.cnn)
         self.eval()
+
+    def _end_with(self, stage: int) -> None:
+        """Drop what comes after a stage. Raises: CaptionerError."""
+        stages = getattr(self.cnn, "feature_info", ())
+        if not hasattr(self.cnn, "prune_intermediate_layers"):
+            raise CaptionerError("timm cannot divide this backbone into stages; leave the stage out")
+        if not 0 < -stage <= len(stages):
+            raise CaptionerError(f"the backbone has the stages -{len(stages)} to -1, not {stage}")
+        (self._stage,) = self.cnn.prune_intermediate_layers([len(stages) + stage], prune_norm=True)
+        self.annotation_dim = stages[stage]["num_chs"]
 
     def train(self, mode: bool = True) -> "Encoder":  # noqa: ARG002
         """Stay in evaluation mode, whatever the enclosing model does."""
@@ -135,7 +159,13 @@ class Encoder(nn.Module):
     def forward(
         self, images: Float[Tensor, "batch 3 height width"]
     ) -> Float[Tensor, "batch cells annotation"]:
-        return self._flatten(self.cnn.forward_features(images))
+        return self._flatten(self._features(images))
+
+    def _features(self, images: Float[Tensor, "batch 3 height width"]) -> Tensor:
+        if self._stage is None:
+            return self.cnn.forward_features(images)
+        (features,) = self.cnn.forward_intermediates(images, indices=[self._stage], intermediates_only=True)
+        return features
 
     def normalise(
         self, images: UInt8[Tensor, "batch height width 3"]
@@ -176,7 +206,7 @@ class Encoder(nn.Module):
 
     def grid_config(self, size_px: int) -> GridConfig:
         """Rows, columns and centres of the cells for a square input of this side."""
-        return grid_config(self.cnn, size_px, count_cells=lambda grid: self._flatten(grid).shape[1])
+        return grid_config(self, size_px)
 
     def receptive_field_std_px(
         self, images: Float[Tensor, "batch 3 size size"], grid: GridConfig
@@ -187,4 +217,4 @@ class Encoder(nn.Module):
 
 def build_encoder(config: EncoderConfig) -> Encoder:
     """The pretrained encoder that a recipe describes."""
-    return Encoder(backbone=config.backbone, weights=config.weights, is_pretrained=True)
+    return Encoder(backbone=config.backbone, stage=config.stage, weights=config.weights, is_pretrained=True)

@@ -17,8 +17,8 @@ _WITHIN_ONE_STD = 0.6827  # share of a Gaussian within one standard deviation of
 
 
 @torch.inference_mode()
-def grid_config(cnn: nn.Module, size_px: int, *, count_cells: Callable[[Tensor], int]) -> GridConfig:
-    """Rows, columns and centres of the cells for a square input, from one pass over a blank one.
+def grid_config(encoder: nn.Module, size_px: int) -> GridConfig:
+    """Rows, columns and centres of an encoder's cells for a square input, from one pass over a blank one.
 
     Each strided layer maps position o of its output to the centre of its window on the input,
     stride * o + (kernel - 1) / 2 - padding. Composed over the layers this gives the centre of a
@@ -28,14 +28,13 @@ def grid_config(cnn: nn.Module, size_px: int, *, count_cells: Callable[[Tensor],
     Raises:
         CaptionerError: the backbone does not take this size, or its grid is not square.
     """
-    with _record_strided_layers(cnn) as layers:
+    with _record_strided_layers(encoder) as layers:
         try:
-            grid = cnn.forward_features(torch.zeros(1, 3, size_px, size_px))  # type: ignore[operator]
+            num_cells = encoder(torch.zeros(1, 3, size_px, size_px)).shape[1]
         except (AssertionError, RuntimeError) as error:
             raise CaptionerError(
                 f"the backbone does not take {size_px} pixels ({error}); choose another image size"
             ) from error
-    num_cells = count_cells(grid)
     rows = math.isqrt(num_cells)
     if rows * rows != num_cells:
         raise CaptionerError(
@@ -109,7 +108,7 @@ def _first(value: Any) -> Any:
 
 
 @contextmanager
-def _record_strided_layers(cnn: nn.Module) -> Iterator[dict[int, _StridedLayer]]:
+def _record_strided_layers(encoder: nn.Module) -> Iterator[dict[int, _StridedLayer]]:
     """Collect the layers that shrink their input while the block runs, by the input's side in pixels."""
     layers: dict[int, _StridedLayer] = {}
 
@@ -121,7 +120,7 @@ def _record_strided_layers(cnn: nn.Module) -> Iterator[dict[int, _StridedLayer]]
 
     strided = [
         module
-        for module in cnn.modules()
+        for module in encoder.modules()
         if hasattr(module, "kernel_size") and _first(getattr(module, "stride", 1)) > 1
     ]
     handles = [module.register_forward_hook(record) for module in strided]

@@ -92,6 +92,7 @@ class CaptioningTask:
         self.config = ModelConfig(
             format_version=FORMAT_VERSION,
             backbone=recipe.encoder.backbone,
+            stage=recipe.encoder.stage,
             preprocess=preprocess,
             grid=replace(grid, is_supervised=is_supervised or was_supervised),
             annotation_dim=encoder.annotation_dim,

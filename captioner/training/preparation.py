@@ -57,7 +57,8 @@ def load_start(recipe: Recipe) -> CaptioningCheckpoint | None:
     if recipe.encoder.weights is not None:
         raise CaptionerError("a run that starts from a model has its weights; leave --weights out")
     start = load_checkpoint(recipe.training.start_from)
-    has_same_encoder = recipe.encoder.backbone == start.config.backbone
+    wanted, given = recipe.encoder, start.config
+    has_same_encoder = (wanted.backbone, wanted.stage) == (given.backbone, given.stage)
     check_same_architecture(recipe, start.config.decoder, has_same_encoder=has_same_encoder)
     return start
 

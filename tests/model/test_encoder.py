@@ -3,6 +3,7 @@ import pickle
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from torch import nn
 
@@ -95,24 +96,48 @@ def test_cells_are_centred_where_their_receptive_field_is(padding: int, kernel: 
 
 
 @pytest.mark.parametrize(
-    ("backbone", "size_px", "stride_px", "offset_px"),
+    ("backbone", "stage", "size_px", "stride_px", "offset_px"),
     [
         # Worked by hand. TensorFlow's SAME padding puts nothing before and one row after an even input
         # of a 3 x 3 stride 2 layer, so its windows are centred on 2 o + 1, but on 2 o for an odd input:
         # 260, 130, 65, 33, 17 gives 2 (2 (8 o)  + 1) + 1 = 32 o + 3.
-        ("tf_efficientnet_lite2", 260, 32, 3),
-        ("tf_efficientnet_lite2", 257, 32, 0),
-        ("tf_efficientnet_lite2", 288, 32, 31),
-        ("resnet18", 224, 32, 0),
-        ("convnext_atto", 224, 32, 15.5),
-        ("vgg11", 224, 32, 15.5),
+        ("tf_efficientnet_lite2", None, 260, 32, 3),
+        ("tf_efficientnet_lite2", None, 257, 32, 0),
+        ("tf_efficientnet_lite2", None, 288, 32, 31),
+        ("tf_efficientnet_lite2", -1, 288, 32, 31),
+        ("tf_efficientnet_lite2", -2, 288, 16, 15),
+        ("resnet18", None, 224, 32, 0),
+        ("resnet18", -2, 224, 16, 0),
+        ("convnext_atto", None, 224, 32, 15.5),
+        ("vgg11", None, 224, 32, 15.5),
+        ("vgg11", -2, 224, 16, 7.5),  # before the last pooling, as in the paper
     ],
 )
 def test_known_backbones_have_their_known_geometry(
-    backbone: str, size_px: int, stride_px: float, offset_px: float
+    backbone: str, stage: int | None, size_px: int, stride_px: float, offset_px: float
 ) -> None:
-    grid = Encoder(backbone=backbone).grid_config(size_px)
+    grid = Encoder(backbone=backbone, stage=stage).grid_config(size_px)
     assert (grid.stride_px, grid.offset_px) == (stride_px, offset_px)
+
+
+@pytest.mark.parametrize("backbone", ["test_efficientnet", "test_resnet"])
+@pytest.mark.parametrize("stage", [-1, -2, -5])
+def test_annotations_of_a_stage_are_the_features_that_timm_extracts(backbone: str, stage: int) -> None:
+    encoder = Encoder(backbone=backbone, stage=stage)
+    extractor = timm.create_model(backbone, features_only=True, out_indices=(5 + stage,)).eval()
+    assert not extractor.load_state_dict(encoder.cnn.state_dict(), strict=False).unexpected_keys
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        (features,) = extractor(images)
+    torch.testing.assert_close(encoder(images), features.flatten(2).transpose(1, 2))
+    assert features.shape[1] == encoder.annotation_dim
+    assert len(encoder.last_stages(1, size_px=64)) > 0
+
+
+def test_stage_that_does_not_exist_is_refused() -> None:
+    for stage in (0, 1, -6):
+        with pytest.raises(CaptionerError, match=f"the backbone has the stages -5 to -1, not {stage}"):
+            Encoder(backbone="test_efficientnet", stage=stage)
 
 
 def test_unknown_backbone_is_refused_with_similar_names() -> None:
