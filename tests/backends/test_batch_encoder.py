@@ -24,12 +24,16 @@ def images_of(size_px: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    "backbone",
-    [TINY_CNN, *(pytest.param(name, marks=pytest.mark.long) for name in SIZES_PX if name != TINY_CNN)],
+    ("backbone", "stage"),
+    [
+        (TINY_CNN, None),
+        (TINY_CNN, -2),
+        *(pytest.param(name, None, marks=pytest.mark.long) for name in SIZES_PX if name != TINY_CNN),
+    ],
 )
-def test_annotations_are_the_encoders_within_half_precision(backbone: str) -> None:
+def test_annotations_are_the_encoders_within_half_precision(backbone: str, stage: int | None) -> None:
     torch.manual_seed(0)
-    encoder, size_px = Encoder(backbone=backbone).eval(), SIZES_PX[backbone]
+    encoder, size_px = Encoder(backbone=backbone, stage=stage).eval(), SIZES_PX[backbone]
     images = images_of(size_px)
     expected = encoder.annotate(torch.tensor(images)).numpy()
     fast = fast_batch_encoder(encoder, size_px=size_px, num_pictures=1000)

@@ -138,6 +138,22 @@ def test_attention_is_supervised_where_objects_are_given(
     assert run("--resume", str(tmp_path / "moved" / "run")) == DONE
 
 
+def test_stage_of_the_cnn_is_the_models_and_that_of_runs_that_start_from_it(
+    run: Run, data: Path, tmp_path: Path
+) -> None:
+    assert run("flickr8k", "--stage", "-2", "--epochs", "1", "--finetune-from-epoch", "1") == DONE
+    first, second = tmp_path / "run" / "best", tmp_path / "second"
+    given = ("flickr8k", "--root", str(data / "flickr8k"), "--start-from", str(first), "--epochs", "1")
+    cache = ("--cache-dir", str(tmp_path / "cache"))
+    assert run_here(*given, "--out", str(second), *cache) == DONE
+    for folder in (first, second / "best"):
+        checkpoint = load_checkpoint(folder)
+        assert checkpoint.config.stage == -2
+        assert checkpoint.config.grid.rows == 4  # of 16 pixels; the CNN's own are of 32
+    refused = run_here(*given, "--out", str(tmp_path / "third"), "--stage", "-1")
+    assert "another encoder or decoder than" in refused.message
+
+
 def recipe_with(data: Path, folder: Path, **training: Any) -> str:
     """The path of the recipe of `data`, with other settings of training."""
     recipe = json.loads((data / "recipe.json").read_text())
