@@ -10,9 +10,9 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
+from captioner.cli.formats import escape_controls
 from captioner.cli.main import command_line, parse
 from captioner.cli.options import arg, checked, dataset_subcommands, flags
-from captioner.cli.output import escape_controls
 from captioner.cli.train import RecipeOverrides, ResumeFlags, RunFlags, StoredCommand, to_stored
 from captioner.errors import CaptionerError, UsageError
 from captioner.records import CaptionedImage, RecordReader, SentenceReader, SplitName

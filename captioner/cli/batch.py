@@ -9,6 +9,7 @@ import tyro
 
 from captioner.checkpoint.folder import read_config
 from captioner.cli.caption import DecodingFlags, SearchFlags
+from captioner.cli.formats import escape_controls
 from captioner.cli.options import (
     ModelFlags,
     arg,
@@ -21,7 +22,6 @@ from captioner.cli.options import (
     given,
     model_options,
 )
-from captioner.cli.output import escape_controls
 from captioner.cluster.options import Cluster, Inputs, ShardFormat
 from captioner.config import DecodingOptions
 from captioner.errors import UsageError

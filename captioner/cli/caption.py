@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from captioner.checkpoint.folder import model_digest, read_config
 from captioner.cli.figures import FigureFlags, draw_or_report, figure_writers
+from captioner.cli.formats import FORMAT_OF, OutputFormat
 from captioner.cli.options import (
     arg,
     changed,
@@ -25,7 +26,7 @@ from captioner.cli.options import (
     given,
     model_folder,
 )
-from captioner.cli.output import FORMAT_OF, CaptionWriter, Failures, OutputFormat
+from captioner.cli.output import CaptionWriter, Failures
 from captioner.cli.sidecar import SidecarWriter
 from captioner.config import DecodingOptions, ModelOptions
 from captioner.errors import ImageError, UsageError

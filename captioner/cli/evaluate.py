@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from captioner.cli.formats import escape_controls
 from captioner.cli.options import (
     SPLIT_OF,
     ModelFlags,
@@ -15,7 +16,6 @@ from captioner.cli.options import (
     installed_datasets,
     model_options,
 )
-from captioner.cli.output import escape_controls
 from captioner.errors import CaptionerError, UsageError, abbreviate
 from captioner.inference import Captioner
 from captioner.records import CaptionedImage, RecordReader

@@ -12,8 +12,8 @@ from typing import Any
 import tyro
 
 from captioner import __version__
+from captioner.cli.formats import escape_controls
 from captioner.cli.options import DATASET_PARSING, hide
-from captioner.cli.output import escape_controls
 from captioner.errors import INTERRUPTED, CaptionerError, Stopped, UsageError
 
 FAILED, USAGE = 1, 2

@@ -1,4 +1,4 @@
-"""Captions as lines of text, JSON or CSV, and reports of failures."""
+"""Files of captions, which resume, and reports of failures."""
 
 import csv
 import errno
@@ -7,53 +7,28 @@ import io
 import json
 import os
 import sys
-import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any
 
 from tqdm import tqdm
 
 from captioner.atomic import replace_text
 from captioner.caption import Caption
+from captioner.cli.formats import (
+    CSV_HEADERS,
+    OutputFormat,
+    csv_line,
+    escape_controls,
+    format_caption,
+    format_name,
+    may_start,
+    name_in,
+)
 from captioner.errors import CaptionerError
 
-OutputFormat = Literal["text", "jsonl", "csv", "exiftool"]
-
-FORMAT_OF: dict[str, OutputFormat] = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".csv": "csv"}
-"""The format of an output file by its suffix; other files are text."""
-
-_MAX_PATH_BYTES = 4096  # in Linux
 _MAX_NAME_BYTES = 200  # of an output, to leave room for what its settings file adds
-CSV_HEADERS: dict[OutputFormat, tuple[str, ...]] = {
-    "csv": ("file", "caption", "log_prob"),
-    "exiftool": ("SourceFile", "XMP-dc:Description"),
-}
-"""The columns of the formats that are CSV. exiftool writes those of the second into the pictures."""
-
-_NAMED_ESCAPES = {"\t": "\\t", "\n": "\\n", "\r": "\\r"}
-_INVISIBLE = ("Cc", "Zl", "Zp")  # Unicode categories: control characters, line and paragraph separators
-_BIDI = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # can reorder a terminal's text
-
-
-def escape_controls(text: str) -> str:
-    """Text for one line of a terminal: control characters become \\t, \\n, \\r, \\x1b and the like."""
-    return "".join(_escaped(character) if _is_control(character) else character for character in text)
-
-
-def escape_name(text: str) -> str:
-    """As `escape_controls`, with backslashes doubled, so that different names stay different."""
-    return escape_controls(text.replace("\\", "\\\\"))
-
-
-def _is_control(character: str) -> bool:
-    return unicodedata.category(character) in _INVISIBLE or character in _BIDI
-
-
-def _escaped(character: str) -> str:
-    code = ord(character)
-    return _NAMED_ESCAPES.get(character, f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}")
 
 
 class Failures:
@@ -111,7 +86,7 @@ class CaptionWriter:
 
     def __enter__(self) -> "CaptionWriter":
         if self.format in CSV_HEADERS and not (self.output and self.output.stat().st_size):
-            self._write(_csv_line(CSV_HEADERS[self.format]))
+            self._write(csv_line(CSV_HEADERS[self.format]))
         return self
 
     def is_done(self, file: str) -> bool:
@@ -185,38 +160,6 @@ def _not_ours(output: Path, reason: str) -> CaptionerError:
     return CaptionerError(f"{output} was not written by captioner ({reason}); choose another --output")
 
 
-def format_caption(caption: Caption, output_format: OutputFormat, *, with_attention: bool) -> str:
-    """A line, its end included. Text and CSV have another line for each alternative, with log-probabilities;
-    JSON has them in the same line, and only JSON can contain the attention."""
-    captions = (caption, *caption.alternatives)
-    file = format_name(caption.file, output_format)
-    if output_format == "text":
-        if not caption.alternatives:
-            return f"{file}\t{escape_controls(caption.text)}\n"
-        return "".join(f"{file}\t{escape_controls(one.text)}\t{one.log_prob:.4f}\n" for one in captions)
-    if output_format == "csv":
-        return "".join(
-            _csv_line((file, _defuse_formula(escape_controls(one.text)), f"{one.log_prob:.4f}"))
-            for one in captions
-        )
-    if output_format == "exiftool":  # text as it is to be stored, of which a picture has one
-        return _csv_line((file, escape_controls(caption.text)))
-    return json.dumps(caption.as_json(with_attention=with_attention)) + "\n"
-
-
-def format_name(file: str, output_format: OutputFormat) -> str:
-    """A picture's name as it appears in a line. exiftool must find the file by it."""
-    if output_format == "jsonl" or (output_format == "exiftool" and not {"\n", "\r"} & set(file)):
-        return file
-    return _defuse_formula(escape_name(file)) if output_format == "csv" else escape_name(file)
-
-
-def _defuse_formula(cell: str) -> str:
-    """Prefix with an apostrophe, as is usual, text that a spreadsheet would take for a formula, and text that
-    starts with an apostrophe, so that different names stay different."""
-    return f"'{cell}" if cell.startswith(("=", "+", "-", "@", "'")) else cell
-
-
 def _cut_to_whole_lines(output: Path, output_format: OutputFormat) -> frozenset[str]:
     """The names of the pictures that a file has captions of; cuts off an incomplete last line.
 
@@ -227,42 +170,17 @@ def _cut_to_whole_lines(output: Path, output_format: OutputFormat) -> frozenset[
     with output.open("r+b") as file:
         for number, line in enumerate(file):
             if not line.endswith(b"\n"):
-                if number == 0 and not _may_start(line, output_format):
+                if number == 0 and not may_start(line, output_format):
                     raise _not_ours(output, f"it is not {output_format}")
                 break
             end += len(line)
             if number == 0 and output_format in CSV_HEADERS:
-                if line != _csv_line(CSV_HEADERS[output_format]).encode():
+                if line != csv_line(CSV_HEADERS[output_format]).encode():
                     raise _not_ours(output, "its header differs")
                 continue
             try:
-                names.add(_name_in(line.decode(errors="surrogateescape"), output_format))
+                names.add(name_in(line.decode(errors="surrogateescape"), output_format))
             except (ValueError, LookupError, TypeError, RecursionError, csv.Error) as error:
                 raise _not_ours(output, f"line {number + 1} is not {output_format}") from error
         file.truncate(end)
     return frozenset(names)
-
-
-def _may_start(line: bytes, output_format: OutputFormat) -> bool:
-    """Whether an incomplete first line may be ours."""
-    if output_format == "text":
-        return len(line) < _MAX_PATH_BYTES
-    header = CSV_HEADERS.get(output_format)
-    start = b'{"file": "' if header is None else _csv_line(header).encode()
-    return line.startswith(start) or start.startswith(line)
-
-
-def _name_in(line: str, output_format: OutputFormat) -> str:
-    """Raises: ValueError, LookupError, TypeError, if the line is not ours."""
-    if output_format == "jsonl":
-        return str(json.loads(line)["file"])
-    cells = line.rstrip("\n").split("\t") if output_format == "text" else next(csv.reader([line]))
-    if len(cells) < 2:
-        raise ValueError("it has no caption")
-    return cells[0]
-
-
-def _csv_line(cells: tuple[str, ...]) -> str:
-    line = io.StringIO()
-    csv.writer(line, lineterminator="\n").writerow(cells)
-    return line.getvalue()

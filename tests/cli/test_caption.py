@@ -26,8 +26,8 @@ from PIL import Image
 from captioner.checkpoint.folder import model_digest
 from captioner.checkpoint.weights import CaptioningCheckpoint, save_checkpoint
 from captioner.cli import options
+from captioner.cli.formats import escape_name, format_caption, format_name
 from captioner.cli.main import caption_main, main
-from captioner.cli.output import escape_name, format_caption, format_name
 from captioner.config import DecodingOptions
 from captioner.inference import Captioner
 from datasets.coco import Coco

@@ -7,8 +7,9 @@ from typing import Any, get_args
 
 import pytest
 
+from captioner.cli.formats import OutputFormat
 from captioner.cli.main import main
-from captioner.cli.output import CaptionWriter, OutputFormat
+from captioner.cli.output import CaptionWriter
 from captioner.config import GridConfig, PreprocessConfig
 from captioner.errors import CaptionerError
 from captioner.evaluation.coco import CocoImage, read_coco_captions, read_results, write_results
