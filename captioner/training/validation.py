@@ -140,13 +140,15 @@ def choose_decoding(
     """The beam size and length penalty whose texts have the highest score, and the scores of all tried.
 
     The hypotheses of a search do not depend on the length penalty, which only ranks them: one search
-    per beam size serves all penalties.
+    per beam size serves all penalties. The other options stay the model's own; if it samples, all do.
     """
-    model, max_words = checkpoint.model, checkpoint.config.decoding.max_words
+    model, own = checkpoint.model, checkpoint.config.decoding
+    if own.sample:
+        return own, {}
     kept = [batch.offloaded() for batch in encoded_batches(model, dataset, num_workers=num_workers)]
     tried: dict[DecodingOptions, float] = {}
     for beam_size in BEAM_SIZES:
-        options = DecodingOptions(beam_size=beam_size, max_words=max_words)
+        options = replace(own, beam_size=beam_size)
         found: dict[str, list[Hypothesis]] = {}
         for batch in tqdm(kept, desc=f"beam {beam_size}", unit=" batches", delay=2):
             found |= batch.generate(model.decoder, options)

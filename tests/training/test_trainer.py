@@ -594,7 +594,9 @@ def test_gradient_accumulation_may_change_on_resume(make_trainer: MakeTrainer, t
 def test_tuning_keeps_the_weights_and_stores_the_decoding_options_with_the_best_score(
     make_trainer: MakeTrainer, tmp_path: Path
 ) -> None:
-    trainer = make_trainer(tmp_path, shorter(3, finetune_from_epoch=3, finetune_stages=1))
+    own = {"decoding": {"no_repeat_ngram": 2, "min_words": 2}}
+    recipe = shorter(3, finetune_from_epoch=3, finetune_stages=1).overridden(own)
+    trainer = make_trainer(tmp_path, recipe)
     tune = trainer.task.tune_decoding
     observed: list[tuple[bytes, ScoresByDataset]] = []
 
@@ -613,6 +615,10 @@ def test_tuning_keeps_the_weights_and_stores_the_decoding_options_with_the_best_
     assert loaded.metrics["dev"]["cider"] == scores.mean.cider
     assert loaded.metrics["dev"]["beam_size"] == loaded.config.decoding.beam_size
     assert loaded.metrics["dev"]["length_penalty"] == loaded.config.decoding.length_penalty
+    chosen = {"beam_size", "length_penalty"}
+    assert {name: value for name, value in vars(loaded.config.decoding).items() if name not in chosen} == {
+        name: value for name, value in vars(recipe.decoding).items() if name not in chosen
+    }
 
 
 def test_run_goes_on_longer_if_resumed_with_more_epochs(make_trainer: MakeTrainer, tmp_path: Path) -> None:
