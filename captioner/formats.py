@@ -1,8 +1,9 @@
-"""Formats of captions: lines of text, JSON or CSV."""
+"""Formats of files of captions: lines of text, JSON or CSV."""
 
 import csv
 import io
 import json
+import re
 import unicodedata
 from typing import Literal
 
@@ -35,6 +36,11 @@ def escape_name(text: str) -> str:
     return escape_controls(text.replace("\\", "\\\\"))
 
 
+def unescape_name(name: str) -> str:
+    """The reverse of `escape_name`."""
+    return re.sub(r"\\(\\|t|n|r|x[0-9a-f]{2}|u[0-9a-f]{4})", _unescaped, name)
+
+
 def _is_control(character: str) -> bool:
     return unicodedata.category(character) in _INVISIBLE or character in _BIDI
 
@@ -42,6 +48,12 @@ def _is_control(character: str) -> bool:
 def _escaped(character: str) -> str:
     code = ord(character)
     return _NAMED_ESCAPES.get(character, f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}")
+
+
+def _unescaped(match: re.Match[str]) -> str:
+    code = match[1]
+    named = {"\\": "\\", "t": "\t", "n": "\n", "r": "\r"}
+    return named.get(code) or chr(int(code[1:], 16))
 
 
 def format_caption(caption: Caption, output_format: OutputFormat, *, with_attention: bool) -> str:
@@ -55,7 +67,7 @@ def format_caption(caption: Caption, output_format: OutputFormat, *, with_attent
         return "".join(f"{file}\t{escape_controls(one.text)}\t{one.log_prob:.4f}\n" for one in captions)
     if output_format == "csv":
         return "".join(
-            csv_line((file, _defuse_formula(escape_controls(one.text)), f"{one.log_prob:.4f}"))
+            csv_line((file, defuse_formula(escape_controls(one.text)), f"{one.log_prob:.4f}"))
             for one in captions
         )
     if output_format == "exiftool":  # text as it is to be stored, of which a picture has one
@@ -67,13 +79,18 @@ def format_name(file: str, output_format: OutputFormat) -> str:
     """A picture's name as it appears in a line. exiftool must find the file by it."""
     if output_format == "jsonl" or (output_format == "exiftool" and not {"\n", "\r"} & set(file)):
         return file
-    return _defuse_formula(escape_name(file)) if output_format == "csv" else escape_name(file)
+    return defuse_formula(escape_name(file)) if output_format == "csv" else escape_name(file)
 
 
-def _defuse_formula(cell: str) -> str:
+def defuse_formula(cell: str) -> str:
     """Prefix with an apostrophe, as is usual, text that a spreadsheet would take for a formula, and text that
     starts with an apostrophe, so that different names stay different."""
     return f"'{cell}" if cell.startswith(("=", "+", "-", "@", "'")) else cell
+
+
+def undo_defusing(cell: str) -> str:
+    """The reverse of `defuse_formula`."""
+    return cell.removeprefix("'")
 
 
 def may_start(line: bytes, output_format: OutputFormat) -> bool:

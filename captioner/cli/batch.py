@@ -9,7 +9,6 @@ import tyro
 
 from captioner.checkpoint.folder import read_config
 from captioner.cli.caption import DecodingFlags, SearchFlags
-from captioner.cli.formats import escape_controls
 from captioner.cli.options import (
     ModelFlags,
     arg,
@@ -25,6 +24,7 @@ from captioner.cli.options import (
 from captioner.cluster.options import Cluster, Inputs, ShardFormat
 from captioner.config import DecodingOptions
 from captioner.errors import UsageError
+from captioner.formats import escape_controls
 
 InputFlags: Any = flags(Inputs)
 ClusterFlags: Any = flags(Cluster)

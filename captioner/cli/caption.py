@@ -14,7 +14,6 @@ from tqdm import tqdm
 
 from captioner.checkpoint.folder import model_digest, read_config
 from captioner.cli.figures import FigureFlags, draw_or_report, figure_writers
-from captioner.cli.formats import FORMAT_OF, OutputFormat
 from captioner.cli.options import (
     arg,
     changed,
@@ -31,6 +30,7 @@ from captioner.cli.sidecar import SidecarWriter
 from captioner.config import DecodingOptions, ModelOptions
 from captioner.errors import ImageError, UsageError
 from captioner.figures.style import FigureStyle
+from captioner.formats import FORMAT_OF, OutputFormat
 from captioner.images.discovery import find_pictures
 from captioner.images.formats import has_picture_suffix
 from captioner.images.reading import quieten_pillow

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from captioner.cli.formats import escape_controls
 from captioner.cli.options import (
     SPLIT_OF,
     ModelFlags,
@@ -17,6 +16,7 @@ from captioner.cli.options import (
     model_options,
 )
 from captioner.errors import CaptionerError, UsageError, abbreviate
+from captioner.formats import escape_controls
 from captioner.inference import Captioner
 from captioner.records import CaptionedImage, RecordReader
 
@@ -115,15 +115,14 @@ class EvaluateCommand:
 
     def _annotated(self, names: dict[str, str]) -> dict[str, set[str]] | None:
         """The categories of the objects in each picture, by its id, if they are given."""
-        from captioner.objects.coco_file import by_file_name
         from captioner.objects.instances import Instances
 
         if self.instances is None:
             return None
         instances = Instances(self.instances)
-        id_of = by_file_name(self.instances, ((name, image_id) for image_id, name in names.items()))
-        instances.check_listed(id_of)
-        return {image_id: instances.categories(name) for name, image_id in id_of.items()}
+        without_folders = {image_id: Path(name).name for image_id, name in names.items()}
+        instances.check_pictures(list(without_folders.values()))
+        return {image_id: instances.categories(name) for image_id, name in without_folders.items()}
 
     def _train_captions(self, evaluated: list[CaptionedImage]) -> list[str] | None:
         """The captions that the model may have copied, if they are available."""

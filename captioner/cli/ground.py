@@ -78,7 +78,7 @@ class GroundCommand:
 
         assert self.instances is not None
         instances = Instances(self.instances)
-        instances.check_listed(record.file_name for record in records)
+        instances.check_pictures([record.file_name for record in records])
         return Grounding.from_words(
             [
                 word

@@ -8,8 +8,8 @@ from typing import Annotated
 import tyro
 
 from captioner.checkpoint.description import describe
-from captioner.cli.formats import escape_controls
 from captioner.cli.options import model_folder
+from captioner.formats import escape_controls
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,9 +12,9 @@ from typing import Any
 import tyro
 
 from captioner import __version__
-from captioner.cli.formats import escape_controls
 from captioner.cli.options import DATASET_PARSING, hide
 from captioner.errors import INTERRUPTED, CaptionerError, Stopped, UsageError
+from captioner.formats import escape_controls
 
 FAILED, USAGE = 1, 2
 

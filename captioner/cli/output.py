@@ -16,7 +16,8 @@ from tqdm import tqdm
 
 from captioner.atomic import replace_text
 from captioner.caption import Caption
-from captioner.cli.formats import (
+from captioner.errors import CaptionerError
+from captioner.formats import (
     CSV_HEADERS,
     OutputFormat,
     csv_line,
@@ -26,7 +27,6 @@ from captioner.cli.formats import (
     may_start,
     name_in,
 )
-from captioner.errors import CaptionerError
 
 _MAX_NAME_BYTES = 200  # of an output, to leave room for what its settings file adds
 

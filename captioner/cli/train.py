@@ -67,7 +67,9 @@ class RecipeOverrides:
         kinds = {"training": TrainingConfig, "encoder": EncoderConfig, "decoder": DecoderConfig}
         for name, values in changes.items():
             check_flags(kinds[name], values)
-        if changes["decoder"].get("kind") == "transformer":  # it has none of the LSTM's parts
+        stated = overrides.get("decoder")
+        kind = changes["decoder"].get("kind", stated.get("kind") if isinstance(stated, dict) else None)
+        if kind == "transformer":  # it has none of the LSTM's parts
             preset = replace(preset, decoder=replace(preset.decoder, **LSTM_PARTS))
         try:
             recipe = preset.overridden(overrides)
@@ -75,6 +77,8 @@ class RecipeOverrides:
             if start is not None:
                 changes["training"]["start_from"] = start = model_folder(start)
                 recipe = _starting_from(start, preset).overridden(overrides)
+                if kind not in (None, recipe.decoder.kind):
+                    raise CaptionerError(f"{start} has the decoder {recipe.decoder.kind}, not {kind}")
         except ValueError as error:
             raise CaptionerError(f"--recipe {self.recipe}: {error}") from error
         names = [one.name for kind in (TrainingFlags, EncoderFlags, DecoderFlags) for one in fields(kind)]
