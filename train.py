@@ -10,11 +10,11 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
-from captioner.cli.formats import escape_controls
 from captioner.cli.main import command_line, parse
 from captioner.cli.options import arg, checked, dataset_subcommands, flags
 from captioner.cli.train import RecipeOverrides, ResumeFlags, RunFlags, StoredCommand, to_stored
 from captioner.errors import CaptionerError, UsageError
+from captioner.formats import escape_controls
 from captioner.records import CaptionedImage, RecordReader, SentenceReader, SplitName
 from captioner.training.options import RunOptions
 from captioner.training.recipe import PRESETS, Recipe, TrainingConfig
@@ -43,7 +43,8 @@ class TrainFlags:
     dataset: TrainingDataset
     instances: Annotated[Path | None, arg("FILE")] = None
     """COCO annotation file with objects in the training pictures, as masks or boxes: attention is drawn to
-    the object that a word names. An annotation may have a score."""
+    the object that a word names, and the setting self_critical_object_penalty lowers the reward of captions
+    that name others. An annotation may have a score."""
     run: RunFlags
     recipe: RecipeOverrides = field(default_factory=RecipeOverrides)
 

@@ -34,6 +34,8 @@ Attention = Literal["soft", "hard", "none"]
 ScoreName = Literal["additive", "dot", "general", "multihead"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 
+_WIDEST_BEAM = 1_000
+
 FORMAT_VERSION = 1
 """Version of the model folder; it grows when an older captioner could not load a folder."""
 
@@ -119,9 +121,10 @@ class EncoderConfig(Bounded):
     """File with the backbone's weights in timm's naming; by default timm downloads its own."""
     image_size: Annotated[int, Meta(ge=32, le=4096)] = 260
     """Side of the CNN's square input in pixels; larger gives a finer grid."""
-    stage: int | None = None
-    """Stage of the CNN that gives the annotations: -1 is the last one, without layers after it; -2 is the one
-    before, mostly with twice as many rows and columns of cells; by default all layers but the classifier."""
+    stage: Annotated[int, Meta(le=-1)] | None = None
+    """Stage of the CNN, as timm's feature extraction counts them, that gives the annotations: -1 is the last
+    one, without layers after it; -2 is the one before, mostly with twice as many rows and columns of cells;
+    by default all layers but the classifier."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,13 +215,13 @@ class DecodingOptions(Bounded):
     with `dataclasses.replace`.
     """
 
-    beam_size: Annotated[int, Meta(ge=1, le=1_000)] = 3
+    beam_size: Annotated[int, Meta(ge=1, le=_WIDEST_BEAM)] = 3
     """Hypotheses kept per picture; 1 is greedy search."""
     length_penalty: Annotated[float, Meta(ge=0, le=10)] = 1.0
     """Exponent p of the ranking log p(y) / length**p; 0 favours short captions."""
     max_words: NumWords = 20
     """Longest caption, in words (for a translator, in subwords)."""
-    num_captions: Annotated[int, Meta(ge=1, le=1_000)] = 1
+    num_captions: Annotated[int, Meta(ge=1, le=_WIDEST_BEAM)] = 1
     """Captions per picture, the best first."""
     min_words: NumWords = 1
     """Do not end a caption before this many words."""
@@ -256,6 +259,9 @@ class DecodingOptions(Bounded):
         is_allowed = self.diverse_groups == 1 or not (self.sample or self.must_include)
         rule = "diverse_groups must be 1 with sample or must_include"
         require(is_allowed, rule, self.diverse_groups)
+        width = self.search_width
+        rule = "beam_size must be at most 1000 when it is rounded up to whole diverse_groups"
+        require(width <= _WIDEST_BEAM, rule, width)
         is_allowed = self.diverse_groups > 1 or self.diversity == 0.5
         require(is_allowed, "diversity must be 0.5 without diverse_groups; leave it out", self.diversity)
 
@@ -272,7 +278,7 @@ class ModelConfig(Bounded):
 
     format_version: int
     backbone: str
-    stage: int | None = None
+    stage: Annotated[int, Meta(le=-1)] | None = None
     preprocess: PreprocessConfig
     grid: GridConfig
     annotation_dim: Dim

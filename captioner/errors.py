@@ -17,6 +17,11 @@ class UsageError(CaptionerError):
     """Arguments or settings that cannot be used, or not together."""
 
 
+def one_line(error: BaseException, *, most: int = 300) -> str:
+    """The message of somebody else's error, in one line of bounded length; its type if it has none."""
+    return " ".join(str(error).split())[:most] or type(error).__name__
+
+
 class ModelFolderError(CaptionerError):
     """A model folder that cannot be loaded or saved."""
 

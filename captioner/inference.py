@@ -160,7 +160,9 @@ class Captioner:
         required = []
         for word in options.must_include:
             ids = self.vocabulary.encode(word)[1:-1]
-            if len(ids) != 1 or ids[0] == UNK:
+            if len(ids) > 1:
+                raise CaptionerError(f"{word!r} is several words; give each as a required word of its own")
+            if not ids or ids[0] == UNK:
                 raise CaptionerError(
                     f"{word!r} is not in the model's vocabulary, so captions cannot include it"
                 )

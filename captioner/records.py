@@ -25,7 +25,7 @@ class CaptionedImage:
     weight: float = 1.0
     """How often the picture is seen per epoch of training, on average."""
     instances: Path | None = None
-    """COCO annotation file with the objects in the picture, for supervised attention."""
+    """COCO annotation file with the objects in the picture."""
 
     def __post_init__(self) -> None:
         reject_string(self.captions, "captions")

@@ -17,6 +17,7 @@ from captioner.backends.export import encoder_graph
 from captioner.backends.exported import Graph, encode_with
 from captioner.backends.onnx_backend import OnnxBackend
 from captioner.backends.torch_backend import annotate
+from captioner.errors import one_line
 from captioner.images.prefetch import available_cores
 from captioner.model.encoder import Encoder
 
@@ -57,8 +58,7 @@ def fast_batch_encoder(encoder: Encoder, *, size_px: int, num_pictures: int) -> 
     try:
         graph = _load_graph(encoder, size_px)
     except Exception as error:  # the exporter's have no common base
-        reason = " ".join(str(error).split())[:200]
-        _logger.info("the CNN cannot be exported (%s); torch runs it, which is slower", reason)
+        _logger.info("the CNN cannot be exported (%s); torch runs it, which is slower", one_line(error))
         return torch_batch_encoder(encoder)
     return BatchEncoder(partial(encode_with, graph), num_threads=available_cores())
 

@@ -25,7 +25,7 @@ from captioner.checkpoint.folder import (
 )
 from captioner.config import ModelConfig
 from captioner.decoding.search import StepResult
-from captioner.errors import ModelFolderError
+from captioner.errors import ModelFolderError, one_line
 from captioner.images.prefetch import available_cores
 from captioner.vocabulary import Vocabulary
 
@@ -214,8 +214,7 @@ class ExportedBackend(ABC):
 
 
 def _damaged(path: Path, error: Exception) -> ModelFolderError:
-    reason = " ".join(str(error).split())[:300]
-    return ModelFolderError(f"{path} is damaged or truncated: {reason}; export it again")
+    return ModelFolderError(f"{path} is damaged or truncated: {one_line(error)}; export it again")
 
 
 def _check_graph(folder: Path, path: Path) -> None:

@@ -72,7 +72,8 @@ def load_backend(
         raise CaptionerError(f"{exported.runtime} runs on the CPU, not on {device}; use --backend torch")
     if not has_graphs(folder):
         raise CaptionerError(
-            f"{folder} was not exported for {exported.runtime}; do so with: captioner export"
+            f"{folder} was not exported for {exported.runtime}; do so with: "
+            f"captioner export --model {folder} --out {folder}"
         )
     return exported.load(folder, config, vocabulary, threads=threads)
 

@@ -39,7 +39,7 @@ from captioner.checkpoint.folder import (
     read_metrics,
 )
 from captioner.config import ModelConfig
-from captioner.errors import CaptionerError, ModelFolderError
+from captioner.errors import CaptionerError, ModelFolderError, one_line
 
 _USE = """An image captioner with visual attention. Its CNN is {backbone}.
 
@@ -83,7 +83,7 @@ def download_model(repository: str, *, revision: str | None = None) -> Path:
             f"{constants.HF_HUB_CACHE}"
         ) from error
     except (HTTPError, OSError) as error:
-        raise ModelFolderError(f"{name}: the download failed: {_one_line(error)}") from error
+        raise ModelFolderError(f"{name}: the download failed: {one_line(error)}") from error
     return locate_model(Path(str(found)))
 
 
@@ -161,10 +161,10 @@ def _explained(repository: str) -> Iterator[None]:
         raise CaptionerError(f"{repository}: {error}") from error
     except HfHubHTTPError as error:
         hint = "; log in with: hf auth login" if error.response.status_code in _REFUSED else ""
-        raise CaptionerError(f"the Hub refuses {repository}: {_one_line(error)}{hint}") from error
+        raise CaptionerError(f"the Hub refuses {repository}: {one_line(error)}{hint}") from error
     except (HTTPError, OSError, RuntimeError) as error:
         reason = f"{constants.ENDPOINT} cannot be reached, or the upload failed"
-        raise CaptionerError(f"{reason}: {_one_line(error)}") from error
+        raise CaptionerError(f"{reason}: {one_line(error)}") from error
 
 
 def model_card(
@@ -207,7 +207,3 @@ def _results(metrics: dict[str, Any]) -> Iterator[EvalResult]:
                     metric_name=title,
                     metric_value=round(scores[metric], 2),
                 )
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -26,7 +26,7 @@ from captioner.checkpoint.folder import (
     write_checksum,
 )
 from captioner.config import ModelConfig
-from captioner.errors import CaptionerError, ModelFolderError
+from captioner.errors import CaptionerError, ModelFolderError, one_line
 from captioner.model.captioning import AttentionModel, EncoderT, make_captioning_model
 from captioner.model.encoder import Encoder
 from captioner.vocabulary import Vocabulary
@@ -125,5 +125,4 @@ def _check_match(stated: Mapping[str, torch.Tensor], weights: Mapping[str, torch
 
 
 def _mismatch(folder: Path, error: Exception) -> ModelFolderError:
-    reason = " ".join(str(error).split())[:300]
-    return ModelFolderError(f"the files of {folder} do not match one another: {reason}")
+    return ModelFolderError(f"the files of {folder} do not match one another: {one_line(error)}")

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from captioner.errors import CaptionerError, ImageError, reject_string
+from captioner.errors import CaptionerError, ImageError, one_line, reject_string
 from captioner.images.discovery import HEAD_BYTES, is_own_figure, walk_files
 from captioner.images.formats import has_picture_suffix
 from captioner.images.prefetch import batches
@@ -107,7 +107,7 @@ def _translate_errors(
     try:
         yield from pictures
     except (*_DAMAGE, CaptionerError) as error:
-        yield ImageError(location, f"cannot read the rest ({in_one_line(error)})")
+        yield ImageError(location, f"cannot read the rest ({one_line(error)})")
 
 
 def _parquet_picture(location: str, number: int, value: Any) -> ImageSource | ImageError:
@@ -134,11 +134,7 @@ def _file(location: str) -> ImageSource | ImageError:
         with system.open_input_stream(path, compression=None) as stream:
             return PictureBytes(location, stream.read())
     except (*_DAMAGE, CaptionerError) as error:
-        return ImageError(location, f"cannot fetch it ({in_one_line(error)})")
-
-
-def in_one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+        return ImageError(location, f"cannot fetch it ({one_line(error)})")
 
 
 def absolute(location: str) -> str:
@@ -153,7 +149,7 @@ def resolve_filesystem(location: str) -> tuple[fs.FileSystem, str]:
     try:
         system, path = fs.FileSystem.from_uri(location)
     except (OSError, ValueError, pa.ArrowException) as error:
-        raise CaptionerError(f"cannot open {location}: {in_one_line(error)}") from error
+        raise CaptionerError(f"cannot open {location}: {one_line(error)}") from error
     return system, path
 
 
@@ -220,7 +216,7 @@ def _files_at(given: str, *, is_recursive: bool) -> list[str]:
             return _local_files(given, is_recursive=is_recursive)
         found = system.get_file_info(fs.FileSelector(path, recursive=is_recursive))
     except (OSError, pa.ArrowException, UnicodeError) as error:
-        raise CaptionerError(f"cannot list {given}: {in_one_line(error)}") from error
+        raise CaptionerError(f"cannot list {given}: {one_line(error)}") from error
     visible = (
         file.path
         for file in found
@@ -249,7 +245,7 @@ def _row_groups(location: str, column: str | None) -> Iterator[InputShard]:
         with pq.ParquetFile(path, filesystem=system) as file:
             names, num_groups = file.schema_arrow.names, file.num_row_groups
     except (OSError, pa.ArrowException) as error:
-        raise CaptionerError(f"{location} is not a valid Parquet file: {in_one_line(error)}") from error
+        raise CaptionerError(f"{location} is not a valid Parquet file: {one_line(error)}") from error
     if column is None:
         column = next((name for name in _COLUMNS if name in names), None)
     if column is None or column not in names:

@@ -17,9 +17,9 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from captioner.atomic import folder_lock
-from captioner.cluster.inputs import InputShard, as_stored, in_one_line, resolve_filesystem
+from captioner.cluster.inputs import InputShard, as_stored, resolve_filesystem
 from captioner.cluster.options import ShardFormat
-from captioner.errors import CaptionerError
+from captioner.errors import CaptionerError, one_line
 
 ROW_SCHEMA = pa.schema(
     {
@@ -48,7 +48,7 @@ class ShardFolder:
         try:
             self.system.create_dir(self.path, recursive=True)
         except (OSError, pa.ArrowException) as error:
-            raise CaptionerError(f"cannot create {self.path}: {in_one_line(error)}") from error
+            raise CaptionerError(f"cannot create {self.path}: {one_line(error)}") from error
         others = [name for name in self._names() if not name.endswith(f".{self.format}")]
         if others:
             raise CaptionerError(
@@ -78,7 +78,7 @@ class ShardFolder:
             with self.system.open_input_stream(path) as stream:
                 before = json.loads(stream.read())
         except (OSError, pa.ArrowException, ValueError) as error:
-            raise CaptionerError(f"cannot read or write {path}: {in_one_line(error)}") from error
+            raise CaptionerError(f"cannot read or write {path}: {one_line(error)}") from error
         if not isinstance(before, dict):
             raise CaptionerError(f"{path} is damaged; choose another --output")
         changed = [name for name, value in json.loads(content).items() if before.get(name) != value]
@@ -102,7 +102,7 @@ class ShardFolder:
                         names = [json.loads(line)["file"] for line in io.BytesIO(file.read())]
             except (OSError, pa.ArrowException, ValueError, LookupError, TypeError) as error:
                 raise CaptionerError(
-                    f"{self.path}/{name} was not written by captioner ({in_one_line(error)}); "
+                    f"{self.path}/{name} was not written by captioner ({one_line(error)}); "
                     "choose another --output"
                 ) from error
             yield from names

@@ -5,7 +5,7 @@ A source is a picture to be captioned (`captioner.data.pictures`) or a sentence 
 """
 
 import signal
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
@@ -67,11 +67,6 @@ class CaptionedDataset(Protocol):
     @property
     def dataset_of(self) -> dict[str, str]:
         """The name of the data set that a source is from, by the source's id; "" if there is only one."""
-        ...
-
-    @property
-    def objects(self) -> Mapping[str, Collection[str]]:
-        """The categories of the annotated objects, by the id of each source where they are known."""
         ...
 
     @property

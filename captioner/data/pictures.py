@@ -124,15 +124,6 @@ class CaptionDataset(Dataset[CaptionItem | ImageError]):
         return self.split.dataset_of
 
     @property
-    def objects(self) -> dict[str, set[str]]:
-        if self.regions is None:
-            return {}
-        known = {
-            record.image_id: self.regions.categories(index) for index, record in enumerate(self.split.records)
-        }
-        return {image_id: categories for image_id, categories in known.items() if categories is not None}
-
-    @property
     def weights(self) -> Float[np.ndarray, " records"]:
         return self.split.weights
 

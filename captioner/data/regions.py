@@ -1,8 +1,7 @@
-"""Regions of pictures that words name, for supervised attention."""
+"""Annotated objects of training pictures: the regions that words name, and what is there at all."""
 
 import hashlib
 import logging
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from tqdm import tqdm
 
 from captioner.config import GridConfig, PreprocessConfig
 from captioner.data.batching import ItemRegions
-from captioner.errors import CaptionerError, abbreviate
+from captioner.errors import CaptionerError
 from captioner.images.geometry import cell_coverage
 from captioner.images.sources import StoredPicture
 from captioner.model.batch import CaptionBatch
@@ -123,6 +122,7 @@ class RegionStore:
             self._encoded_bounds,
             self._size,
             self._bounds,
+            self._is_listed,
         ):
             content.update(array.tobytes())
         return content.digest()
@@ -145,14 +145,8 @@ def _open_files(records: Sequence[CaptionedImage]) -> dict[Path, Instances]:
     files = {}
     for path, pictures in pictures_of.items():
         names = list(pictures.values())
-        repeated = [name for name, count in Counter(names).items() if count > 1]
-        if repeated:
-            raise CaptionerError(
-                f"objects are matched by file name, and several training pictures have the name "
-                f"{abbreviate(repeated)}; rename them, or leave {path} out"
-            )
         files[path] = Instances(path)
-        num_listed = sum(name in files[path] for name in names)
+        num_listed = files[path].check_pictures(names, may_lack_some=True)
         if not num_listed:
             raise CaptionerError(f"{path} lists none of the training pictures; see --instances")
         _logger.info("%s lists %s of %s training pictures", path, f"{num_listed:,}", f"{len(names):,}")

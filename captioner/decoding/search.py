@@ -89,10 +89,6 @@ class Hypothesis:
     alphas: Float[np.ndarray, "tokens *alphas"]
     log_prob: float
 
-    @property
-    def has_ended(self) -> bool:
-        return self.tokens[-1] == END
-
     def score(self, length_penalty: float) -> float:
         """The ranking log p(y) / length**p, with the length in tokens."""
         return self.log_prob / len(self.tokens) ** length_penalty

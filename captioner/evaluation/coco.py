@@ -8,7 +8,6 @@ import codecs
 import csv
 import io
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
@@ -16,6 +15,7 @@ from pathlib import Path, PurePath, PureWindowsPath
 from typing import Any
 
 from captioner.errors import CaptionerError, abbreviate
+from captioner.formats import undo_defusing, unescape_name
 from captioner.objects.coco_file import plain_id, read_coco_file, reading
 
 _NAMED = 10  # entries
@@ -143,7 +143,7 @@ def _entries(path: Path, text: str) -> Iterator[Any]:
             name, tab, rest = line.partition("\t")
             if not tab:
                 raise ValueError(f"expected path<TAB>caption, not {line[:60]!r}")
-            yield {"file": _unescaped(name), "caption": rest.partition("\t")[0]}
+            yield {"file": unescape_name(name), "caption": rest.partition("\t")[0]}
 
 
 def _csv_entries(text: str) -> Iterator[Any]:
@@ -165,19 +165,8 @@ def _csv_entries(text: str) -> Iterator[Any]:
             raise ValueError(f"line {reader.line_num} has another number of cells than the header")
         name, text = row[image], row[caption]
         if image == "file":  # our own, in which formulas are defused
-            name, text = _unescaped(name.removeprefix("'")), text.removeprefix("'")
+            name, text = unescape_name(undo_defusing(name)), undo_defusing(text)
         yield {"image_id" if image.lower() == "image_id" else "file": name, "caption": text}
-
-
-def _unescaped(name: str) -> str:
-    """A name as it was before caption.py escaped what a line cannot have."""
-    return re.sub(r"\\(\\|t|n|r|x[0-9a-f]{2}|u[0-9a-f]{4})", _character, name)
-
-
-def _character(match: re.Match[str]) -> str:
-    code = match[1]
-    named = {"\\": "\\", "t": "\t", "n": "\n", "r": "\r"}
-    return named.get(code) or chr(int(code[1:], 16))
 
 
 class _Names:

@@ -36,14 +36,15 @@ class Hallucination:
         }
 
 
-def categories_in(texts: Collection[str]) -> set[str]:
-    """The categories that texts name."""
-    return {mention.category for text in texts for mention in mentions(tokenize(text))}
+def named_objects(text: str) -> list[str]:
+    """The category of each object that a caption names, once for each mention."""
+    return [mention.category for mention in mentions(tokenize(text))]
 
 
-def absent_objects(text: str, present: Collection[str]) -> list[str]:
-    """The categories that a caption names and that are not in the picture, once for each mention."""
-    return [mention.category for mention in mentions(tokenize(text)) if mention.category not in present]
+def present_objects(references: Collection[str], annotated: Collection[str]) -> set[str]:
+    """The categories in a picture: as in the paper, what a reference names is there too, because annotators
+    leave objects out."""
+    return {*annotated, *(category for text in references for category in named_objects(text))}
 
 
 def find_hallucination(
@@ -53,15 +54,14 @@ def find_hallucination(
 ) -> Hallucination:
     """Compare captions with what is in their pictures; all mappings are by picture id.
 
-    `annotated` are the categories of the annotated objects. As in the paper, what a reference names is in the
-    picture too, because annotators leave objects out.
+    `annotated` are the categories of the annotated objects, of which those count that some word names.
     """
     nameable = {category for category, names in table().names.items() if names}
     num_named = num_absent = num_false = num_found = num_present = 0
     for image_id, text in captions.items():
-        present = categories_in(references[image_id]) | (set(annotated[image_id]) & nameable)
-        named = [mention.category for mention in mentions(tokenize(text))]
-        absent = absent_objects(text, present)
+        present = present_objects(references[image_id], nameable & set(annotated[image_id]))
+        named = named_objects(text)
+        absent = [category for category in named if category not in present]
         num_named, num_absent = num_named + len(named), num_absent + len(absent)
         num_false += bool(absent)
         num_found, num_present = num_found + len(present & set(named)), num_present + len(present)

@@ -42,28 +42,6 @@ def _centres_px(
     return centres * (image_px / input_px)
 
 
-def _borders_px(
-    num_cells: int, grid: GridConfig, input_px: int, image_px: int
-) -> Float[np.ndarray, " borders"]:
-    """Edges between the cells along one axis: half-way between centres, and the picture's own edges."""
-    centres = _centres_px(num_cells, grid, input_px, image_px)
-    inner = (centres[:-1] + centres[1:]) / 2
-    return np.clip(np.concatenate([[0], inner, [image_px]]), 0, image_px)
-
-
-def cell_box(
-    row: int, col: int, *, grid: GridConfig, preprocess: PreprocessConfig, image_size: tuple[int, int]
-) -> tuple[float, float, float, float]:
-    """The part of the original picture that is closer to this cell's centre than to any other's.
-
-    `image_size` is (width, height) in pixels; the box is (left, top, right, bottom) in pixels.
-    """
-    width, height = image_size
-    x = _borders_px(grid.cols, grid, preprocess.size_px, width)
-    y = _borders_px(grid.rows, grid, preprocess.size_px, height)
-    return float(x[col]), float(y[row]), float(x[col + 1]), float(y[row + 1])
-
-
 def heatmap(
     alpha: Float[np.ndarray, "rows cols"],
     *,
@@ -103,10 +81,10 @@ def cells_to_pixels(
 ) -> Float[np.ndarray, "pixels cells"]:
     """Weights of the cells for each pixel along one axis; a pixel's weights sum to one."""
     pixels = np.arange(image_px) + 0.5
-    if not is_smooth:
-        inner = _borders_px(num_cells, grid, input_px, image_px)[1:-1]
-        return np.eye(num_cells)[np.searchsorted(inner, pixels, side="right")]
     centres = _centres_px(num_cells, grid, input_px, image_px)
+    if not is_smooth:
+        borders = (centres[:-1] + centres[1:]) / 2
+        return np.eye(num_cells)[np.searchsorted(borders, pixels, side="right")]
     deviation = grid.heatmap_std_px * image_px / input_px
     exponent = -0.5 * ((pixels[:, None] - centres[None, :]) / deviation) ** 2
     weights = np.exp(exponent - exponent.max(axis=1, keepdims=True))

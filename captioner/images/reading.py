@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, JpegImagePlugin, PngImagePlugin
 
-from captioner.errors import CaptionerError, ImageError
+from captioner.errors import CaptionerError, ImageError, one_line
 from captioner.images.colour import to_srgb
 from captioner.images.formats import is_raw, plugin_for
 from captioner.images.sources import ImageSource
@@ -126,8 +126,7 @@ def translated_errors(name: str) -> Iterator[None]:
     except MemoryError:
         raise ImageError(name, "not enough memory to decode it") from None
     except _DECODING_ERRORS as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ImageError(name, f"damaged or truncated ({reason})") from None
+        raise ImageError(name, f"damaged or truncated ({one_line(error)})") from None
 
 
 def _why_missing(path: Path) -> str:

@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 from PIL import Image
 
-from captioner.errors import CaptionerError
+from captioner.errors import CaptionerError, one_line
 
 
 def file_fingerprint(path: Path) -> str:
@@ -121,7 +121,7 @@ def parquet_file(path: Path) -> Iterator[Any]:
     except FileNotFoundError:
         raise CaptionerError(f"{path} is missing") from None
     except (OSError, pa.ArrowException) as error:
-        raise CaptionerError(f"{path} is not a valid Parquet file: {' '.join(str(error).split())}") from None
+        raise CaptionerError(f"{path} is not a valid Parquet file: {one_line(error)}") from None
 
 
 @lru_cache(maxsize=4)

@@ -50,7 +50,8 @@ CaptioningModel = AttentionModel[Encoder]
 def make_captioning_model(config: ModelConfig, *, vocab_size: int) -> CaptioningModel:
     """The model that a config describes, with random weights."""
     encoder = Encoder(backbone=config.backbone, stage=config.stage)
-    encoder.mean, encoder.std = config.preprocess.mean, config.preprocess.std  # timm's may change
+    prepared = config.preprocess  # timm's may change
+    encoder.mean, encoder.std, encoder.interpolation = prepared.mean, prepared.std, prepared.interpolation
     decoder = make_decoder(config.decoder, annotation_dim=config.annotation_dim, vocab_size=vocab_size)
     return CaptioningModel(encoder=encoder, decoder=decoder)
 

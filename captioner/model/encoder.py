@@ -15,7 +15,7 @@ from timm.models import group_parameters
 from torch import Tensor, nn
 
 from captioner.config import EncoderConfig, GridConfig, Interpolation, PreprocessConfig
-from captioner.errors import CaptionerError
+from captioner.errors import CaptionerError, one_line
 from captioner.model.batch import Pictures
 from captioner.model.pretrained import require_reachable
 from captioner.model.receptive_field import grid_config, receptive_field_std_px
@@ -97,8 +97,7 @@ class Encoder(nn.Module):
             )
         except (OSError, RuntimeError, KeyError, SafetensorError) as error:
             raise CaptionerError(
-                f"cannot load weights of {backbone} from {weights or 'the hub'}: "
-                f"{' '.join(str(error).split())}"
+                f"cannot load weights of {backbone} from {weights or 'the hub'}: {one_line(error)}"
             ) from error
         if hasattr(self.cnn, "pre_logits"):
             self.cnn.pre_logits = nn.Identity()  # VGG's two wide layers before the classifier: 240 MB
@@ -119,9 +118,11 @@ class Encoder(nn.Module):
         """Drop what comes after a stage. Raises: CaptionerError."""
         stages = getattr(self.cnn, "feature_info", ())
         if not hasattr(self.cnn, "prune_intermediate_layers"):
-            raise CaptionerError("timm cannot divide this backbone into stages; leave the stage out")
+            raise CaptionerError("timm cannot divide this backbone into stages; leave --stage out")
         if not 0 < -stage <= len(stages):
-            raise CaptionerError(f"the backbone has the stages -{len(stages)} to -1, not {stage}")
+            raise CaptionerError(
+                f"the backbone has the stages -{len(stages)} to -1, not {stage}; change --stage"
+            )
         (self._stage,) = self.cnn.prune_intermediate_layers([len(stages) + stage], prune_norm=True)
         self.annotation_dim = stages[stage]["num_chs"]
 

@@ -1,7 +1,8 @@
 """Annotated objects in pictures, from files in COCO's format: masks or boxes, by people or a detector."""
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -84,13 +85,23 @@ class Instances:
     def __contains__(self, file_name: str) -> bool:
         return file_name in self._picture
 
-    def check_listed(self, file_names: Iterable[str]) -> None:
-        """Raises: CaptionerError, naming the pictures that the file does not list."""
+    def check_pictures(self, file_names: Sequence[str], *, may_lack_some: bool = False) -> int:
+        """Check that pictures can be matched with the file; returns how many of them it lists.
+
+        Raises: CaptionerError, naming the pictures that have no name of their own, or that the file lacks.
+        """
+        repeated = [name or "(none)" for name, count in Counter(file_names).items() if count > 1 or not name]
+        if repeated:
+            raise CaptionerError(
+                f"{self.path} is matched by file names without folders, and several pictures have the name "
+                f"{abbreviate(repeated)}; rename them, or leave the file out"
+            )
         missing = sorted(set(file_names) - self._picture.keys())
-        if missing:
+        if missing and not may_lack_some:
             raise CaptionerError(
                 f"{self.path} does not list {len(missing):,} pictures: {abbreviate(missing)}"
             )
+        return len(file_names) - len(missing)
 
     def categories(self, file_name: str) -> set[str]:
         """The categories of the objects in a listed picture. Raises: CaptionerError, as `instances`."""

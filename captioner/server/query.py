@@ -61,7 +61,11 @@ def changed_by(own: DecodingOptions, asked: Mapping[str, Any]) -> DecodingOption
     except ValueError as error:
         raise RefusedError(400, str(error)) from None
     if options.search_width > MOST_HYPOTHESES:
-        raise RefusedError(400, f"beam_size and num_captions may be at most {MOST_HYPOTHESES} here")
+        raise RefusedError(
+            400,
+            f"the search would keep {options.search_width} hypotheses, and may keep {MOST_HYPOTHESES} here; "
+            "lower beam_size, num_captions or diverse_groups",
+        )
     if len(options.must_include) > _MOST_REQUIRED:  # each has as many hypotheses of its own
         raise RefusedError(400, f"must_include may have at most {_MOST_REQUIRED} words here")
     return options

@@ -73,8 +73,13 @@ class CaptioningTask:
         annotated objects of train's pictures."""
         assert isinstance(recipe.encoder, EncoderConfig)
         self.recipe, self.encoder, self.vocabulary, self.start = recipe, encoder, vocabulary, start
+        self._regions = regions
+        is_supervised = regions is not None and recipe.training.attention_supervision > 0
         self.train = self._dataset(
-            train, preprocess, is_augmented=recipe.training.augmentation, regions=regions
+            train,
+            preprocess,
+            is_augmented=recipe.training.augmentation,
+            regions=regions if is_supervised else None,
         )
         self.dev = self._dataset(dev, preprocess, is_augmented=False)
         counts = Counter(self.dev.dataset_of.values())
@@ -87,7 +92,6 @@ class CaptioningTask:
                 sum(counts.values()),
                 other,
             )
-        is_supervised = regions is not None and recipe.training.attention_supervision > 0
         was_supervised = start is not None and start.config.grid.is_supervised
         self.config = ModelConfig(
             format_version=FORMAT_VERSION,
@@ -176,6 +180,15 @@ class CaptioningTask:
             regions=regions,
         )
 
+    def objects(self) -> dict[str, set[str]]:
+        if self._regions is None:
+            return {}
+        known = {
+            record.image_id: self._regions.categories(index)
+            for index, record in enumerate(self.train.split.records)
+        }
+        return {image_id: categories for image_id, categories in known.items() if categories is not None}
+
     def make_model(self) -> CaptioningModel:
         decoder = make_decoder(
             self.recipe.decoder, annotation_dim=self.encoder.annotation_dim, vocab_size=len(self.vocabulary)
@@ -185,7 +198,7 @@ class CaptioningTask:
         return CaptioningModel(encoder=self.encoder, decoder=decoder)
 
     def digest(self) -> str:
-        return data_digest(self.train.split, self.vocabulary, self.encoder, self.train.regions)
+        return data_digest(self.train.split, self.vocabulary, self.encoder, self._regions)
 
     def validate(self, model: CaptioningModel, *, num_workers: int) -> Validation:
         """Raises: captioner.errors.ImageError."""

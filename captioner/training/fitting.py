@@ -31,8 +31,8 @@ def caption_limit(lengths: Sequence[int]) -> int:
 def fit_to_captions(recipe: Recipe, captions: Iterable[str]) -> Recipe:
     """The recipe with what its training captions decide, which is logged.
 
-    `max_caption_words` is by default `caption_limit`, and captions are generated up to that length too, if
-    the recipe does not state another one.
+    `max_caption_words` is by default `caption_limit`. Captions are generated up to that length too, if it is
+    more than 20 words and the recipe does not state another limit.
     """
     words_of = [tokenize(caption) for caption in captions]
     lengths = [len(words) for words in words_of]

@@ -26,6 +26,6 @@ class RunOptions(Bounded):
     """Largest cache; pictures beyond it are decoded and encoded in every epoch; by default there is no limit,
     and 0 disables the cache."""
     workers: Annotated[int, Meta(ge=0)] | None = None
-    """Processes that load pictures; by default one per core, up to 8, and 0 if all features are cached."""
+    """Processes that load pictures; by default one per core, up to 8, and 0 if all features stay cached."""
     save_minutes: NonNegative = 10.0
     """Minutes between saves within an epoch."""

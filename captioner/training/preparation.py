@@ -6,7 +6,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from captioner.checkpoint.weights import CaptioningCheckpoint, load_checkpoint
-from captioner.config import DecoderConfig, EncoderConfig, GridConfig, PreprocessConfig
+from captioner.config import (
+    DecoderConfig,
+    EncoderConfig,
+    GridConfig,
+    PreprocessConfig,
+    TextEncoderConfig,
+)
 from captioner.data.regions import RegionStore
 from captioner.errors import CaptionerError
 from captioner.records import CaptionedImage
@@ -33,15 +39,17 @@ def load_regions(
 ) -> RegionStore | None:
     """The annotated objects of train, if they are given and wanted. Raises: CaptionerError."""
     training = recipe.training
+    is_supervised = training.attention_supervision > 0
+    is_penalised = training.self_critical_from_epoch is not None and training.self_critical_object_penalty > 0
     is_annotated = any(record.instances is not None for record in train)
-    if training.self_critical_object_penalty > 0 and not is_annotated:
+    if is_penalised and not is_annotated:
         raise CaptionerError(
-            "self_critical_object_penalty needs annotated objects: give --instances, or set it to 0"
+            "self_critical_object_penalty needs annotated objects: give --instances (for a mixture, "
+            "instances in the file of --sets), or set it to 0"
         )
-    is_wanted = training.attention_supervision > 0 or training.self_critical_object_penalty > 0
-    if not (is_annotated and is_wanted):
+    if not (is_annotated and (is_supervised or is_penalised)):
         return None
-    if recipe.decoder.attention != "soft":
+    if is_supervised and recipe.decoder.attention != "soft":
         raise CaptionerError(
             f"supervised attention needs soft attention, not {recipe.decoder.attention}; leave the "
             "instances out"
@@ -57,9 +65,8 @@ def load_start(recipe: Recipe) -> CaptioningCheckpoint | None:
     if recipe.encoder.weights is not None:
         raise CaptionerError("a run that starts from a model has its weights; leave --weights out")
     start = load_checkpoint(recipe.training.start_from)
-    wanted, given = recipe.encoder, start.config
-    has_same_encoder = (wanted.backbone, wanted.stage) == (given.backbone, given.stage)
-    check_same_architecture(recipe, start.config.decoder, has_same_encoder=has_same_encoder)
+    encoder = replace(recipe.encoder, backbone=start.config.backbone, stage=start.config.stage)
+    check_same_architecture(recipe, encoder, start.config.decoder)
     return start
 
 
@@ -80,10 +87,21 @@ def check_coverage(
     _logger.info("%s", known)
 
 
-def check_same_architecture(recipe: Recipe, decoder: DecoderConfig, *, has_same_encoder: bool) -> None:
-    """Compare a recipe with the decoder of the model that the run starts from. Raises: CaptionerError."""
-    if not has_same_encoder or replace(decoder, dropout=recipe.decoder.dropout) != recipe.decoder:
+def check_same_architecture(
+    recipe: Recipe, encoder: EncoderConfig | TextEncoderConfig, decoder: DecoderConfig
+) -> None:
+    """Compare a recipe with the encoder and decoder of the model that the run starts from.
+
+    Raises: CaptionerError, naming the settings that differ; the dropout may.
+    """
+    changed = [
+        f"{name} is {value!r} there, not {getattr(wanted, name)!r}"
+        for own, wanted in ((encoder, recipe.encoder), (decoder, recipe.decoder))
+        for name, value in vars(own).items()
+        if name != "dropout" and getattr(wanted, name, None) != value
+    ]
+    if changed:
         raise CaptionerError(
-            f"the recipe has another encoder or decoder than {recipe.training.start_from}; a run that starts "
-            "from a model can only change its dropout"
+            f"a run that starts from a model keeps its encoder and decoder, and those of "
+            f"{recipe.training.start_from} differ from the recipe: {', '.join(changed)}"
         )

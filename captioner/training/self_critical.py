@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from captioner.decoding.search import BANNED_TOKENS
 from captioner.evaluation.cider import CiderD
-from captioner.evaluation.hallucination import absent_objects, categories_in
+from captioner.evaluation.hallucination import named_objects, present_objects
 from captioner.evaluation.metrics import ptb_tokenize
 from captioner.model.batch import CaptionBatch
 from captioner.model.decoder import Decoder, DecoderOutput
@@ -102,7 +102,7 @@ class Reward:
         self._present: dict[str, set[str]] = {}
         if object_penalty:
             self._present = {
-                source: {*annotated, *categories_in(references[source])}
+                source: present_objects(references[source], annotated)
                 for source, annotated in (objects or {}).items()
             }
 
@@ -123,7 +123,8 @@ class Reward:
     def _penalty(self, source: str, text: str) -> float:
         if source not in self._present:
             return 0.0
-        return self._object_penalty * len(absent_objects(text, self._present[source]))
+        absent = [category for category in named_objects(text) if category not in self._present[source]]
+        return self._object_penalty * len(absent)
 
 
 def advantages(rewards: Float[Tensor, "batch captions"]) -> Float[Tensor, "batch captions"]:

@@ -1,6 +1,6 @@
 """Task: the training loop's interface to data, model and score."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
@@ -49,6 +49,10 @@ class Task(Protocol):
 
     @property
     def dev(self) -> CaptionedDataset: ...
+
+    def objects(self) -> Mapping[str, Collection[str]]:
+        """The categories of the annotated objects, by the id of each source of train where they are known."""
+        ...
 
     def make_model(self) -> AttentionModel[Any]:
         """The model that training starts with. Its random weights come from torch's global generator."""

@@ -74,7 +74,7 @@ class Trainer:
                 task.train.references,
                 vocabulary=task.vocabulary,
                 dataset_of=task.train.dataset_of,
-                objects=task.train.objects,
+                objects=task.objects(),
                 object_penalty=training.self_critical_object_penalty,
             )
         self.train_step = TrainStep(
@@ -107,7 +107,7 @@ class Trainer:
             while not self._is_over():
                 with explain_out_of_memory(self.progress, gradient_accumulation_steps=accumulation):
                     entry = self._train_epoch(log)
-                    self._end_epoch(entry, log)
+                self._end_epoch(entry, log)
         if self.accelerator.is_main_process:
             _logger.info("scoring the best model on dev")
             scores = self.task.tune_decoding(self.out / "best", num_workers=self.num_workers)

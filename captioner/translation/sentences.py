@@ -65,10 +65,6 @@ class SentenceDataset(Dataset[CaptionItem]):
         return {record.sentence_id: "" for record in self.records}
 
     @property
-    def objects(self) -> dict[str, set[str]]:
-        return {}
-
-    @property
     def weights(self) -> None:
         return None
 

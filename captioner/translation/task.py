@@ -118,6 +118,9 @@ class TranslationTask:
     def to_checkpoint(self, model: TranslationModel, metrics: dict[str, Any]) -> TranslationCheckpoint:
         return TranslationCheckpoint(model, self.config, self.vocabulary, metrics)
 
+    def objects(self) -> dict[str, set[str]]:
+        return {}
+
     def figures(self, model: TranslationModel) -> Iterator[Figure]:
         translator = Translator(model=model, config=self.config, vocabulary=self.vocabulary)
         for translation in translator.translate([record.sentence for record in shown(self.dev.records)]):
@@ -153,6 +156,5 @@ def _load_start(recipe: Recipe) -> TranslationCheckpoint | None:
         return None
     assert isinstance(recipe.encoder, TextEncoderConfig)
     start = load_translation_checkpoint(recipe.training.start_from)
-    encoder = replace(start.config.text_encoder, dropout=recipe.encoder.dropout)
-    check_same_architecture(recipe, start.config.decoder, has_same_encoder=encoder == recipe.encoder)
+    check_same_architecture(recipe, start.config.text_encoder, start.config.decoder)
     return start

@@ -201,7 +201,7 @@ def test_model_that_was_not_exported_reports_that_it_needs_torch(model_folder: P
 
 def test_unavailable_backend_is_refused(model_folder: Path, exported: Path) -> None:
     with pytest.raises(
-        CaptionerError, match="was not exported for onnxruntime; do so with: captioner export"
+        CaptionerError, match="was not exported for onnxruntime; do so with: captioner export --model"
     ):
         Captioner.load(model_folder, backend="onnx")
     with pytest.raises(CaptionerError, match="onnxruntime runs on the CPU, not on cuda"):

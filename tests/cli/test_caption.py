@@ -26,9 +26,9 @@ from PIL import Image
 from captioner.checkpoint.folder import model_digest
 from captioner.checkpoint.weights import CaptioningCheckpoint, save_checkpoint
 from captioner.cli import options
-from captioner.cli.formats import escape_name, format_caption, format_name
 from captioner.cli.main import caption_main, main
 from captioner.config import DecodingOptions
+from captioner.formats import escape_name, format_caption, format_name
 from captioner.inference import Captioner
 from datasets.coco import Coco
 from datasets.registry import DATASETS
@@ -597,6 +597,10 @@ def test_drawn_captions_depend_on_seed_and_picture_and_not_on_the_batch(run: Run
         (["--sample", "--must-include", "dog"], "--must-include must be empty with --sample, not ('dog',)"),
         (["--sample", "--diverse-groups", "2"], "--diverse-groups must be 1 with --sample or --must-include"),
         (["--diversity", "2"], "--diversity must be 0.5 without --diverse-groups, not 2.0; leave it out"),
+        (
+            ["--beam-size", "1000", "--diverse-groups", "3"],
+            "--beam-size must be at most 1000 when it is rounded up to whole --diverse-groups, not 1002",
+        ),
         (["--min-words", "7"], "--min-words must be in 1..6, the value of --max-words, not 7"),
         (["--must-include", "dog", "b.png"], "--must-include took b.png for a word"),
     ],
@@ -841,9 +845,10 @@ def test_help_that_most_people_need_fits_a_screen(capfd: pytest.CaptureFixture[s
 
 
 def test_word_that_the_model_does_not_know_is_named(run: Run, pictures: Path) -> None:
-    result = run(pictures, "--must-include", "zebra")
-    assert result.status == 1
-    assert "'zebra' is not in the model's vocabulary" in result.err
+    for word, said in (("zebra", "is not in the model's vocabulary"), ("a dog", "is several words")):
+        result = run(pictures, "--must-include", word)
+        assert result.status == 1
+        assert f"{word!r} {said}" in result.err
 
 
 @pytest.mark.parametrize("package", ["ray", "pyarrow"])

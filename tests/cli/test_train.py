@@ -151,7 +151,7 @@ def test_stage_of_the_cnn_is_the_models_and_that_of_runs_that_start_from_it(
         assert checkpoint.config.stage == -2
         assert checkpoint.config.grid.rows == 4  # of 16 pixels; the CNN's own are of 32
     refused = run_here(*given, "--out", str(tmp_path / "third"), "--stage", "-1")
-    assert "another encoder or decoder than" in refused.message
+    assert refused.message.endswith("differ from the recipe: stage is -2 there, not -1")
 
 
 def recipe_with(data: Path, folder: Path, **training: Any) -> str:
@@ -180,9 +180,12 @@ def test_supervision_that_is_not_possible_is_refused_in_one_line(
     assert refused == Result(
         1, "supervised attention needs soft attention, not hard; leave the instances out"
     )
-    refused = run("flickr8k", "--recipe", recipe_with(data, tmp_path, self_critical_object_penalty=1))
+    recipe = recipe_with(data, tmp_path, self_critical_object_penalty=1, self_critical_from_epoch=1)
+    refused = run("flickr8k", "--recipe", recipe)
     assert refused == Result(
-        1, "self_critical_object_penalty needs annotated objects: give --instances, or set it to 0"
+        1,
+        "self_critical_object_penalty needs annotated objects: give --instances (for a mixture, instances in "
+        "the file of --sets), or set it to 0",
     )
     refused = run("flickr8k", "--instances", str(tmp_path / "none.json"))
     assert refused.message.endswith("none.json is missing; give an annotation file with instances")
@@ -199,7 +202,7 @@ def test_run_without_annotated_objects_has_no_term_of_supervision(finished: Path
 @pytest.mark.parametrize(
     ("flags", "status", "message"),
     [
-        (("--decoder", "transformer"), 1, "has another encoder or decoder than"),
+        (("--decoder", "transformer"), 1, "run/best has the decoder lstm, not transformer"),
         (
             ("--weights", "w.safetensors"),
             1,
@@ -215,6 +218,16 @@ def test_start_that_does_not_match_is_refused_in_one_line(
     result = run_here("flickr8k", *places, "--start-from", str(finished / "best"), *flags)
     assert result.status == status
     assert message in result.message
+
+
+def test_recipe_with_a_transformer_needs_no_settings_of_the_lstm(run: Run, tmp_path: Path) -> None:
+    """The preset of multi30k has a gate of its own; what is refused here is the folder."""
+    (tmp_path / "recipe.json").write_text('{"decoder": {"kind": "transformer"}}')
+    result = run(
+        "multi30k", "--recipe", str(tmp_path / "recipe.json"), "--root", str(tmp_path / "x"), "--out", "o"
+    )
+    assert result.status == 1
+    assert "gate" not in result.message
 
 
 @pytest.mark.parametrize("flags", [("--score", "dot"), ("--decoder", "transformer")])

@@ -117,7 +117,7 @@ def test_masks_are_used_where_there_are_any(
     ("names", "message"),
     [
         (["2.png"], "lists none of the training pictures"),
-        (["a/1.png", "b/1.png"], "several training pictures have the name 1.png"),
+        (["a/1.png", "b/1.png"], "several pictures have the name 1.png"),
     ],
 )
 def test_pictures_that_cannot_be_matched_are_refused(

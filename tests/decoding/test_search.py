@@ -175,7 +175,7 @@ def test_best_unfinished_beam_is_given_where_none_has_ended(beam_size: int) -> N
     model = MockModel(end_bias=-1000.0)
     (found,) = model.search([0], DecodingOptions(beam_size=beam_size, max_words=4))
     assert len(found) == beam_size
-    assert not any(hypothesis.has_ended for hypothesis in found)
+    assert not any(hypothesis.tokens[-1] == END for hypothesis in found)
     assert all(len(hypothesis.tokens) == len(hypothesis.alphas) == 4 for hypothesis in found)
     assert found[0].log_prob == max(hypothesis.log_prob for hypothesis in found)
 
@@ -188,7 +188,7 @@ def test_caption_of_exactly_max_words_can_end() -> None:
             return log_probs, alpha
 
     (found,) = TwoWords().search([0], DecodingOptions(beam_size=2, max_words=2))
-    assert all(hypothesis.has_ended and len(hypothesis.tokens) == 3 for hypothesis in found)
+    assert all(hypothesis.tokens[-1] == END and len(hypothesis.tokens) == 3 for hypothesis in found)
 
 
 def test_special_tokens_are_never_written() -> None:
@@ -254,7 +254,7 @@ def test_required_words_are_there_in_a_narrow_beam_and_where_captions_are_cut(be
         for found in MockModel(end_bias=end_bias).search(list(range(10)), config, (4, 6)):
             assert found
             assert all({4, 6} <= set(hypothesis.tokens) for hypothesis in found)
-            assert all(hypothesis.has_ended == (end_bias > 0) for hypothesis in found)
+            assert all((hypothesis.tokens[-1] == END) == (end_bias > 0) for hypothesis in found)
 
 
 @pytest.mark.parametrize("min_words", [1, 2, 3])

@@ -7,7 +7,6 @@ from typing import Any, get_args
 
 import pytest
 
-from captioner.cli.formats import OutputFormat
 from captioner.cli.main import main
 from captioner.cli.output import CaptionWriter
 from captioner.config import GridConfig, PreprocessConfig
@@ -16,6 +15,7 @@ from captioner.evaluation.coco import CocoImage, read_coco_captions, read_result
 from captioner.evaluation.evaluate import evaluate_captions
 from captioner.evaluation.metrics import score_captions
 from captioner.evaluation.statistics import CaptionStatistics
+from captioner.formats import OutputFormat
 from captioner.objects.coco_file import plain_id
 from tests.conftest import make_caption
 from tests.datasets.test_coco import annotation_file

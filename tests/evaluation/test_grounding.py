@@ -212,7 +212,11 @@ def test_files_without_instances_say_so(tmp_path: Path) -> None:
     with pytest.raises(CaptionerError, match=r"two pictures named 1\.png, which cannot be distinguished"):
         Instances(twice)
     with pytest.raises(CaptionerError, match=r"does not list 1 pictures: b\.png"):
-        instances.check_listed(["a.png", "b.png"])
+        instances.check_pictures(["a.png", "b.png"])
+    assert instances.check_pictures(["a.png", "b.png"], may_lack_some=True) == 1
+    for names, named in ((["a.png", "a.png"], r"a\.png"), (["a.png", ""], r"\(none\)")):
+        with pytest.raises(CaptionerError, match=f"several pictures have the name {named}; rename them"):
+            instances.check_pictures(names)
 
 
 def test_attending_to_the_searched_caption_gives_its_attention(captioner: Captioner) -> None:

@@ -1,5 +1,6 @@
 import copy
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,9 +8,9 @@ import timm
 import torch
 from torch import nn
 
-from captioner.config import EncoderConfig, GridConfig
+from captioner.config import EncoderConfig, GridConfig, ModelConfig
 from captioner.errors import CaptionerError
-from captioner.model.captioning import CaptioningModel
+from captioner.model.captioning import CaptioningModel, make_captioning_model
 from captioner.model.encoder import Encoder, build_encoder
 from captioner.model.pretrained import require_reachable
 from tests.conftest import TINY_SIZE_PX
@@ -138,6 +139,14 @@ def test_stage_that_does_not_exist_is_refused() -> None:
     for stage in (0, 1, -6):
         with pytest.raises(CaptionerError, match=f"the backbone has the stages -5 to -1, not {stage}"):
             Encoder(backbone="test_efficientnet", stage=stage)
+
+
+def test_preprocessing_is_that_of_the_config_whatever_timm_has_today(model_config: ModelConfig) -> None:
+    other = replace(
+        model_config.preprocess, mean=(0.1, 0.2, 0.3), std=(1.0, 2.0, 3.0), interpolation="nearest"
+    )
+    model = make_captioning_model(replace(model_config, preprocess=other), vocab_size=9)
+    assert model.encoder.preprocess_config(other.size_px) == other != model_config.preprocess
 
 
 def test_unknown_backbone_is_refused_with_similar_names() -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from captioner.cli.formats import format_caption
+from captioner.formats import format_caption
 from captioner.inference import Captioner
 from tests.conftest import ROOT, noise_picture
 from tests.figures.browser import Opened, expected_heatmap, needs_browser
