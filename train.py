@@ -44,7 +44,7 @@ class TrainFlags:
     instances: Annotated[Path | None, arg("FILE")] = None
     """COCO annotation file with objects in the training pictures, as masks or boxes: attention is drawn to
     the object that a word names, and the setting self_critical_object_penalty lowers the reward of captions
-    that name others. An annotation may have a score."""
+    that name objects which are not in the picture. An annotation may have a score."""
     run: RunFlags
     recipe: RecipeOverrides = field(default_factory=RecipeOverrides)
 

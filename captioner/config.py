@@ -123,7 +123,7 @@ class EncoderConfig(Bounded):
     """Side of the CNN's square input in pixels; larger gives a finer grid."""
     stage: Annotated[int, Meta(le=-1)] | None = None
     """Stage of the CNN, as timm's feature extraction counts them, that gives the annotations: -1 is the last
-    one, without layers after it; -2 is the one before, mostly with twice as many rows and columns of cells;
+    one, without the layers after it; -2 is the one before, usually with twice as many rows and columns;
     by default all layers but the classifier."""
 
 
@@ -260,7 +260,7 @@ class DecodingOptions(Bounded):
         rule = "diverse_groups must be 1 with sample or must_include"
         require(is_allowed, rule, self.diverse_groups)
         width = self.search_width
-        rule = "beam_size must be at most 1000 when it is rounded up to whole diverse_groups"
+        rule = f"beam_size and num_captions, in whole diverse_groups, must be at most {_WIDEST_BEAM}"
         require(width <= _WIDEST_BEAM, rule, width)
         is_allowed = self.diverse_groups > 1 or self.diversity == 0.5
         require(is_allowed, "diversity must be 0.5 without diverse_groups; leave it out", self.diversity)

@@ -27,19 +27,11 @@ def average_models(models: Sequence[CaptioningCheckpoint], shares: Sequence[floa
         raise CaptionerError(f"shares must be at least 0 and sum to 1, not {', '.join(map(str, shares))}")
     last = models[-1]
     for number, model in enumerate(models, start=1):
-        other = [
-            name
-            for name, is_same in (
-                ("vocabulary", model.vocabulary == last.vocabulary),
-                ("architecture", _architecture(model.config) == _architecture(last.config)),
-            )
-            if not is_same
-        ]
-        if other:
-            raise CaptionerError(
-                f"model {number} has a different {other[0]} from the last; average models that were trained "
-                "from one another (train.py --start-from)"
-            )
+        advice = "average models that were trained from one another (train.py --start-from)"
+        if model.vocabulary != last.vocabulary:
+            raise CaptionerError(f"model {number} has a different vocabulary from the last; {advice}")
+        if _architecture(model.config) != _architecture(last.config):
+            raise CaptionerError(f"model {number} has a different architecture from the last; {advice}")
     states = [model.model.state_dict() for model in models]
     weights = {name: _mean([state[name] for state in states], shares) for name in states[-1]}
     last.model.load_state_dict(weights)

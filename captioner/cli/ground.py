@@ -78,7 +78,8 @@ class GroundCommand:
 
         assert self.instances is not None
         instances = Instances(self.instances)
-        instances.check_pictures([record.file_name for record in records])
+        names = {record.source: record.file_name for record in records}  # a mixture may have one twice
+        instances.check_pictures(list(names.values()))
         return Grounding.from_words(
             [
                 word

@@ -1,4 +1,4 @@
-"""Files of captions, which resume, and reports of failures."""
+"""Resumable files of captions, and reports of failures."""
 
 import csv
 import errno

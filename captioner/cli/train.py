@@ -76,9 +76,10 @@ class RecipeOverrides:
             start = changes["training"].get("start_from") or recipe.training.start_from
             if start is not None:
                 changes["training"]["start_from"] = start = model_folder(start)
-                recipe = _starting_from(start, preset).overridden(overrides)
+                recipe = _starting_from(start, preset)
                 if kind not in (None, recipe.decoder.kind):
                     raise CaptionerError(f"{start} has the decoder {recipe.decoder.kind}, not {kind}")
+                recipe = recipe.overridden(overrides)
         except ValueError as error:
             raise CaptionerError(f"--recipe {self.recipe}: {error}") from error
         names = [one.name for kind in (TrainingFlags, EncoderFlags, DecoderFlags) for one in fields(kind)]

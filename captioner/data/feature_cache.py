@@ -146,8 +146,10 @@ def cached_features(
 
 
 def weights_digest(encoder: Encoder) -> str:
-    """A digest of the CNN's weights."""
+    """A digest of the CNN's weights, and of the stage that it ends with, if that may drop none of them."""
     weights = hashlib.sha256()
+    if encoder.stage is not None:
+        weights.update(f"stage {encoder.stage}".encode())
     for name, value in encoder.cnn.state_dict().items():
         weights.update(name.encode())
         weights.update(value.cpu().numpy().tobytes())

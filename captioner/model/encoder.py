@@ -106,7 +106,7 @@ class Encoder(nn.Module):
         self.interpolation: Interpolation = prepared["interpolation"]
         self.annotation_dim: int = self.cnn.num_features
         self.num_prefix_tokens: int = getattr(self.cnn, "num_prefix_tokens", 0)
-        self._stage: int | None = None  # counted from the first one
+        self.stage = stage
         if stage is not None:
             self._end_with(stage)
         self.cnn.to(memory_format=torch.channels_last)  # twice as fast on a CPU
@@ -118,12 +118,15 @@ class Encoder(nn.Module):
         """Drop what comes after a stage. Raises: CaptionerError."""
         stages = getattr(self.cnn, "feature_info", ())
         if not hasattr(self.cnn, "prune_intermediate_layers"):
-            raise CaptionerError("timm cannot divide this backbone into stages; leave --stage out")
+            raise CaptionerError(
+                f"timm {timm.__version__} cannot divide this backbone into stages; a newer one may, or leave "
+                "--stage out"
+            )
         if not 0 < -stage <= len(stages):
             raise CaptionerError(
                 f"the backbone has the stages -{len(stages)} to -1, not {stage}; change --stage"
             )
-        (self._stage,) = self.cnn.prune_intermediate_layers([len(stages) + stage], prune_norm=True)
+        self.cnn.prune_intermediate_layers([len(stages) + stage], prune_norm=True)
         self.annotation_dim = stages[stage]["num_chs"]
 
     def train(self, mode: bool = True) -> "Encoder":  # noqa: ARG002
@@ -163,9 +166,11 @@ class Encoder(nn.Module):
         return self._flatten(self._features(images))
 
     def _features(self, images: Float[Tensor, "batch 3 height width"]) -> Tensor:
-        if self._stage is None:
+        if self.stage is None:
             return self.cnn.forward_features(images)
-        (features,) = self.cnn.forward_intermediates(images, indices=[self._stage], intermediates_only=True)
+        (features,) = self.cnn.forward_intermediates(
+            images, indices=[len(self.cnn.feature_info) + self.stage], intermediates_only=True
+        )
         return features
 
     def normalise(

@@ -90,7 +90,12 @@ class Instances:
 
         Raises: CaptionerError, naming the pictures that have no name of their own, or that the file lacks.
         """
-        repeated = [name or "(none)" for name, count in Counter(file_names).items() if count > 1 or not name]
+        if "" in file_names:
+            raise CaptionerError(
+                f"{self.path} is matched by file names, which {file_names.count('')} pictures lack; add "
+                "their file_name, or leave the file out"
+            )
+        repeated = [name for name, count in Counter(file_names).items() if count > 1]
         if repeated:
             raise CaptionerError(
                 f"{self.path} is matched by file names without folders, and several pictures have the name "

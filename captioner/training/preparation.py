@@ -45,14 +45,14 @@ def load_regions(
     if is_penalised and not is_annotated:
         raise CaptionerError(
             "self_critical_object_penalty needs annotated objects: give --instances (for a mixture, "
-            "instances in the file of --sets), or set it to 0"
+            "instances in the file of --sets), or set it to 0 in --recipe"
         )
     if not (is_annotated and (is_supervised or is_penalised)):
         return None
     if is_supervised and recipe.decoder.attention != "soft":
         raise CaptionerError(
             f"supervised attention needs soft attention, not {recipe.decoder.attention}; leave the "
-            "instances out"
+            "instances out, or set attention_supervision to 0 in --recipe"
         )
     return RegionStore(train, grid=grid, preprocess=preprocess)
 
@@ -95,13 +95,13 @@ def check_same_architecture(
     Raises: CaptionerError, naming the settings that differ; the dropout may.
     """
     changed = [
-        f"{name} is {value!r} there, not {getattr(wanted, name)!r}"
+        f"{name} is {value!r} in the model and {getattr(wanted, name)!r} in the recipe"
         for own, wanted in ((encoder, recipe.encoder), (decoder, recipe.decoder))
         for name, value in vars(own).items()
         if name != "dropout" and getattr(wanted, name, None) != value
     ]
     if changed:
         raise CaptionerError(
-            f"a run that starts from a model keeps its encoder and decoder, and those of "
-            f"{recipe.training.start_from} differ from the recipe: {', '.join(changed)}"
+            f"a run that starts from a model keeps its encoder and decoder, but the recipe differs from "
+            f"{recipe.training.start_from}: {', '.join(changed)}"
         )

@@ -47,7 +47,7 @@ class TrainingConfig(Bounded):
     """Peak learning rate of the decoder in self-critical training."""
     self_critical_object_penalty: NonNegative = 0.0
     """What a sampled caption loses for each object that it names and that is neither annotated in the picture
-    nor named by its captions, as a share of a CIDEr-D of 100; needs data with annotated objects."""
+    nor named by its captions, where 1 is a CIDEr-D of 100; needs data with annotated objects."""
     start_from: Path | None = None
     """Model folder to start from: its weights, vocabulary, encoder and decoder replace the preset's; by
     default the weights are random."""

@@ -218,7 +218,7 @@ class TrainStep:
 
 
 @contextmanager
-def explain_out_of_memory(progress: Progress, *, gradient_accumulation_steps: int) -> Iterator[None]:
+def explain_out_of_memory(progress: Progress, *, advice: str) -> Iterator[None]:
     """Turn torch's errors about full memory, of a GPU or a CPU, into advice. Raises: CaptionerError."""
     try:
         yield
@@ -227,9 +227,4 @@ def explain_out_of_memory(progress: Progress, *, gradient_accumulation_steps: in
         if not is_full:
             raise
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise CaptionerError(
-            f"out of memory at step {progress.step}; raise --gradient-accumulation-steps to "
-            f"{2 * gradient_accumulation_steps}, which gives the same result in less memory and may be "
-            "changed with --resume; or start a new run with a lower --batch-size or --image-size "
-            f"({reason})"
-        ) from error
+        raise CaptionerError(f"out of memory at step {progress.step}; {advice} ({reason})") from error

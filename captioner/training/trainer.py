@@ -96,7 +96,12 @@ class Trainer:
                 full, or the disk refuses.
             Stopped: a signal asked for it, and the run is saved.
         """
-        accumulation = self.recipe.training.gradient_accumulation_steps
+        advice = (
+            "raise --gradient-accumulation-steps to "
+            f"{2 * self.recipe.training.gradient_accumulation_steps}, which gives the same result in less "
+            "memory and may be changed with --resume; or start a new run with a lower --batch-size or "
+            "--image-size"
+        )
         with closing(
             RunLog(self.out, first_step=self.progress.step, is_on=self.accelerator.is_main_process)
         ) as log:
@@ -105,9 +110,12 @@ class Trainer:
             if self._is_over():
                 _logger.info("the run has finished; --epochs makes it longer")
             while not self._is_over():
-                with explain_out_of_memory(self.progress, gradient_accumulation_steps=accumulation):
+                with explain_out_of_memory(self.progress, advice=advice):
                     entry = self._train_epoch(log)
-                self._end_epoch(entry, log)
+                with explain_out_of_memory(
+                    self.progress, advice="dev is captioned: free memory and --resume"
+                ):
+                    self._end_epoch(entry, log)
         if self.accelerator.is_main_process:
             _logger.info("scoring the best model on dev")
             scores = self.task.tune_decoding(self.out / "best", num_workers=self.num_workers)

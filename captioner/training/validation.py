@@ -140,7 +140,7 @@ def choose_decoding(
     """The beam size and length penalty whose texts have the highest score, and the scores of all tried.
 
     The hypotheses of a search do not depend on the length penalty, which only ranks them: one search
-    per beam size serves all penalties. The other options stay the model's own; if it samples, all do.
+    per beam size serves all penalties. The other options stay the model's own, and all do if it samples.
     """
     model, own = checkpoint.model, checkpoint.config.decoding
     if own.sample:

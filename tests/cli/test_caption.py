@@ -599,7 +599,7 @@ def test_drawn_captions_depend_on_seed_and_picture_and_not_on_the_batch(run: Run
         (["--diversity", "2"], "--diversity must be 0.5 without --diverse-groups, not 2.0; leave it out"),
         (
             ["--beam-size", "1000", "--diverse-groups", "3"],
-            "--beam-size must be at most 1000 when it is rounded up to whole --diverse-groups, not 1002",
+            "--beam-size and --num-captions, in whole --diverse-groups, must be at most 1000, not 1002",
         ),
         (["--min-words", "7"], "--min-words must be in 1..6, the value of --max-words, not 7"),
         (["--must-include", "dog", "b.png"], "--must-include took b.png for a word"),

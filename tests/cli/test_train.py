@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from captioner.checkpoint.folder import SHIPPED_MODEL
 from captioner.checkpoint.weights import load_checkpoint
 from captioner.cli.main import main as captioner_main
+from captioner.cli.train import RecipeOverrides
 from captioner.training.recipe import PRESETS
 from captioner.translation.translator import Translator
 from captioner.vocabulary import Vocabulary
@@ -151,7 +152,7 @@ def test_stage_of_the_cnn_is_the_models_and_that_of_runs_that_start_from_it(
         assert checkpoint.config.stage == -2
         assert checkpoint.config.grid.rows == 4  # of 16 pixels; the CNN's own are of 32
     refused = run_here(*given, "--out", str(tmp_path / "third"), "--stage", "-1")
-    assert refused.message.endswith("differ from the recipe: stage is -2 there, not -1")
+    assert refused.message.endswith("stage is -2 in the model and -1 in the recipe")
 
 
 def recipe_with(data: Path, folder: Path, **training: Any) -> str:
@@ -178,14 +179,16 @@ def test_supervision_that_is_not_possible_is_refused_in_one_line(
     boxes = write_boxes(tmp_path / "boxes.json")
     refused = run("flickr8k", "--instances", str(boxes), "--attention", "hard")
     assert refused == Result(
-        1, "supervised attention needs soft attention, not hard; leave the instances out"
+        1,
+        "supervised attention needs soft attention, not hard; leave the instances out, or set "
+        "attention_supervision to 0 in --recipe",
     )
     recipe = recipe_with(data, tmp_path, self_critical_object_penalty=1, self_critical_from_epoch=1)
     refused = run("flickr8k", "--recipe", recipe)
     assert refused == Result(
         1,
         "self_critical_object_penalty needs annotated objects: give --instances (for a mixture, instances in "
-        "the file of --sets), or set it to 0",
+        "the file of --sets), or set it to 0 in --recipe",
     )
     refused = run("flickr8k", "--instances", str(tmp_path / "none.json"))
     assert refused.message.endswith("none.json is missing; give an annotation file with instances")
@@ -220,14 +223,20 @@ def test_start_that_does_not_match_is_refused_in_one_line(
     assert message in result.message
 
 
-def test_recipe_with_a_transformer_needs_no_settings_of_the_lstm(run: Run, tmp_path: Path) -> None:
-    """The preset of multi30k has a gate of its own; what is refused here is the folder."""
-    (tmp_path / "recipe.json").write_text('{"decoder": {"kind": "transformer"}}')
-    result = run(
-        "multi30k", "--recipe", str(tmp_path / "recipe.json"), "--root", str(tmp_path / "x"), "--out", "o"
-    )
-    assert result.status == 1
-    assert "gate" not in result.message
+def test_recipe_with_a_transformer_needs_no_settings_of_the_lstm(tmp_path: Path) -> None:
+    """The preset of multi30k has a gate that a transformer has not."""
+    path = tmp_path / "recipe.json"
+    path.write_text('{"decoder": {"kind": "transformer"}}')
+    recipe = RecipeOverrides(recipe=path).applied_to(PRESETS["multi30k"])
+    assert (recipe.decoder.kind, recipe.decoder.gate) == ("transformer", "vector")
+
+
+def test_decoder_of_a_recipe_that_the_start_does_not_have_is_refused(finished: Path, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.json"
+    path.write_text('{"decoder": {"kind": "transformer"}}')
+    places = ("--root", "x", "--out", str(tmp_path / "second"), "--start-from", str(finished / "best"))
+    refused = run_here("flickr8k", *places, "--recipe", str(path))
+    assert refused == Result(1, f"{finished / 'best'} has the decoder lstm, not transformer")
 
 
 @pytest.mark.parametrize("flags", [("--score", "dot"), ("--decoder", "transformer")])

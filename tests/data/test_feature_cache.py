@@ -4,11 +4,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from timm.models import VGG
 
 from captioner.backends import batch_encoder
 from captioner.config import PreprocessConfig
 from captioner.data import feature_cache
-from captioner.data.feature_cache import cached_features
+from captioner.data.feature_cache import cached_features, weights_digest
 from captioner.errors import CaptionerError, ImageError
 from captioner.images.geometry import Preprocess
 from captioner.images.reading import load_image
@@ -95,6 +96,14 @@ def test_cache_is_rebuilt_when_any_part_of_its_key_changes(
     noise_picture(77, 60, 60).save(records[0].source)  # the same name, another picture
     features_of(records, encoder, cache)
     assert computed == [5] * 7
+
+
+@pytest.mark.skipif(not hasattr(VGG, "prune_intermediate_layers"), reason="needs a newer timm")
+def test_stages_of_a_cnn_that_have_the_same_weights_are_told_apart() -> None:
+    """What follows VGG's last convolution has none."""
+    whole, stage = Encoder(backbone="vgg11"), Encoder(backbone="vgg11", stage=-2)
+    stage.load_state_dict(whole.state_dict())
+    assert weights_digest(stage) != weights_digest(whole)
 
 
 def suffixes_in(cache_dir: Path) -> list[str]:
