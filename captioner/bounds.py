@@ -13,6 +13,7 @@ Share = Annotated[float, Meta(ge=0, lt=1)]
 Count = Annotated[int, Meta(ge=1)]
 Dim = Annotated[int, Meta(ge=1, le=65_536)]
 Depth = Annotated[int, Meta(ge=1, le=256)]
+Stage = Annotated[int, Meta(le=-1)]
 SidePx = Annotated[int, Meta(ge=1, le=4096)]
 MOST_WORDS = 1_000
 NumWords = Annotated[int, Meta(ge=1, le=MOST_WORDS)]

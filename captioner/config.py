@@ -23,6 +23,7 @@ from captioner.bounds import (
     Seed,
     Share,
     SidePx,
+    Stage,
     require,
 )
 from captioner.errors import reject_string
@@ -121,7 +122,7 @@ class EncoderConfig(Bounded):
     """File with the backbone's weights in timm's naming; by default timm downloads its own."""
     image_size: Annotated[int, Meta(ge=32, le=4096)] = 260
     """Side of the CNN's square input in pixels; larger gives a finer grid."""
-    stage: Annotated[int, Meta(le=-1)] | None = None
+    stage: Stage | None = None
     """Stage of the CNN, as timm's feature extraction counts them, that gives the annotations: -1 is the last
     one, without the layers after it; -2 is the one before, usually with twice as many rows and columns;
     by default all layers but the classifier."""
@@ -278,7 +279,7 @@ class ModelConfig(Bounded):
 
     format_version: int
     backbone: str
-    stage: Annotated[int, Meta(le=-1)] | None = None
+    stage: Stage | None = None
     preprocess: PreprocessConfig
     grid: GridConfig
     annotation_dim: Dim

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 INTERRUPTED = 130
 """Exit status of a command that was stopped."""
 
+_MOST_CHARACTERS = 300  # of somebody else's message
+
 
 class CaptionerError(Exception):
     """A problem the user can fix: the message says what was given, what is allowed and what to do.
@@ -17,9 +19,9 @@ class UsageError(CaptionerError):
     """Arguments or settings that cannot be used, or not together."""
 
 
-def one_line(error: BaseException, *, most: int = 300) -> str:
+def one_line(error: BaseException) -> str:
     """The message of somebody else's error, in one line of bounded length; its type if it has none."""
-    return " ".join(str(error).split())[:most] or type(error).__name__
+    return " ".join(str(error).split())[:_MOST_CHARACTERS] or type(error).__name__
 
 
 class ModelFolderError(CaptionerError):

@@ -22,6 +22,7 @@ CSV_HEADERS: dict[OutputFormat, tuple[str, ...]] = {
 
 _MAX_PATH_BYTES = 4096  # in Linux
 _NAMED_ESCAPES = {"\t": "\\t", "\n": "\\n", "\r": "\\r"}
+_NAMED_CHARACTERS = {"\\\\": "\\"} | {escape: character for character, escape in _NAMED_ESCAPES.items()}
 _INVISIBLE = ("Cc", "Zl", "Zp")  # Unicode categories: control characters, line and paragraph separators
 _BIDI = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # can reorder a terminal's text
 
@@ -51,9 +52,7 @@ def _escaped(character: str) -> str:
 
 
 def _unescaped(match: re.Match[str]) -> str:
-    code = match[1]
-    named = {"\\": "\\", "t": "\t", "n": "\n", "r": "\r"}
-    return named.get(code) or chr(int(code[1:], 16))
+    return _NAMED_CHARACTERS.get(match[0]) or chr(int(match[1][1:], 16))
 
 
 def format_caption(caption: Caption, output_format: OutputFormat, *, with_attention: bool) -> str:
@@ -67,7 +66,7 @@ def format_caption(caption: Caption, output_format: OutputFormat, *, with_attent
         return "".join(f"{file}\t{escape_controls(one.text)}\t{one.log_prob:.4f}\n" for one in captions)
     if output_format == "csv":
         return "".join(
-            csv_line((file, defuse_formula(escape_controls(one.text)), f"{one.log_prob:.4f}"))
+            csv_line((file, _defuse_formula(escape_controls(one.text)), f"{one.log_prob:.4f}"))
             for one in captions
         )
     if output_format == "exiftool":  # text as it is to be stored, of which a picture has one
@@ -79,17 +78,17 @@ def format_name(file: str, output_format: OutputFormat) -> str:
     """A picture's name as it appears in a line. exiftool must find the file by it."""
     if output_format == "jsonl" or (output_format == "exiftool" and not {"\n", "\r"} & set(file)):
         return file
-    return defuse_formula(escape_name(file)) if output_format == "csv" else escape_name(file)
+    return _defuse_formula(escape_name(file)) if output_format == "csv" else escape_name(file)
 
 
-def defuse_formula(cell: str) -> str:
+def _defuse_formula(cell: str) -> str:
     """Prefix with an apostrophe, as is usual, text that a spreadsheet would take for a formula, and text that
     starts with an apostrophe, so that different names stay different."""
     return f"'{cell}" if cell.startswith(("=", "+", "-", "@", "'")) else cell
 
 
 def undo_defusing(cell: str) -> str:
-    """The reverse of `defuse_formula`."""
+    """The reverse of `_defuse_formula`."""
     return cell.removeprefix("'")
 
 

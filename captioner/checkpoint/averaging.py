@@ -26,8 +26,8 @@ def average_models(models: Sequence[CaptioningCheckpoint], shares: Sequence[floa
     if min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
         raise CaptionerError(f"shares must be at least 0 and sum to 1, not {', '.join(map(str, shares))}")
     last = models[-1]
+    advice = "average models that were trained from one another (train.py --start-from)"
     for number, model in enumerate(models, start=1):
-        advice = "average models that were trained from one another (train.py --start-from)"
         if model.vocabulary != last.vocabulary:
             raise CaptionerError(f"model {number} has a different vocabulary from the last; {advice}")
         if _architecture(model.config) != _architecture(last.config):

@@ -53,7 +53,7 @@ _REFUSED = (401, 403)
 
 
 def download_model(repository: str, *, revision: str | None = None) -> Path:
-    """The folder in the Hub's cache with a model, which is downloaded if it is not there.
+    """The folder in the Hub's cache with a model, downloaded if it is missing.
 
     Raises:
         ModelFolderError: there is no such repository or revision, or it is not a captioner model; or the Hub

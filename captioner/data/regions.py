@@ -65,12 +65,11 @@ class RegionStore:
         names: dict[str, int] = {}
         categories, scores, encoded, sizes, bounds, listed = [], [], [], [], [0], []
         for record in tqdm(records, desc="annotated objects", unit=" pictures", delay=2):
-            found: list[Instance] = []
-            is_listed = record.instances is not None and record.file_name in files[record.instances]
-            if record.instances is not None and is_listed:
+            found: list[Instance] | None = None
+            if record.instances is not None and record.file_name in files[record.instances]:
                 found = files[record.instances].instances(record.file_name)
-            listed.append(is_listed)
-            for instance in found:
+            listed.append(found is not None)
+            for instance in found or ():
                 categories.append(names.setdefault(instance.category, len(names)))
                 scores.append(instance.score)
                 encoded.append(np.frombuffer(instance.encoded_mask["counts"], np.uint8))

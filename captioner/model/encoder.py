@@ -168,6 +168,7 @@ class Encoder(nn.Module):
     def _features(self, images: Float[Tensor, "batch 3 height width"]) -> Tensor:
         if self.stage is None:
             return self.cnn.forward_features(images)
+        # Counted from the first: without its last blocks, a transformer counts back from another end.
         (features,) = self.cnn.forward_intermediates(
             images, indices=[len(self.cnn.feature_info) + self.stage], intermediates_only=True
         )

@@ -98,7 +98,7 @@ def check_same_architecture(
         f"{name} is {value!r} in the model and {getattr(wanted, name)!r} in the recipe"
         for own, wanted in ((encoder, recipe.encoder), (decoder, recipe.decoder))
         for name, value in vars(own).items()
-        if name != "dropout" and getattr(wanted, name, None) != value
+        if name != "dropout" and getattr(wanted, name) != value
     ]
     if changed:
         raise CaptionerError(

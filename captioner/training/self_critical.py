@@ -99,12 +99,10 @@ class Reward:
             for dataset in set(self._dataset_of.values())
         }
         self._object_penalty = object_penalty
-        self._present: dict[str, set[str]] = {}
-        if object_penalty:
-            self._present = {
-                source: present_objects(references[source], annotated)
-                for source, annotated in (objects or {}).items()
-            }
+        self._present = {
+            source: present_objects(references[source], annotated)
+            for source, annotated in (objects or {}).items()
+        }
 
     def __call__(self, batch: CaptionBatch) -> Float[Tensor, "batch captions"]:
         """The rewards of a batch's captions."""

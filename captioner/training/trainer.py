@@ -74,7 +74,7 @@ class Trainer:
                 task.train.references,
                 vocabulary=task.vocabulary,
                 dataset_of=task.train.dataset_of,
-                objects=task.objects(),
+                objects=task.objects() if training.self_critical_object_penalty else None,
                 object_penalty=training.self_critical_object_penalty,
             )
         self.train_step = TrainStep(
@@ -113,7 +113,7 @@ class Trainer:
                 with explain_out_of_memory(self.progress, advice=advice):
                     entry = self._train_epoch(log)
                 with explain_out_of_memory(
-                    self.progress, advice="dev is captioned: free memory and --resume"
+                    self.progress, advice="captioning dev needs more: free some, then use --resume"
                 ):
                     self._end_epoch(entry, log)
         if self.accelerator.is_main_process:

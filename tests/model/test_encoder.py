@@ -140,6 +140,16 @@ def test_annotations_of_a_stage_are_the_features_that_timm_extracts(backbone: st
     assert len(encoder.last_stages(1, size_px=64)) > 0
 
 
+def test_stage_of_a_transformer_is_the_one_counted_before_its_last_blocks_are_dropped() -> None:
+    encoder = Encoder(backbone="test_vit", stage=-2)
+    whole = timm.create_model("test_vit", num_classes=0).eval()
+    assert not whole.load_state_dict(encoder.cnn.state_dict(), strict=False).unexpected_keys
+    images = torch.randn(1, 3, 160, 160)
+    with torch.no_grad():
+        *_, features, _ = whole.forward_intermediates(images, intermediates_only=True)
+    torch.testing.assert_close(encoder(images), features.flatten(2).transpose(1, 2))
+
+
 def test_stage_that_does_not_exist_is_refused() -> None:
     for stage in (0, 1, -6):
         with pytest.raises(CaptionerError, match=f"the backbone has the stages -5 to -1, not {stage}"):
