@@ -103,7 +103,8 @@ def load_opened(image: Image.Image) -> Image.Image:
     with translated_errors(name):
         if not math.prod(image.size):
             raise ImageError(name, "it has no pixels")
-        return upright_rgb(image)
+        upright = upright_rgb(image)
+        return upright.copy() if upright is image else upright  # which is the caller's to change
 
 
 @contextmanager
@@ -182,7 +183,8 @@ def _shrunk(image: Image.Image, enough_px: int | None) -> Image.Image:
 def upright_rgb(image: Image.Image, *, enough_px: int | None = None) -> Image.Image:
     """Convert a picture of any Pillow mode to RGB in sRGB, and apply its EXIF orientation.
 
-    A very large one is shrunk first, to sides at least twice `enough_px` long.
+    A very large one is shrunk first, to sides at least twice `enough_px` long. The result may be the picture
+    itself.
     """
     image.load()  # after which a TIFF is upright already
     transposition = _UPRIGHT_BY.get(_orientation(image))
@@ -198,7 +200,7 @@ def upright_rgb(image: Image.Image, *, enough_px: int | None = None) -> Image.Im
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, _WHITE), image)
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
 
 
 def _orientation(image: Image.Image) -> int:

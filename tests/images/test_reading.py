@@ -419,6 +419,13 @@ def test_malformed_exif_data_are_ignored(tmp_path: Path) -> None:
     assert load_image(path).size == noise_picture(0).size
 
 
+def test_opened_picture_is_not_the_callers_own() -> None:
+    opened = noise_picture(0)
+    assert opened.mode == "RGB"
+    load_opened(opened).paste("black", (0, 0, *opened.size))
+    np.testing.assert_array_equal(opened, noise_picture(0))
+
+
 def test_opened_pictures_have_the_same_errors(tmp_path: Path) -> None:
     path = save(noise_picture(0), tmp_path / "p.png")
     path.write_bytes(path.read_bytes()[:-40])
