@@ -207,27 +207,30 @@ def search(
     pictures = np.arange(num_pictures)  # those that are still searched
     log_probs = np.tile(strategy.first(), (num_pictures, 1))
     tokens = np.full((*log_probs.shape, 1), START)
-    alphas: np.ndarray | None = None
+    attention: list[np.ndarray] = []  # of each step, a row for each hypothesis
+    rows = np.zeros((*log_probs.shape, 0), dtype=int)  # of a hypothesis in each of them
 
     for num_words in range(options.max_words + 1):
         if not len(pictures):
             break
         read = tokens if num_words else tokens[:, :1]
-        words, next_log_probs, alpha, state = _step(model, read, state, strategy, options)
+        words, next_log_probs, alphas, state = _step(model, read, state, strategy, options)
+        attention.append(alphas.reshape(-1, *alphas.shape[2:]))
+        row = np.arange(len(attention[-1])).reshape(alphas.shape[:2])
         if not num_words:
-            words, next_log_probs, alpha = (
-                np.repeat(array, num_groups * group_size, axis=1) for array in (words, next_log_probs, alpha)
+            words, next_log_probs, row = (
+                np.repeat(array, num_groups * group_size, axis=1) for array in (words, next_log_probs, row)
             )
         totals = log_probs[:, :, None] + next_log_probs
-        used = alpha[:, :, None] if alphas is None else np.concatenate([alphas, alpha[:, :, None]], axis=2)
+        used = np.concatenate([rows, row[:, :, None]], axis=2)
         found = strategy.candidates(SearchStep(words, totals, tokens, pictures))
 
         is_end = (found.words == END) & np.isfinite(found.log_probs)
-        for row, group, index in np.argwhere(is_end[:, :, :group_size]):
-            parent, total = found.parents[row, group, index], found.log_probs[row, group, index]
-            caption = _hypothesis([*tokens[row, parent, 1:], END], used[row, parent], total)
-            ended[pictures[row]].append((int(group), caption))
-            num_ended[pictures[row], group] += 1
+        for at, group, index in np.argwhere(is_end[:, :, :group_size]):
+            parent, total = found.parents[at, group, index], found.log_probs[at, group, index]
+            caption = _hypothesis([*tokens[at, parent, 1:], END], attention, used[at, parent], total)
+            ended[pictures[at]].append((int(group), caption))
+            num_ended[pictures[at], group] += 1
         if num_words == options.max_words:
             break
 
@@ -238,15 +241,14 @@ def search(
         pictures, log_probs, parents, words = pictures[kept], log_probs[kept], parents[kept], words[kept]
         tokens = np.take_along_axis(tokens[kept], parents[:, :, None], axis=1)
         tokens = np.concatenate([tokens, words[:, :, None]], axis=2)
-        alphas = used[kept[:, None], parents]
+        rows = np.take_along_axis(used[kept], parents[:, :, None], axis=1)
         state = state.select(kept, parents if num_words else np.zeros_like(parents))
 
-    if alphas is not None:
-        for row, beam in np.argwhere(np.isfinite(log_probs)):
-            group = int(beam) // group_size
-            if strategy.allows_truncated(group) and not num_ended[pictures[row], group]:
-                caption = _hypothesis(tokens[row, beam, 1:], alphas[row, beam], log_probs[row, beam])
-                cut[pictures[row]].append((group, caption))
+    for at, beam in np.argwhere(np.isfinite(log_probs)):
+        group = int(beam) // group_size
+        if strategy.allows_truncated(group) and not num_ended[pictures[at], group]:
+            caption = _hypothesis(tokens[at, beam, 1:], attention, rows[at, beam], log_probs[at, beam])
+            cut[pictures[at]].append((group, caption))
     return list(zip(ended, cut, strict=True))
 
 
@@ -282,6 +284,10 @@ def _forbidden(tokens: Tokens, options: DecodingOptions) -> Int[np.ndarray, "pic
 
 
 def _hypothesis(
-    tokens: "list[int | np.integer] | Int[np.ndarray, ' tokens']", alphas: np.ndarray, log_prob: float
+    tokens: "list[int | np.integer] | Int[np.ndarray, ' tokens']",
+    attention: Sequence[np.ndarray],
+    rows: Int[np.ndarray, " steps"],
+    log_prob: float,
 ) -> Hypothesis:
+    alphas = np.stack([attention[step][row] for step, row in enumerate(rows)])
     return Hypothesis(tokens=tuple(int(token) for token in tokens), alphas=alphas, log_prob=float(log_prob))
