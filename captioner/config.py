@@ -152,7 +152,8 @@ class DecoderConfig(Bounded):
 
     kind: DecoderKind = "lstm"
     """LSTM, or transformer. A transformer's attention is soft and multi-head, set by num_heads and
-    num_layers; only the LSTM has the settings from attention to output, embedding_dim and attention_dim."""
+    num_layers; only the LSTM has the settings from attention to output, embedding_dim, attention_dim and
+    rank."""
     attention: Attention = "soft"
     """Attend to a weighted mean of the cells, to one sampled cell, or always to the plain mean."""
     score: ScoreName = "additive"
@@ -170,6 +171,9 @@ class DecoderConfig(Bounded):
     """Size n of the LSTM's hidden and cell state, or the transformer's width."""
     attention_dim: Dim = 192
     """Size of the space in which annotations and hidden state are compared, over all heads."""
+    rank: Dim | None = None
+    """Rank of the LSTM's matrix and of the output layer's, which are then products of two smaller ones; by
+    default full."""
     num_heads: Depth = 8
     """Heads of multi-head attention."""
     num_layers: Depth = 3
@@ -204,6 +208,7 @@ LSTM_PARTS: dict[str, Any] = {
     "attend": "before_lstm",
     "gate": "vector",
     "output": "deep",
+    "rank": None,
 }
 """Settings that a transformer does not have, and their defaults."""
 

@@ -27,6 +27,7 @@ from captioner.model.batch import CaptionBatch
 from captioner.model.captioning import CaptioningModel, make_decoder
 from captioner.model.decoder import Decoder
 from captioner.model.encoder import Encoder
+from captioner.model.low_rank import LowRankLinear
 from captioner.model.lstm import LSTMDecoder
 from captioner.vocabulary import END, SPECIAL_TOKENS, Vocabulary
 
@@ -34,7 +35,7 @@ ROOT = Path(__file__).parent.parent
 TINY_CNN = "test_efficientnet"
 TINY_SIZE_PX = 64
 SMALL_DECODER = DecoderConfig(embedding_dim=12, hidden_dim=16, attention_dim=8, dropout=0.0, num_heads=2)
-DECODER_CHANGES: dict[str, dict[str, str]] = {
+DECODER_CHANGES: dict[str, dict[str, Any]] = {
     "the default": {},
     "hard": {"attention": "hard"},
     "no attention": {"attention": "none"},
@@ -45,6 +46,7 @@ DECODER_CHANGES: dict[str, dict[str, str]] = {
     "no gate": {"gate": "none"},
     "scalar gate": {"gate": "scalar"},
     "plain output": {"output": "plain"},
+    "low rank": {"rank": 4},
     "transformer": {"kind": "transformer"},
 }
 """Every kind of decoder, by what differs from the default."""
@@ -72,6 +74,14 @@ def any_decoder(request: pytest.FixtureRequest, vocabulary: Vocabulary) -> Decod
     torch.manual_seed(1)
     config = replace(SMALL_DECODER, **DECODER_CHANGES[request.param])
     return make_decoder(config, annotation_dim=10, vocab_size=len(vocabulary)).eval()
+
+
+@torch.no_grad()
+def make_captions_differ(decoder: Decoder[Any]) -> None:
+    """Let a decoder with random weights depend less on the word before and more on the rest."""
+    decoder.embedding.weight.mul_(0.1)
+    output = decoder.output
+    (output.outer if isinstance(output, LowRankLinear) else output).weight.mul_(12)
 
 
 @pytest.fixture

@@ -38,7 +38,7 @@ _KEPT_BY_A_RUN = ("cache_dir", "cache_limit_gb", "workers", "save_minutes")
 TrainingFlags: Any = flags(TrainingConfig, _TRAINING, override=_RECIPES)
 EncoderFlags: Any = flags(EncoderConfig, override=_RECIPES)
 DecoderFlags: Any = flags(
-    DecoderConfig, ("kind", "attention", "score"), override=_RECIPES, rename={"kind": "decoder"}
+    DecoderConfig, ("kind", "attention", "score", "rank"), override=_RECIPES, rename={"kind": "decoder"}
 )
 _BEFORE = "as when the run was started"
 ChangeableFlags: Any = flags(TrainingConfig, ("gradient_accumulation_steps", "epochs"), override=_BEFORE)

@@ -17,6 +17,7 @@ from captioner.model.attention import (
     mask_padding,
 )
 from captioner.model.decoder import Decoder, Memory, StepOutput, mean_annotation
+from captioner.model.low_rank import linear, reduced
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,8 @@ class LSTMDecoder(Decoder[LSTMState]):
 
     The gate beta_t is a scalar as in the paper, or a vector with a value for each channel, or absent.
     Differs from the paper in that the annotations are layer-normalised first, so that backbones of any
-    scale train alike, and in that h_0 and c_0 have one layer.
+    scale train alike, and in that h_0 and c_0 have one layer. With a `rank` the LSTM's matrix and L_o are
+    products of two.
     """
 
     def __init__(self, *, config: DecoderConfig, annotation_dim: int, vocab_size: int) -> None:
@@ -63,15 +65,23 @@ class LSTMDecoder(Decoder[LSTMState]):
             self.gate = nn.Linear(hidden_dim, 1 if config.gate == "scalar" else context_dim)
         self.initial_hidden = nn.Linear(annotation_dim, hidden_dim)
         self.initial_cell = nn.Linear(annotation_dim, hidden_dim)
-        self.lstm = nn.Linear(embedding_dim + context_dim + hidden_dim, 4 * hidden_dim)
+        self.lstm = linear(embedding_dim + context_dim + hidden_dim, 4 * hidden_dim, rank=config.rank)
         if config.output == "deep":
             self.hidden_readout = nn.Linear(hidden_dim, embedding_dim)
             self.context_readout = nn.Linear(context_dim, embedding_dim, bias=False)
-        self.output = nn.Linear(embedding_dim if config.output == "deep" else hidden_dim, vocab_size)
+        readout_dim = embedding_dim if config.output == "deep" else hidden_dim
+        self.output = linear(readout_dim, vocab_size, rank=config.rank)
         self.dropout = nn.Dropout(config.dropout)
         with torch.no_grad():
             # Start with an open forget gate, so that the cell remembers (Jozefowicz et al. 2015).
             self.lstm.bias[hidden_dim : 2 * hidden_dim] = 1.0
+
+    def reduce_rank(self, rank: int) -> None:
+        """Replace the matrices of full rank by the closest of this one."""
+        assert isinstance(self.lstm, nn.Linear)
+        assert isinstance(self.output, nn.Linear)
+        self.lstm, self.output = reduced(self.lstm, rank=rank), reduced(self.output, rank=rank)
+        self.config = replace(self.config, rank=rank)
 
     def prepare_memory(
         self,

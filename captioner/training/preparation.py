@@ -5,7 +5,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
-from captioner.checkpoint.weights import CaptioningCheckpoint, load_checkpoint
+from captioner.checkpoint.folder import Config
+from captioner.checkpoint.weights import CaptioningCheckpoint, Checkpoint, load_checkpoint
 from captioner.config import (
     DecoderConfig,
     EncoderConfig,
@@ -15,6 +16,8 @@ from captioner.config import (
 )
 from captioner.data.regions import RegionStore
 from captioner.errors import CaptionerError
+from captioner.model.captioning import EncoderT
+from captioner.model.lstm import LSTMDecoder
 from captioner.records import CaptionedImage
 from captioner.training.fitting import LEAST_COVERAGE, coverage
 from captioner.training.recipe import Recipe
@@ -64,10 +67,20 @@ def load_start(recipe: Recipe) -> CaptioningCheckpoint | None:
     assert isinstance(recipe.encoder, EncoderConfig)
     if recipe.encoder.weights is not None:
         raise CaptionerError("a run that starts from a model has its weights; leave --weights out")
-    start = load_checkpoint(recipe.training.start_from)
+    start = reduce_rank(load_checkpoint(recipe.training.start_from), recipe.decoder.rank)
     encoder = replace(recipe.encoder, backbone=start.config.backbone, stage=start.config.stage)
     check_same_architecture(recipe, encoder, start.config.decoder)
     return start
+
+
+def reduce_rank(start: Checkpoint[EncoderT, Config], rank: int | None) -> Checkpoint[EncoderT, Config]:
+    """The model that a run starts from, at the rank that the recipe asks for, if its own is full."""
+    decoder = start.model.decoder
+    if rank is None or start.config.decoder.rank is not None or not isinstance(decoder, LSTMDecoder):
+        return start
+    decoder.reduce_rank(rank)
+    _logger.info("reducing the decoder's matrices to rank %d", rank)
+    return replace(start, config=replace(start.config, decoder=decoder.config))
 
 
 def check_coverage(

@@ -15,7 +15,7 @@ from captioner.checkpoint.weights import save_checkpoint
 from captioner.config import FORMAT_VERSION, TextEncoderConfig, TranslationConfig
 from captioner.errors import CaptionerError
 from captioner.records import TranslatedSentence
-from captioner.training.preparation import check_same_architecture
+from captioner.training.preparation import check_same_architecture, reduce_rank
 from captioner.training.recipe import Recipe
 from captioner.training.task import Validation, shown
 from captioner.training.validation import choose_decoding, dev_entry, validate
@@ -155,6 +155,6 @@ def _load_start(recipe: Recipe) -> TranslationCheckpoint | None:
     if recipe.training.start_from is None:
         return None
     assert isinstance(recipe.encoder, TextEncoderConfig)
-    start = load_translation_checkpoint(recipe.training.start_from)
+    start = reduce_rank(load_translation_checkpoint(recipe.training.start_from), recipe.decoder.rank)
     check_same_architecture(recipe, start.config.text_encoder, start.config.decoder)
     return start

@@ -30,7 +30,7 @@ from captioner.model.captioning import CaptioningModel, make_decoder
 from captioner.model.encoder import Encoder
 from captioner.vocabulary import Vocabulary
 from tests.backends.exports import export_once
-from tests.conftest import DECODER_CHANGES, ROOT, SMALL_DECODER, noise_picture
+from tests.conftest import DECODER_CHANGES, ROOT, SMALL_DECODER, make_captions_differ, noise_picture
 
 OPTIONS = DecodingOptions(beam_size=4, max_words=5)
 
@@ -43,7 +43,7 @@ def exported(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 @pytest.mark.parametrize(
     "kind",
     [
-        "multihead",
+        *("multihead", "low rank"),
         *(
             pytest.param(kind, marks=pytest.mark.long)
             for kind in ("the default", "no attention", "dot", "hard", "transformer")
@@ -62,9 +62,7 @@ def test_search_and_teacher_forcing_are_those_of_torch(
     torch.manual_seed(1)
     config = replace(model_config, decoder=replace(SMALL_DECODER, **DECODER_CHANGES[kind]))
     decoder = make_decoder(config.decoder, annotation_dim=config.annotation_dim, vocab_size=len(vocabulary))
-    with torch.no_grad():  # captions that differ, and end at different lengths
-        decoder.embedding.weight.mul_(0.1)
-        decoder.output.weight.mul_(12)
+    make_captions_differ(decoder)  # and end at different lengths
     model = CaptioningModel(encoder=encoder, decoder=decoder).eval()
     save_checkpoint(
         tmp_path / "model", CaptioningCheckpoint(model, config, vocabulary, {}), dtype=torch.float32

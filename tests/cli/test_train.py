@@ -18,6 +18,8 @@ from captioner.checkpoint.folder import SHIPPED_MODEL
 from captioner.checkpoint.weights import load_checkpoint
 from captioner.cli.main import main as captioner_main
 from captioner.cli.train import RecipeOverrides
+from captioner.model.low_rank import LowRankLinear
+from captioner.model.lstm import LSTMDecoder
 from captioner.training.recipe import PRESETS
 from captioner.translation.translator import Translator
 from captioner.vocabulary import Vocabulary
@@ -153,6 +155,35 @@ def test_stage_of_the_cnn_is_the_models_and_that_of_runs_that_start_from_it(
         assert checkpoint.config.grid.rows == 4  # of 16 pixels; the CNN's own are of 32
     refused = run_here(*given, "--out", str(tmp_path / "third"), "--stage", "-1")
     assert refused.message.endswith("stage is -2 in the model and -1 in the recipe")
+
+
+def test_rank_reduces_the_matrices_of_the_model_that_a_run_starts_from(
+    finished: Path, data: Path, tmp_path: Path
+) -> None:
+    """And is that of runs that start from the result."""
+    given = (
+        "flickr8k",
+        "--root",
+        str(data / "flickr8k"),
+        "--cache-dir",
+        str(tmp_path / "cache"),
+        "--epochs",
+        "1",
+    )
+    start = tmp_path / "low" / "best"
+    low = ("--start-from", str(finished / "best"), "--rank", "3")
+    assert run_here(*given, *low, "--out", str(tmp_path / "low")) == DONE
+    assert run_here(*given, "--start-from", str(start), "--out", str(tmp_path / "again")) == DONE
+    for folder in (start, tmp_path / "again" / "best"):
+        checkpoint = load_checkpoint(folder)
+        assert checkpoint.config.decoder.rank == 3
+        decoder = checkpoint.model.decoder
+        assert isinstance(decoder, LSTMDecoder)
+        for layer in (decoder.lstm, decoder.output):
+            assert isinstance(layer, LowRankLinear)
+            assert layer.inner.out_features == 3
+    refused = run_here(*given, "--start-from", str(start), "--rank", "2", "--out", str(tmp_path / "third"))
+    assert refused.message.endswith("rank is 3 in the model and 2 in the recipe")
 
 
 def recipe_with(data: Path, folder: Path, **training: Any) -> str:

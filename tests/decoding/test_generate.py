@@ -9,6 +9,7 @@ from captioner.config import DecodingOptions
 from captioner.decoding.generate import generate_captions
 from captioner.model.decoder import Decoder
 from captioner.vocabulary import START
+from tests.conftest import make_captions_differ
 
 CONFIG = DecodingOptions(beam_size=4, max_words=5)
 
@@ -18,9 +19,7 @@ def test_what_the_search_gives_is_what_the_decoder_gives_for_that_caption(any_de
     """Log-probability and attention of each hypothesis equal those of feeding it back (teacher forcing)."""
     decoder = any_decoder
     torch.manual_seed(2)
-    # Less of the word before and more of the rest: captions that differ.
-    decoder.embedding.weight.mul_(0.1)
-    decoder.output.weight.mul_(12)
+    make_captions_differ(decoder)
     annotations = torch.randn(6, 9, 10) * 3
     found = generate_captions(TorchDecoder(decoder), annotations, CONFIG)
     flat = [hypothesis for hypotheses in found for hypothesis in hypotheses]

@@ -338,6 +338,8 @@ def test_transformer_layer_equals_that_of_torch() -> None:
         ),
         ({"kind": "transformer", "hidden_dim": 12}, "hidden_dim must be a multiple of num_heads"),
         ({"num_layers": 0}, "num_layers must be in"),
+        ({"rank": 0}, "rank must be in"),
+        ({"kind": "transformer", "rank": 8}, "rank must be None for a transformer, not 8; leave it out"),
     ],
 )
 def test_parts_that_do_not_fit_are_refused(changes: dict[str, Any], message: str) -> None:
