@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -12,7 +13,7 @@ import tyro
 from captioner.checkpoint.folder import read_config, read_translation_config
 from captioner.cli.options import arg, check_flags, flags, given, model_folder, naming_flags
 from captioner.config import LSTM_PARTS, DecoderConfig, DecodingOptions, EncoderConfig, TextEncoderConfig
-from captioner.errors import CaptionerError
+from captioner.errors import CaptionerError, UsageError
 from captioner.training.options import COMMAND_FILE, RunOptions
 from captioner.training.recipe import Recipe, TrainingConfig, from_plain, to_plain, with_paths
 
@@ -62,29 +63,33 @@ class RecipeOverrides:
 
     def applied_to(self, preset: Recipe) -> Recipe:
         """The recipe of a run. Raises: CaptionerError, UsageError."""
-        overrides = self._read_overrides()
-        changes = {name: given(getattr(self, name)) for name in ("training", "encoder", "decoder")}
+        changed = self._read_overrides()
+        by_flag = {name: given(getattr(self, name)) for name in ("training", "encoder", "decoder")}
         kinds = {"training": TrainingConfig, "encoder": EncoderConfig, "decoder": DecoderConfig}
-        for name, values in changes.items():
+        for name, values in by_flag.items():
             check_flags(kinds[name], values)
-        stated = overrides.get("decoder")
-        kind = changes["decoder"].get("kind", stated.get("kind") if isinstance(stated, dict) else None)
-        if kind == "transformer":  # it has none of the LSTM's parts
-            preset = replace(preset, decoder=replace(preset.decoder, **LSTM_PARTS))
+            if values and isinstance(in_file := changed.get(name, {}), dict):
+                changed[name] = in_file | to_plain(values)
+        with self._blamed(*by_flag.values()):
+            recipe = _changed(preset, changed)
+        if "finetune_stages" in by_flag["training"] and recipe.training.finetune_from_epoch is None:
+            raise UsageError("--finetune-stages needs --finetune-from-epoch")
+        return recipe
+
+    @contextmanager
+    def _blamed(self, *by_flag: Mapping[str, Any]) -> Iterator[None]:
+        """Say whose settings a ValueError is about. Raises: CaptionerError, UsageError."""
+        if self.recipe is None:
+            with naming_flags(
+                [one.name for kind in (TrainingFlags, EncoderFlags, DecoderFlags) for one in fields(kind)]
+            ):
+                yield
+            return
         try:
-            recipe = preset.overridden(overrides)
-            start = changes["training"].get("start_from") or recipe.training.start_from
-            if start is not None:
-                changes["training"]["start_from"] = start = model_folder(start)
-                recipe = _starting_from(start, preset)
-                if kind not in (None, recipe.decoder.kind):
-                    raise CaptionerError(f"{start} has the decoder {recipe.decoder.kind}, not {kind}")
-                recipe = recipe.overridden(overrides)
-        except ValueError as error:
+            with naming_flags([name for values in by_flag for name in values]):
+                yield
+        except UsageError as error:
             raise CaptionerError(f"--recipe {self.recipe}: {error}") from error
-        names = [one.name for kind in (TrainingFlags, EncoderFlags, DecoderFlags) for one in fields(kind)]
-        with naming_flags(names):
-            return recipe.overridden({name: to_plain(values) for name, values in changes.items() if values})
 
     def _read_overrides(self) -> dict[str, Any]:
         if self.recipe is None:
@@ -101,6 +106,25 @@ class RecipeOverrides:
                 '{"training": {"epochs": 3}}'
             )
         return overrides
+
+
+def _changed(preset: Recipe, changed: dict[str, Any]) -> Recipe:
+    """A preset with settings changed, and the parts of the model that the run starts from.
+
+    Raises: CaptionerError; ValueError, if a setting is not allowed.
+    """
+    decoder = changed.get("decoder")
+    kind = decoder.get("kind") if isinstance(decoder, dict) else None
+    if kind == "transformer":  # it has none of the LSTM's parts
+        preset = replace(preset, decoder=replace(preset.decoder, **LSTM_PARTS))
+    start = preset.overridden({"training": changed.get("training", {})}).training.start_from
+    if start is None:
+        return preset.overridden(changed)
+    start = model_folder(start)
+    recipe = _starting_from(start, preset)
+    if kind not in (None, recipe.decoder.kind):
+        raise CaptionerError(f"{start} has the decoder {recipe.decoder.kind}, not {kind}")
+    return recipe.overridden(changed | {"training": changed["training"] | {"start_from": str(start)}})
 
 
 def _starting_from(start: Path, preset: Recipe) -> Recipe:

@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 from captioner.checkpoint.folder import SHIPPED_MODEL
 from captioner.checkpoint.weights import load_checkpoint
 from captioner.cli.main import main as captioner_main
-from captioner.cli.train import RecipeOverrides
+from captioner.cli.train import RecipeOverrides, TrainingFlags
+from captioner.errors import CaptionerError
 from captioner.model.low_rank import LowRankLinear
 from captioner.model.lstm import LSTMDecoder
 from captioner.training.recipe import PRESETS
@@ -317,6 +318,28 @@ def test_vocabulary_is_of_the_training_captions_alone(finished: Path) -> None:
     vocabulary = Vocabulary.from_json((finished / "best" / "vocabulary.json").read_bytes())
     words = {word for caption in CAPTIONS["train"] for word in caption.split()}
     assert set(vocabulary.words[4:]) == words
+
+
+def test_recipe_and_flags_are_checked_together(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.json"
+    path.write_text('{"training": {"finetune_from_epoch": 9, "self_critical_samples": 3}}')
+    flags = {"epochs": 12, "self_critical_from_epoch": 10}
+    recipe = RecipeOverrides(recipe=path, training=TrainingFlags(**flags)).applied_to(PRESETS["flickr8k"])
+    training = recipe.training
+    assert (training.epochs, training.finetune_from_epoch, training.self_critical_samples) == (12, 9, 3)
+    flags["epochs"] = 8
+    overrides = RecipeOverrides(recipe=path, training=TrainingFlags(**flags))
+    with pytest.raises(CaptionerError) as found:
+        overrides.applied_to(PRESETS["flickr8k"])
+    assert str(found.value) == (
+        f"--recipe {path}: training: finetune_from_epoch must be at most 8, the value of --epochs, not 9"
+    )
+
+
+def test_stages_without_an_epoch_from_which_they_are_tuned_are_refused(run: Run) -> None:
+    assert run("flickr8k", "--finetune-stages", "3") == Result(
+        2, "--finetune-stages needs --finetune-from-epoch"
+    )
 
 
 @pytest.mark.parametrize(
