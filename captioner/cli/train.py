@@ -78,17 +78,19 @@ class RecipeOverrides:
 
     @contextmanager
     def _blamed(self, *by_flag: Mapping[str, Any]) -> Iterator[None]:
-        """Say whose settings a ValueError is about. Raises: CaptionerError, UsageError."""
+        """Turn a ValueError into a UsageError if it is about a flag, else into an error of the recipe's file.
+
+        Raises: CaptionerError, UsageError.
+        """
+        names = [name for values in by_flag for name in values]
         if self.recipe is None:
-            with naming_flags(
-                [one.name for kind in (TrainingFlags, EncoderFlags, DecoderFlags) for one in fields(kind)]
-            ):
-                yield
-            return
+            names = [one.name for kind in (TrainingFlags, EncoderFlags, DecoderFlags) for one in fields(kind)]
         try:
-            with naming_flags([name for values in by_flag for name in values]):
+            with naming_flags(names):
                 yield
         except UsageError as error:
+            if self.recipe is None or "--" in str(error):
+                raise
             raise CaptionerError(f"--recipe {self.recipe}: {error}") from error
 
     def _read_overrides(self) -> dict[str, Any]:

@@ -42,7 +42,7 @@ from captioner.training.preparation import check_coverage, first_of_each, load_r
 from captioner.training.recipe import Recipe
 from captioner.training.state import data_digest
 from captioner.training.task import Validation, shown
-from captioner.training.validation import choose_decoding, dev_entry, dev_loss, validate
+from captioner.training.validation import TRIED, choose_decoding, dev_entry, dev_loss, validate
 from captioner.vocabulary import SPECIAL_TOKENS, Vocabulary
 
 _logger = logging.getLogger(__name__)
@@ -269,7 +269,7 @@ class CaptioningTask:
         captioner = Captioner(backend=TorchBackend(model, device), config=config, vocabulary=self.vocabulary)
         scores = self._score(caption_records(captioner, self.dev.split.records))
         dev = scores.entries() | {"dev": checkpoint.metrics["dev"] | dev_entry(decoding, scores.mean)}
-        metrics = checkpoint.metrics | dev | {"decoding_cider": tried}
+        metrics = checkpoint.metrics | dev | {TRIED: tried}
         save_checkpoint(folder, replace(checkpoint, config=config, metrics=metrics))
         return scores
 

@@ -17,7 +17,7 @@ from captioner.atomic import recover_folder, replace_text
 from captioner.backends.torch_backend import limit_threads
 from captioner.errors import CaptionerError, Stopped
 from captioner.images.prefetch import available_cores
-from captioner.training.interrupts import run_lock, stop_on_signals
+from captioner.training.interrupts import run_lock
 from captioner.training.options import COMMAND_FILE, RunOptions
 from captioner.training.recipe import Recipe, to_plain
 from captioner.training.state import load_matching_state
@@ -41,8 +41,8 @@ def training_run(
 ) -> Iterator[Trainer]:
     """A trainer whose `run` trains from the start, or from where the run in `options.out` was saved.
 
-    While it is open, the folder is locked, and SIGTERM and Ctrl-C stop the run after a step, saved. In
-    several processes each calls this, and the first one writes. `command` is stored with the run.
+    While it is open, the folder is locked. In several processes each calls this, and the first one writes.
+    `command` is stored with the run.
 
     Raises:
         CaptionerError: the message says what to do.
@@ -84,8 +84,7 @@ def training_run(
         if is_main:
             _write_json(out / COMMAND_FILE, command)
             _write_json(out / "recipe.json", to_plain(recipe))
-        with stop_on_signals(accelerator):
-            yield trainer
+        yield trainer
     accelerator.end_training()
 
 

@@ -6,7 +6,7 @@ A run's folder contains
     last/               what is needed to resume the run
     command.json        the command that started the run
     recipe.json         every setting that decides the result
-    log.jsonl           one line per epoch: losses, learning rates, speed, dev scores
+    log.jsonl           one line per epoch: losses, speed, dev scores
     tensorboard/        the same and more, for TensorBoard
 
 Several processes, started by `accelerate launch` or `torchrun`, share the sources of each step and of
@@ -27,16 +27,19 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from tqdm import tqdm
 
+from captioner.checkpoint.folder import read_metrics
 from captioner.checkpoint.weights import save_checkpoint
 from captioner.data.batching import load_batches
 from captioner.data.epoch_order import SampleKey, epoch_batches
 from captioner.errors import Stopped
+from captioner.training.interrupts import stop_on_signals
 from captioner.training.log import RunLog
 from captioner.training.recipe import Recipe
 from captioner.training.self_critical import Reward
 from captioner.training.state import Progress, load_state, save_state
 from captioner.training.step import TrainStep, explain_out_of_memory
 from captioner.training.task import Task, Validation
+from captioner.training.validation import TRIED
 
 _LOSSES = (
     "total",
@@ -91,6 +94,9 @@ class Trainer:
         """Train until the end or until the dev score no longer improves, then choose the decoding options
         on dev; returns the folder of the best model.
 
+        SIGTERM and Ctrl-C stop training after a step, saved. If the run had finished before, with its options
+        chosen, nothing changes.
+
         Raises:
             CaptionerError: the loss is not finite (the message names the step and its sources), memory is
                 full, or the disk refuses.
@@ -102,25 +108,35 @@ class Trainer:
             "memory and may be changed with --resume; or start a new run with a lower --batch-size or "
             "--image-size"
         )
-        with closing(
-            RunLog(self.out, first_step=self.progress.step, is_on=self.accelerator.is_main_process)
-        ) as log:
+        best, had_finished = self.out / "best", self._is_over()
+        with (
+            stop_on_signals(self.accelerator),
+            closing(
+                RunLog(self.out, first_step=self.progress.step, is_on=self.accelerator.is_main_process)
+            ) as log,
+        ):
             if self.progress.history:
                 log.rewrite(self.progress.history)  # the last line may have been lost in a crash
-            if self._is_over():
+            if had_finished:
                 _logger.info("the run has finished; --epochs makes it longer")
             while not self._is_over():
                 with explain_out_of_memory(self.progress, advice=advice):
                     entry = self._train_epoch(log)
                 with explain_out_of_memory(
-                    self.progress, advice="captioning dev needs more: free some, then use --resume"
+                    self.progress,
+                    advice="captioning the dev pictures needs more memory: free some, then use --resume",
                 ):
                     self._end_epoch(entry, log)
-        if self.accelerator.is_main_process:
+        if self.accelerator.is_main_process and not (had_finished and TRIED in read_metrics(best)):
             _logger.info("scoring the best model on dev")
-            scores = self.task.tune_decoding(self.out / "best", num_workers=self.num_workers)
-            _logger.info("%s on dev: %s", self.out / "best", scores)
-        return self.out / "best"
+            try:
+                scores = self.task.tune_decoding(best, num_workers=self.num_workers)
+            except KeyboardInterrupt:
+                raise Stopped(
+                    f"stopped after training; to score the best model: train.py --resume {self.out}"
+                ) from None
+            _logger.info("%s on dev: %s", best, scores)
+        return best
 
     def _train_epoch(self, log: RunLog) -> dict[str, Any]:
         training, progress = self.recipe.training, self.progress

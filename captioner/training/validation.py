@@ -28,6 +28,9 @@ BEAM_SIZES = (1, 3, 5, 8)
 LENGTH_PENALTIES = (0.0, 0.4, 0.6, 0.8, 1.0, 1.2)
 """Candidates of `choose_decoding`."""
 
+TRIED = "decoding_scores"
+"""What a model's metrics call the scores of all that were tried."""
+
 _BATCH_SIZE = 32
 
 Scores = TypeVar("Scores")

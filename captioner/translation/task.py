@@ -18,7 +18,7 @@ from captioner.records import TranslatedSentence
 from captioner.training.preparation import check_same_architecture, reduce_rank
 from captioner.training.recipe import Recipe
 from captioner.training.task import Validation, shown
-from captioner.training.validation import choose_decoding, dev_entry, validate
+from captioner.training.validation import TRIED, choose_decoding, dev_entry, validate
 from captioner.translation.metrics import TranslationScores, score_translations
 from captioner.translation.model import (
     TranslationCheckpoint,
@@ -145,7 +145,7 @@ class TranslationTask:
             for record, translation in zip(self.dev.records, translated, strict=True)
         }
         scores = score_translations(texts, references)
-        metrics = checkpoint.metrics | {"dev": dev_entry(decoding, scores), "decoding_bleu": tried}
+        metrics = checkpoint.metrics | {"dev": dev_entry(decoding, scores), TRIED: tried}
         save_checkpoint(folder, replace(checkpoint, config=config, metrics=metrics))
         return scores
 

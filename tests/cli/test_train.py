@@ -332,7 +332,7 @@ def test_recipe_and_flags_are_checked_together(tmp_path: Path) -> None:
     with pytest.raises(CaptionerError) as found:
         overrides.applied_to(PRESETS["flickr8k"])
     assert str(found.value) == (
-        f"--recipe {path}: training: finetune_from_epoch must be at most 8, the value of --epochs, not 9"
+        "training: finetune_from_epoch must be at most 8, the value of --epochs, not 9"
     )
 
 

@@ -19,7 +19,7 @@ from captioner.config import DecoderConfig, DecodingOptions, EncoderConfig
 from captioner.data.batching import load_batches
 from captioner.data.epoch_order import SampleKey, in_order
 from captioner.data.pictures import CachedRecords
-from captioner.errors import CaptionerError
+from captioner.errors import CaptionerError, Stopped
 from captioner.evaluation.metrics import Scores, ScoresByDataset, score_captions
 from captioner.model.batch import CaptionBatch
 from captioner.model.encoder import Encoder
@@ -227,6 +227,10 @@ class StepsUntil:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.train_step, name)
+
+
+def interrupt(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
 
 
 def cut_power_at(trainer: Trainer, step: int) -> None:
@@ -567,11 +571,27 @@ def test_log_that_the_disk_refuses_is_reported_in_one_line(
         make_trainer(tmp_path).run()
 
 
-def test_finished_run_that_is_resumed_tunes_its_decoding_without_stale_features(
+def test_finished_run_that_is_resumed_leaves_its_model_alone(
     make_trainer: MakeTrainer, tmp_path: Path
 ) -> None:
+    best = make_trainer(tmp_path).run()
+    (best / "MODEL_CARD.md").write_text("my own")
+    before = {path: path.read_bytes() for path in best.iterdir()}
+    resumed = make_trainer(tmp_path)
+    resumed.resume()
+    resumed.run()
+    assert {path: path.read_bytes() for path in best.iterdir()} == before
+
+
+def test_run_that_ended_before_its_decoding_was_tuned_is_resumed_without_stale_features(
+    make_trainer: MakeTrainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     recipe = shorter(2, finetune_from_epoch=2, finetune_stages=1)
-    make_trainer(tmp_path, recipe).run()
+    trainer = make_trainer(tmp_path, recipe)
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.task, "tune_decoding", interrupt)
+        with pytest.raises(Stopped, match=r"stopped after training; .* train\.py --resume"):
+            trainer.run()
     resumed = make_trainer(tmp_path, recipe)
     assert len(resumed.task.dev.split.features) == len(CAPTIONS)
     resumed.resume()
@@ -610,7 +630,7 @@ def test_tuning_keeps_the_weights_and_stores_the_decoding_options_with_the_best_
     ((weights, scores),) = observed
     loaded = load_checkpoint(best)
     assert (best / "model.safetensors").read_bytes() == weights
-    tried = loaded.metrics["decoding_cider"]
+    tried = loaded.metrics["decoding_scores"]
     assert scores.mean.cider == pytest.approx(max(tried.values()))
     assert loaded.metrics["dev"]["cider"] == scores.mean.cider
     assert loaded.metrics["dev"]["beam_size"] == loaded.config.decoding.beam_size
