@@ -11,7 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 from captioner.cli.main import command_line, parse
-from captioner.cli.options import arg, checked, dataset_subcommands, flags
+from captioner.cli.options import (
+    arg,
+    checked,
+    dataset_subcommands,
+    flags,
+    installed_datasets,
+    report_broken_plugins,
+)
 from captioner.cli.train import RecipeOverrides, ResumeFlags, RunFlags, StoredCommand, to_stored
 from captioner.errors import CaptionerError, UsageError
 from captioner.formats import escape_controls
@@ -22,13 +29,15 @@ from datasets.mixture import Mixture
 from datasets.registry import DATASETS, TRANSLATION_DATASETS
 
 VocabularyFlags: Any = flags(TrainingConfig, ("min_count", "max_caption_words", "keep_case"))
-TRAINABLE = DATASETS | TRANSLATION_DATASETS
+_INSTALLED, _BROKEN = installed_datasets()
+CAPTIONED = _INSTALLED | DATASETS
+TRAINABLE = CAPTIONED | TRANSLATION_DATASETS
 
 if TYPE_CHECKING:
     Dataset = RecordReader
     TrainingDataset = RecordReader | SentenceReader
 else:
-    Dataset, TrainingDataset = dataset_subcommands(DATASETS), dataset_subcommands(TRAINABLE)
+    Dataset, TrainingDataset = dataset_subcommands(CAPTIONED), dataset_subcommands(TRAINABLE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,11 +74,11 @@ class Training:
         from captioner.training.run import training_run
 
         records: Sequence[Any] = self.reader.read(["train", "dev"])
-        if self.name in DATASETS:
+        if self.name in CAPTIONED:
             records = self._valid(records)
         train, dev = ([one for one in records if one.split == split] for split in ("train", "dev"))
         recipe = self.recipe
-        if self.name in DATASETS:
+        if self.name in CAPTIONED:
             recipe = fit_to_captions(recipe, (caption for one in train for caption in one.captions))
         if self.instances is not None:
             train = [replace(one, instances=self.instances) for one in train]
@@ -151,7 +160,13 @@ def _command(arguments: Sequence[str]) -> Training | Check:
         raise UsageError("mixture takes no --instances; the file of --sets names them")
     if chosen.instances is not None and name in TRANSLATION_DATASETS:
         raise UsageError(f"{name} takes no --instances")
-    return Training(name, chosen.dataset, chosen.recipe.applied_to(PRESETS[name]), options, chosen.instances)
+    return Training(
+        name,
+        chosen.dataset,
+        chosen.recipe.applied_to(PRESETS.get(name, PRESETS["custom"])),
+        options,
+        chosen.instances,
+    )
 
 
 def is_first_process() -> bool:
@@ -165,6 +180,7 @@ def main() -> None:
     for name in ("timm", "onnxscript", "onnx_ir"):  # which say how they work, not what happens
         logging.getLogger(name).setLevel(logging.WARNING)
     with command_line("train.py"):
+        report_broken_plugins(_BROKEN)
         sys.exit(_command(sys.argv[1:]).run())
 
 

@@ -1,9 +1,10 @@
-"""Ranges of settings: stated in their types, checked wherever a value comes from."""
+"""Ranges and choices of settings: stated in their types, checked wherever a value comes from."""
 
 import math
+from collections import Counter
 from dataclasses import fields
 from functools import cache
-from typing import Annotated, Any, get_args, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from msgspec import Meta
 
@@ -30,17 +31,45 @@ def require(is_met: bool, rule: str, given: object) -> None:
         raise ValueError(f"{rule}, not {given!r}{semicolon}{advice}")
 
 
+def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, as a hook of `json.loads`, which would keep the last of repeated settings.
+
+    Raises: ValueError, naming one.
+    """
+    repeated = [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]
+    if repeated:
+        raise ValueError(f"{repeated[0]!r} is there twice")
+    return dict(pairs)
+
+
 def check_bounds(kind: type, values: dict[str, Any]) -> None:
-    """Check settings of a dataclass, by name, against the ranges that its types state; None passes.
+    """Check settings of a dataclass, by name, against the ranges and choices that its types state; None
+    passes.
 
     Raises:
         ValueError: naming the first setting outside its range.
     """
+    for name, choices in choices_of(kind).items():
+        given = values.get(name)
+        require(given is None or given in choices, f"{name} must be one of {', '.join(choices)}", given)
     for name, bounds in bounds_of(kind).items():
         given = values.get(name)
         for value in given if isinstance(given, tuple) else (given,):
             if value is not None:
                 require(_is_within(value, bounds), f"{name} must be {describe_bounds(bounds)}", given)
+
+
+@cache
+def choices_of(kind: type) -> dict[str, tuple[str, ...]]:
+    """The values of each setting of a dataclass that has a few, a Literal."""
+    hints = get_type_hints(kind)
+    return {field.name: found for field in fields(kind) if (found := _choices_in(hints[field.name]))}
+
+
+def _choices_in(hint: Any) -> tuple[str, ...]:
+    if get_origin(hint) is Literal:
+        return get_args(hint)
+    return next((found for part in get_args(hint) if (found := _choices_in(part))), ())
 
 
 @cache

@@ -64,18 +64,26 @@ class Captioner:
         Raises:
             captioner.errors.ModelFolderError: the folder is not a complete and valid model.
             CaptionerError: there is no such device, or a package that the backend needs is missing.
+            ValueError: an argument is not among its choices or out of its range.
         """
         folder = find_model(folder)
-        config, vocabulary = read_config(folder), read_vocabulary(folder)
-        chosen = load_backend(folder, config, vocabulary, device=device, backend=backend, threads=threads)
-        return cls(backend=chosen, config=config, vocabulary=vocabulary, threads=threads)
+        options = ModelOptions(model=folder, device=device, backend=backend, threads=threads)
+        return cls.from_options(options)
 
     @classmethod
     def from_options(cls, options: ModelOptions) -> "Captioner":
         """Load the model that options name. Raises: as `load`."""
-        return cls.load(
-            options.model, device=options.device, backend=options.backend, threads=options.threads
+        folder = find_model(options.model)
+        config, vocabulary = read_config(folder), read_vocabulary(folder)
+        chosen = load_backend(
+            folder,
+            config,
+            vocabulary,
+            device=options.device,
+            backend=options.backend,
+            threads=options.threads,
         )
+        return cls(backend=chosen, config=config, vocabulary=vocabulary, threads=options.threads)
 
     def caption(self, picture: PictureLike, options: DecodingOptions | None = None) -> Caption:
         """Caption one picture: a path, its bytes, a binary file, or a Pillow image.

@@ -14,7 +14,6 @@ Paths are relative to the file.
 
 import json
 import re
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import Annotated, Any
 
 import msgspec
 
+from captioner.bounds import without_repeats
 from captioner.errors import reject_string
 from captioner.records import CaptionedImage, RecordReader, SplitName
 from captioner.training.recipe import from_plain, with_paths
@@ -88,9 +88,7 @@ class Mixture(MaySkipInvalid):
     def parts(self) -> list[Part]:
         """The data sets, each of which can be read alone. Raises: CaptionerError."""
         try:
-            entries = json.loads(
-                self.sets.read_text(encoding="utf-8-sig"), object_pairs_hook=_without_repeats
-            )
+            entries = json.loads(self.sets.read_text(encoding="utf-8-sig"), object_pairs_hook=without_repeats)
         except FileNotFoundError:
             raise CaptionerError(f"{self.sets} is missing; see --sets") from None
         except (OSError, ValueError, RecursionError) as error:
@@ -126,10 +124,3 @@ class Mixture(MaySkipInvalid):
     def _converted(self, kind: type, values: dict[str, Any], where: str) -> Any:
         """Raises: ValueError, starting with `where`."""
         return with_paths(from_plain(kind, values, where), lambda path: self.sets.parent / path)
-
-
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    repeated = [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]
-    if repeated:
-        raise ValueError(f"{repeated[0]!r} is there twice")
-    return dict(pairs)

@@ -10,6 +10,7 @@ from PIL import Image
 
 from captioner.backends.torch_backend import choose_device
 from captioner.caption import Caption
+from captioner.config import ModelOptions
 from captioner.errors import CaptionerError, ImageError
 from captioner.images.sources import as_picture
 from captioner.inference import Captioner
@@ -29,6 +30,19 @@ def pictures(tmp_path: Path) -> list[Path]:
 
 def flat(batches: object) -> list[Caption | ImageError]:
     return [result for batch in batches for result in batch]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"backend": "onnnx"}, "backend must be one of auto, onnx, openvino, torch, not 'onnnx'"),
+        ({"device": "gpu"}, "device must be one of auto, cpu, cuda, mps, not 'gpu'"),
+        ({"threads": 0}, "threads must be at least 1, not 0"),
+    ],
+)
+def test_options_of_a_model_are_checked(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        ModelOptions(**arguments)
 
 
 def test_same_picture_gets_the_same_caption_alone_and_in_a_batch(

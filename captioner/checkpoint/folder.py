@@ -51,6 +51,8 @@ def locate_model(folder: Path) -> Path:
         ModelFolderError: there is no such folder, or it lacks a file.
     """
     readable = readable_folder(folder)
+    if (folder / "best" / CONFIG).is_file():
+        raise ModelFolderError(f"{folder} is the folder of a run; its model is {folder / 'best'}")
     if not readable.is_dir() and (folder.parent / "last").is_dir():
         raise ModelFolderError(
             f"{folder} does not exist yet: the run in {folder.parent} has not finished an epoch; go on with: "

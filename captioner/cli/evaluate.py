@@ -11,9 +11,9 @@ from captioner.cli.options import (
     arg,
     check_batch_size,
     dataset_subcommands,
-    describe_broken,
     installed_datasets,
     model_options,
+    report_broken_plugins,
 )
 from captioner.errors import CaptionerError, UsageError, abbreviate
 from captioner.formats import escape_controls
@@ -64,7 +64,7 @@ class EvaluateCommand:
 
     def run(self) -> int:
         """Print the scores."""
-        report_broken_plugins()
+        report_broken_plugins(BROKEN)
         if self.dataset is None and (self.results is None or self.references is None):
             raise UsageError("give a DATASET, or --results and --references; see --help")
         if self.dataset is not None and self.references is not None:
@@ -87,6 +87,8 @@ class EvaluateCommand:
         records: list[CaptionedImage] = []
         if self.dataset is not None:
             records = self.dataset.read([SPLIT_OF[self.split]])
+            if not records:
+                raise CaptionerError(f"the data set has no pictures in {self.split}; choose another --split")
             check_references({record.image_id: record.captions for record in records})
             images = [CocoImage(record.image_id, str(record.source), record.captions) for record in records]
         elif self.references is not None:
@@ -156,8 +158,3 @@ def _of_images(captions: dict[str, str], images: "Sequence[CocoImage]") -> dict[
 def _raw_ids(images: "Sequence[CocoImage]") -> dict[str, Any]:
     """The ids as the annotation file has them, if they come from one."""
     return {image.image_id: image.raw_id for image in images if image.raw_id is not None}
-
-
-def report_broken_plugins() -> None:
-    if BROKEN:
-        sys.stderr.write(f"captioner: {escape_controls(describe_broken(BROKEN))}\n")

@@ -7,8 +7,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from captioner.cli.evaluate import Dataset, report_broken_plugins
-from captioner.cli.options import SPLIT_OF, ModelFlags, arg, check_batch_size, model_options
+from captioner.cli.evaluate import BROKEN, Dataset
+from captioner.cli.options import (
+    SPLIT_OF,
+    ModelFlags,
+    arg,
+    check_batch_size,
+    model_options,
+    report_broken_plugins,
+)
 from captioner.errors import CaptionerError, ImageError, UsageError
 from captioner.inference import Captioner
 from captioner.records import CaptionedImage
@@ -54,7 +61,7 @@ class GroundCommand:
 
     def run(self) -> int:
         """Measure and print a table."""
-        report_broken_plugins()
+        report_broken_plugins(BROKEN)
         if self.instances is None and not self.faithfulness:
             raise UsageError(
                 "--instances FILE is needed: a COCO annotation file with objects in the pictures"

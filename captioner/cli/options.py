@@ -27,6 +27,7 @@ from captioner.checkpoint.names import find_model, is_on_hub, public_name
 from captioner.config import DecodingOptions, ModelOptions
 from captioner.errors import UsageError, abbreviate
 from captioner.field_docs import field_docs
+from captioner.formats import escape_controls
 from captioner.images.formats import has_picture_suffix
 from captioner.records import RecordReader, SplitName
 
@@ -217,6 +218,7 @@ def dataset_subcommands(readers: Mapping[str, type]) -> Any:
     return Union[named] if named else type(None)  # noqa: UP007 (a variable number of them)
 
 
-def describe_broken(broken: Sequence[BrokenPlugin]) -> str:
-    names = abbreviate([f"{plugin.name} ({plugin.reason})" for plugin in broken])
-    return f"skipping data sets of broken plugins: {names}"
+def report_broken_plugins(broken: Sequence[BrokenPlugin]) -> None:
+    if broken:
+        names = abbreviate([f"{plugin.name} ({plugin.reason})" for plugin in broken])
+        sys.stderr.write(f"captioner: skipping data sets of broken plugins: {escape_controls(names)}\n")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import tyro
 
+from captioner.bounds import without_repeats
 from captioner.checkpoint.folder import read_config, read_translation_config
 from captioner.cli.options import arg, check_flags, flags, given, model_folder, naming_flags
 from captioner.config import LSTM_PARTS, DecoderConfig, DecodingOptions, EncoderConfig, TextEncoderConfig
@@ -72,8 +73,13 @@ class RecipeOverrides:
                 changed[name] = in_file | to_plain(values)
         with self._blamed(*by_flag.values()):
             recipe = _changed(preset, changed)
-        if "finetune_stages" in by_flag["training"] and recipe.training.finetune_from_epoch is None:
+        training, by_flag = recipe.training, by_flag["training"]
+        if "finetune_stages" in by_flag and training.finetune_from_epoch is None:
             raise UsageError("--finetune-stages needs --finetune-from-epoch")
+        for name in ("min_count", "keep_case"):
+            if name in by_flag and training.start_from is not None:
+                flag = f"--{name.replace('_', '-')}"
+                raise UsageError(f"a run that starts from a model has its vocabulary; leave {flag} out")
         return recipe
 
     @contextmanager
@@ -97,7 +103,9 @@ class RecipeOverrides:
         if self.recipe is None:
             return {}
         try:
-            overrides = json.loads(self.recipe.read_text())
+            overrides = json.loads(
+                self.recipe.read_text(encoding="utf-8-sig"), object_pairs_hook=without_repeats
+            )
         except OSError as error:
             raise CaptionerError(f"cannot read --recipe {self.recipe}: {error.strerror}") from error
         except ValueError as error:
@@ -130,15 +138,23 @@ def _changed(preset: Recipe, changed: dict[str, Any]) -> Recipe:
 
 
 def _starting_from(start: Path, preset: Recipe) -> Recipe:
-    """The preset with the encoder and the decoder of the model in a folder. Raises: ModelFolderError."""
+    """The preset with encoder, decoder and decoding options of the model in a folder.
+
+    Raises: ModelFolderError.
+    """
     if isinstance(preset.encoder, TextEncoderConfig):
         translator = read_translation_config(start)
-        return replace(preset, encoder=translator.text_encoder, decoder=translator.decoder)
+        return replace(
+            preset,
+            encoder=translator.text_encoder,
+            decoder=translator.decoder,
+            decoding=translator.decoding,
+        )
     config = read_config(start)
     encoder = EncoderConfig(
         backbone=config.backbone, stage=config.stage, image_size=config.preprocess.size_px
     )
-    return replace(preset, encoder=encoder, decoder=config.decoder)
+    return replace(preset, encoder=encoder, decoder=config.decoder, decoding=config.decoding)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,7 +228,8 @@ class StoredCommand:
             ) from None
         check_flags(TrainingConfig, given(flags.training))
         check_flags(RunOptions, given(flags.machine))
-        sections["training"] = replace(sections["training"], **given(flags.training))
+        with naming_flags([one.name for one in fields(ChangeableFlags)]):
+            sections["training"] = replace(sections["training"], **given(flags.training))
         command = cls(dataset, reader, Recipe(**sections), options, instances, folder, out)
         if not options.cache_dir.parent.exists():  # it was moved too; else a cache is made again where it was
             options = replace(options, cache_dir=command._beside(options.cache_dir))

@@ -1,4 +1,4 @@
-"""Annotated objects of training pictures: the regions that words name, and what is there at all."""
+"""Annotated objects of training pictures: their regions and categories."""
 
 import hashlib
 import logging
@@ -63,6 +63,7 @@ class RegionStore:
         """
         files = _open_files(records)
         names: dict[str, int] = {}
+        num_outside = 0
         categories, scores, encoded, sizes, bounds, listed = [], [], [], [], [0], []
         for record in tqdm(records, desc="annotated objects", unit=" pictures", delay=2):
             found: list[Instance] | None = None
@@ -70,14 +71,20 @@ class RegionStore:
                 found = files[record.instances].instances(record.file_name)
             listed.append(found is not None)
             for instance in found or ():
+                if not instance.area_px:
+                    num_outside += 1
+                    continue
                 categories.append(names.setdefault(instance.category, len(names)))
                 scores.append(instance.score)
                 encoded.append(np.frombuffer(instance.encoded_mask["counts"], np.uint8))
             sizes.append(found[0].encoded_mask["size"] if found else (1, 1))
             bounds.append(len(scores))
+        if num_outside:
+            _logger.info("%s annotated objects cover no pixel of their picture", f"{num_outside:,}")
         self._grid, self._preprocess = grid, preprocess
         self._projected: dict[int, ItemRegions] = {}
-        self._names = tuple(names)
+        self.names = tuple(names)
+        """The categories of all objects."""
         self._category, self._score = np.array(categories, np.int16), np.array(scores, np.float32)
         self._encoded = np.concatenate([np.zeros(0, np.uint8), *encoded])
         self._encoded_bounds = np.cumsum([0, *map(len, encoded)])
@@ -98,7 +105,7 @@ class RegionStore:
         """The categories in a picture; None if no file lists it, so that they are not known."""
         if not self._is_listed[index]:
             return None
-        return {self._names[self._category[number]] for number in self._range(index)}
+        return {self.names[self._category[number]] for number in self._range(index)}
 
     def on_grid(self, index: int) -> ItemRegions:
         """The regions of a picture on the model's grid, computed once."""
@@ -113,7 +120,7 @@ class RegionStore:
     @property
     def digest(self) -> bytes:
         """A digest of all regions, for a run that resumes."""
-        content = hashlib.sha256(repr(self._names).encode())
+        content = hashlib.sha256(repr(self.names).encode())
         for array in (
             self._category,
             self._score,
@@ -132,7 +139,7 @@ class RegionStore:
     def _instance(self, number: int, size: list[int]) -> Instance:
         start, end = self._encoded_bounds[number], self._encoded_bounds[number + 1]
         encoded = {"size": size, "counts": self._encoded[start:end].tobytes()}
-        return Instance(self._names[self._category[number]], encoded, float(self._score[number]))
+        return Instance(self.names[self._category[number]], encoded, float(self._score[number]))
 
 
 def _open_files(records: Sequence[CaptionedImage]) -> dict[Path, Instances]:

@@ -60,6 +60,12 @@ class Instance:
     def mask(self) -> Bool[np.ndarray, "height width"]:
         return _decoded(self.encoded_mask)
 
+    @property
+    def area_px(self) -> int:
+        from pycocotools.mask import area
+
+        return int(area(self.encoded_mask))
+
 
 class Instances:
     """The instance annotations of a file, by the pictures' file names without folders.

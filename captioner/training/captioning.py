@@ -1,5 +1,6 @@
 """Captioning task: data, model and score of a run on pictures."""
 
+import hashlib
 import logging
 import math
 from collections import Counter
@@ -23,7 +24,7 @@ from captioner.config import (
     PreprocessConfig,
 )
 from captioner.data.augmentation import Augmentation
-from captioner.data.feature_cache import cached_splits, read_ahead
+from captioner.data.feature_cache import cached_splits, read_ahead, weights_digest
 from captioner.data.pictures import CachedRecords, CaptionDataset
 from captioner.data.regions import RegionStore
 from captioner.errors import CaptionerError, ImageError
@@ -40,7 +41,6 @@ from captioner.records import CaptionedImage
 from captioner.training.options import RunOptions
 from captioner.training.preparation import check_coverage, first_of_each, load_regions, load_start
 from captioner.training.recipe import Recipe
-from captioner.training.state import data_digest
 from captioner.training.task import Validation, shown
 from captioner.training.validation import TRIED, choose_decoding, dev_entry, dev_loss, validate
 from captioner.vocabulary import SPECIAL_TOKENS, Vocabulary
@@ -198,7 +198,15 @@ class CaptioningTask:
         return CaptioningModel(encoder=self.encoder, decoder=decoder)
 
     def digest(self) -> str:
-        return data_digest(self.train.split, self.vocabulary, self.encoder, self._regions)
+        digest = hashlib.sha256(self.vocabulary.to_json())
+        digest.update(weights_digest(self.encoder).encode())
+        digest.update(str(len(self.train.split.features)).encode())
+        for record in (*self.train.split.records, *self.dev.split.records):
+            content = (record.image_id, record.captions, record.dataset, record.weight)
+            digest.update(repr(content).encode(errors="surrogateescape"))
+        if self._regions is not None:
+            digest.update(self._regions.digest)
+        return digest.hexdigest()
 
     def validate(self, model: CaptioningModel, *, num_workers: int) -> Validation:
         """Raises: captioner.errors.ImageError."""

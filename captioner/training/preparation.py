@@ -15,10 +15,12 @@ from captioner.config import (
     TextEncoderConfig,
 )
 from captioner.data.regions import RegionStore
-from captioner.errors import CaptionerError
+from captioner.errors import CaptionerError, abbreviate
 from captioner.model.captioning import EncoderT
 from captioner.model.lstm import LSTMDecoder
+from captioner.objects.categories import mentions
 from captioner.records import CaptionedImage
+from captioner.tokenize import tokenize
 from captioner.training.fitting import LEAST_COVERAGE, coverage
 from captioner.training.recipe import Recipe
 from captioner.vocabulary import Vocabulary
@@ -51,13 +53,43 @@ def load_regions(
             "instances in the file of --sets), or set it to 0 in --recipe"
         )
     if not (is_annotated and (is_supervised or is_penalised)):
+        if is_annotated:
+            _logger.info("the annotated objects are not used: attention_supervision is 0")
         return None
     if is_supervised and recipe.decoder.attention != "soft":
         raise CaptionerError(
             f"supervised attention needs soft attention, not {recipe.decoder.attention}; leave the "
             "instances out, or set attention_supervision to 0 in --recipe"
         )
-    return RegionStore(train, grid=grid, preprocess=preprocess)
+    regions = RegionStore(train, grid=grid, preprocess=preprocess)
+    if is_supervised:
+        _check_objects_are_named(train, regions)
+    return regions
+
+
+def _check_objects_are_named(train: Sequence[CaptionedImage], regions: RegionStore) -> None:
+    """Say how many words supervise attention. Raises: CaptionerError, if there are none."""
+    num_words = num_pictures = 0
+    for index, record in enumerate(train):
+        there = regions.categories(index) or ()
+        named = [
+            mention
+            for caption in (record.captions if there else ())
+            for mention in mentions(tokenize(caption))
+            if mention.category in there
+        ]
+        num_words, num_pictures = num_words + len(named), num_pictures + bool(named)
+    if not num_words:
+        annotated = f"annotated are {abbreviate(regions.names)}" if regions.names else "none is annotated"
+        raise CaptionerError(
+            f"no word of the training captions names an object of its picture: {annotated}; categories must "
+            "have COCO's English names; leave --instances out, or set attention_supervision to 0 in --recipe"
+        )
+    _logger.info(
+        "%s words in the captions of %s pictures name annotated objects",
+        f"{num_words:,}",
+        f"{num_pictures:,}",
+    )
 
 
 def load_start(recipe: Recipe) -> CaptioningCheckpoint | None:

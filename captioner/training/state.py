@@ -1,7 +1,7 @@
 """State of a training run on disk, from which it resumes exactly."""
 
-import hashlib
 import json
+import pickle
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,13 +9,8 @@ from typing import Any
 import torch
 
 from captioner.atomic import replaced_folder
-from captioner.data.feature_cache import weights_digest
-from captioner.data.pictures import CachedRecords
-from captioner.data.regions import RegionStore
-from captioner.errors import CaptionerError
-from captioner.model.encoder import Encoder
+from captioner.errors import CaptionerError, one_line
 from captioner.training.recipe import Recipe
-from captioner.vocabulary import Vocabulary
 
 _STATE_FILE = "training_state.pt"
 _MAY_DIFFER = ("gradient_accumulation_steps", "epochs", "start_from", "weights")
@@ -51,22 +46,6 @@ class Progress:
         return self.sums["captions"] / self.sums["seconds"]
 
 
-def data_digest(
-    train: CachedRecords, vocabulary: Vocabulary, encoder: Encoder, regions: RegionStore | None = None
-) -> str:
-    """A digest of the training pictures, with their captions, weights and annotated objects, the vocabulary,
-    the extent of the cache and the initial weights of the CNN."""
-    digest = hashlib.sha256(vocabulary.to_json())
-    digest.update(weights_digest(encoder).encode())
-    digest.update(str(len(train.features)).encode())
-    for record in train.records:
-        content = (record.image_id, record.captions, record.dataset, record.weight)
-        digest.update(repr(content).encode(errors="surrogateescape"))
-    if regions is not None:
-        digest.update(regions.digest)
-    return digest.hexdigest()
-
-
 def save_state(folder: Path, *, recipe: Recipe, state: dict[str, Any]) -> None:
     """Save tensors and plain values, with the recipe they belong to, replacing what was there before.
 
@@ -89,8 +68,15 @@ def load_matching_state(folder: Path, recipe: Recipe) -> dict[str, Any]:
     path = folder / _STATE_FILE
     if not path.is_file():
         raise CaptionerError(f"{path} is missing: nothing was saved yet; start without --resume")
-    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    saved, current = json.loads(state["recipe"]), recipe.described()
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        saved = json.loads(state["recipe"])
+    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, LookupError, ValueError) as error:
+        raise CaptionerError(
+            f"{path} is damaged: {one_line(error)}; start a new run, from the best model so far with: "
+            f"--start-from {folder.parent / 'best'}"
+        ) from error
+    current = recipe.described()
     changed = [
         f"{name} was {saved[section].get(name)!r} and is {value!r}"
         for section in current
@@ -106,11 +92,11 @@ def load_matching_state(folder: Path, recipe: Recipe) -> dict[str, Any]:
 
 
 def load_state(folder: Path, *, recipe: Recipe, data: str) -> dict[str, Any]:
-    """As `load_matching_state`, and the training data must be the same too. Raises: CaptionerError."""
+    """As `load_matching_state`, and the data must be the same too. Raises: CaptionerError."""
     state = load_matching_state(folder, recipe)
     if state["data"] != data:
         raise CaptionerError(
-            f"the run in {folder.parent} was started with other training data, other initial weights or "
+            f"the run in {folder.parent} was started with other data, other initial weights or "
             "another --cache-limit-gb; resume it with those, or start a new run with another --out"
         )
     return state

@@ -100,7 +100,7 @@ class TranslationTask:
         if self.start is not None:
             for value in self.start.model.state_dict().values():
                 digest.update(value.numpy().tobytes())
-        for record in self.train.records:
+        for record in (*self.train.records, *self.dev.records):
             digest.update(repr((record.sentence, record.translations)).encode())
         return digest.hexdigest()
 

@@ -6,6 +6,7 @@ import shutil
 import socket
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from captioner.checkpoint.folder import SHIPPED_MODEL
+from captioner.checkpoint.folder import SHIPPED_MODEL, read_config
 from captioner.checkpoint.weights import load_checkpoint
 from captioner.cli.main import main as captioner_main
 from captioner.cli.train import RecipeOverrides, TrainingFlags
-from captioner.errors import CaptionerError
+from captioner.errors import CaptionerError, ModelFolderError
 from captioner.model.low_rank import LowRankLinear
 from captioner.model.lstm import LSTMDecoder
 from captioner.training.recipe import PRESETS
@@ -116,6 +117,28 @@ def write_boxes(path: Path) -> Path:
     content = {"images": images, "annotations": boxes, "categories": [{"id": 1, "name": "dog"}]}
     path.write_text(json.dumps(content))
     return path
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"categories": [{"id": 1, "name": "gate"}]}, "annotated are gate; categories must have"),
+        ({"annotations": []}, "none is annotated; categories must have"),
+        (
+            {"annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [900, 900, 9, 9]}]},
+            "none is annotated",
+        ),
+    ],
+    ids=["unknown categories", "no objects", "outside"],
+)
+def test_objects_that_no_word_names_are_refused(
+    run: Run, tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    boxes = write_boxes(tmp_path / "boxes.json")
+    boxes.write_text(json.dumps(json.loads(boxes.read_text()) | change))
+    refused = run("flickr8k", "--instances", str(boxes))
+    assert refused.status == 1
+    assert message in refused.message
 
 
 @pytest.mark.parametrize(
@@ -336,6 +359,23 @@ def test_recipe_and_flags_are_checked_together(tmp_path: Path) -> None:
     )
 
 
+def test_vocabulary_of_the_start_cannot_be_changed(run: Run, finished: Path) -> None:
+    start = ("--start-from", str(finished / "best"))
+    assert run("flickr8k", *start, "--min-count", "3") == Result(
+        2, "a run that starts from a model has its vocabulary; leave --min-count out"
+    )
+
+
+def test_run_has_the_decoding_options_of_its_start_unless_the_recipe_states_others(tmp_path: Path) -> None:
+    start = {"start_from": SHIPPED_MODEL}
+    own = RecipeOverrides(training=TrainingFlags(**start)).applied_to(PRESETS["custom"]).decoding
+    assert own == read_config(SHIPPED_MODEL).decoding != PRESETS["custom"].decoding
+    path = tmp_path / "recipe.json"
+    path.write_text('{"decoding": {"no_repeat_ngram": 4}}')
+    stated = RecipeOverrides(recipe=path, training=TrainingFlags(**start)).applied_to(PRESETS["custom"])
+    assert stated.decoding == replace(own, no_repeat_ngram=4)
+
+
 def test_stages_without_an_epoch_from_which_they_are_tuned_are_refused(run: Run) -> None:
     assert run("flickr8k", "--finetune-stages", "3") == Result(
         2, "--finetune-stages needs --finetune-from-epoch"
@@ -352,6 +392,7 @@ def test_stages_without_an_epoch_from_which_they_are_tuned_are_refused(run: Run)
         ),
         ("[]", "a recipe is an object with sections"),
         ("{", "recipe.json: "),
+        ('{"decoder": {"dropout": 0.1}, "decoder": {"rank": 8}}', "'decoder' is there twice"),
         (
             '{"decoder": {"attention": "hard"}, "training": {"self_critical_from_epoch": 1}}',
             "with hard attention, self_critical_from_epoch must be None, not 1; leave it out",
@@ -411,20 +452,49 @@ def test_run_is_resumed_by_its_folder_alone_with_its_recipe(run: Run, copied: Pa
     assert (copied / "recipe.json").read_bytes() == before
     assert run_here("--resume", str(copied), "--epochs", "3") == DONE
     assert [entry["epoch"] for entry in read_log(copied)] == [1, 2, 3]
+    shorter = run_here("--resume", str(copied), "--epochs", "1")
+    assert shorter.status == 0  # it has had more
     missing = run_here("--resume", str(tmp_path / "nothing"))
     assert missing.status == 1
     assert "does not contain a run that can be resumed" in missing.message
 
 
-def test_refused_resume_changes_nothing(run: Run, data: Path, copied: Path, tmp_path: Path) -> None:
-    """With other captions the run cannot continue; with its own it still can."""
+def test_resumed_run_cannot_end_before_a_phase_begins(run: Run, tmp_path: Path) -> None:
+    assert run("flickr8k", "--epochs", "2", "--self-critical-from-epoch", "2") == DONE
+    message = "self_critical_from_epoch must be at most 1, the value of --epochs, not 2"
+    assert run_here("--resume", str(tmp_path / "run"), "--epochs", "1") == Result(2, message)
+
+
+@pytest.mark.parametrize("kept", [0, 5_000])
+def test_damaged_state_is_an_error_of_one_line(copied: Path, kept: int) -> None:
+    state = copied / "last" / "training_state.pt"
+    state.write_bytes(state.read_bytes()[:kept])
+    refused = run_here("--resume", str(copied))
+    assert refused.status == 1
+    assert "training_state.pt is damaged: " in refused.message
+    assert refused.message.endswith(f"--start-from {copied / 'best'}")
+
+
+def test_folder_of_a_run_in_place_of_its_model_is_refused_with_the_models(finished: Path) -> None:
+    with pytest.raises(ModelFolderError, match=r"is the folder of a run; its model is .*/best$"):
+        load_checkpoint(finished)
+
+
+@pytest.mark.parametrize(
+    "others", [("two dogs run", "two dogs sleep"), ("an unseen word", "another unseen word")]
+)
+def test_refused_resume_changes_nothing(
+    run: Run, data: Path, copied: Path, tmp_path: Path, others: tuple[str, str]
+) -> None:
+    """With other captions, of train or of dev, the run cannot continue; with its own it still can."""
     root = shutil.copytree(data / "flickr8k", tmp_path / "other")
     captions = root / "Flickr8k.token.txt"
-    captions.write_text(captions.read_text().replace("two dogs run", "two dogs sleep"))
+    assert others[0] in captions.read_text()
+    captions.write_text(captions.read_text().replace(*others))
     before = {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()}
     refused = run("flickr8k", "--root", str(root), "--resume")
     assert refused.status == 1
-    assert "was started with other training data" in refused.message
+    assert "was started with other data" in refused.message
     assert {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()} == before
     assert run_here("--resume", str(copied)) == DONE
 

@@ -347,6 +347,12 @@ def test_parts_that_do_not_fit_are_refused(changes: dict[str, Any], message: str
         DecoderConfig(**changes)
 
 
+@pytest.mark.parametrize("name", ["kind", "attention", "score", "attend", "gate", "output"])
+def test_names_that_do_not_exist_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be one of .*, not 'Soft'"):
+        DecoderConfig(**{name: "Soft"})
+
+
 @pytest.mark.parametrize("value", [0, -1, 100_000])
 def test_sizes_out_of_range_are_refused(value: int) -> None:
     with pytest.raises(ValueError, match="hidden_dim must be in"):

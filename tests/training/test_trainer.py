@@ -29,7 +29,7 @@ from captioner.training.log import RunLog
 from captioner.training.loss import CaptionLoss
 from captioner.training.recipe import Recipe, TrainingConfig
 from captioner.training.run import make_accelerator
-from captioner.training.state import data_digest, load_matching_state, save_state
+from captioner.training.state import load_matching_state, save_state
 from captioner.training.step import TrainStep
 from captioner.training.trainer import Trainer
 from captioner.training.validation import dev_loss, validate
@@ -322,12 +322,10 @@ def test_resuming_with_another_recipe_or_other_data_is_refused_with_the_differen
     trainer = make_trainer(tmp_path, shorter(1))
     with torch.no_grad():
         next(trainer.train_step.raw_model.encoder.parameters()).add_(1.0)
-    other = data_digest(
-        trainer.task.train.split, trainer.task.vocabulary, trainer.train_step.raw_model.encoder
-    )
+    other = trainer.task.digest()
     assert other != trainer.digest
     trainer.digest = other
-    with pytest.raises(CaptionerError, match="other training data"):
+    with pytest.raises(CaptionerError, match="other data"):
         trainer.resume()
 
 

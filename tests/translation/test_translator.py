@@ -156,7 +156,7 @@ def test_run_is_not_resumed_with_other_sentences(
     other = make_trainer(tmp_path, epochs=1)
     other.task.train.records = RECORDS[:-1]
     other.digest = other.task.digest()
-    with pytest.raises(CaptionerError, match="other training data"):
+    with pytest.raises(CaptionerError, match="other data"):
         other.resume()
 
 
