@@ -1,6 +1,7 @@
 """Files and folders that are replaced whole or not at all."""
 
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -70,11 +71,24 @@ def readable_folder(folder: Path) -> Path:
     return old if old.is_dir() and not folder.exists() else folder
 
 
+@contextmanager
+def replaced_file(path: Path) -> Iterator[Path]:
+    """Give the name of a new file beside `path` that takes its place once the block has succeeded.
+
+    If the block fails, the old file stays as it is, and nothing is left behind. Raises: OSError.
+    """
+    new = path.with_name(f".captioner-{secrets.token_hex(8)}")
+    try:
+        yield new
+        new.replace(path)
+    finally:
+        new.unlink(missing_ok=True)
+
+
 def replace_text(path: Path, text: str) -> None:
     """Write a small file, whole or not at all. Raises: OSError."""
-    new = path.with_name(f"{path.name}.new")
-    new.write_text(text, encoding="utf-8")
-    new.replace(path)
+    with replaced_file(path) as new:
+        new.write_text(text, encoding="utf-8")
 
 
 @contextmanager

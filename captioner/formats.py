@@ -11,7 +11,7 @@ from captioner.caption import Caption
 
 OutputFormat = Literal["text", "jsonl", "csv", "exiftool"]
 
-FORMAT_OF: dict[str, OutputFormat] = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".csv": "csv"}
+FORMAT_OF: dict[str, OutputFormat] = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv"}
 """The format of an output file by its suffix; other files are text."""
 
 CSV_HEADERS: dict[OutputFormat, tuple[str, ...]] = {

@@ -147,7 +147,7 @@ class Captioner:
         reject_string(sources, "sources")
         batch_size = self.backend.batch_size if batch_size is None else batch_size
         options = options or self.config.decoding
-        self._required_tokens(options)  # which may be refused
+        self.check(options)
         paths = map(_as_source, sources)
         loaded = prefetch_batches(
             paths, self.preprocess.load, batch_size=batch_size, num_threads=self.threads
@@ -162,6 +162,14 @@ class Captioner:
             num_threads=concurrent,
             ahead=concurrent,
         )
+
+    def check(self, options: DecodingOptions) -> None:
+        """Refuse options that no caption of this model can meet.
+
+        Raises:
+            CaptionerError: a word in `must_include` is not in the vocabulary.
+        """
+        self._required_tokens(options)
 
     def _required_tokens(self, options: DecodingOptions) -> tuple[int, ...]:
         """Raises: CaptionerError."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import os
 import re
 import sys
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ import tyro
 from tqdm import tqdm
 
 from captioner.checkpoint.folder import model_digest, read_config
-from captioner.cli.figures import FigureFlags, draw_or_report, figure_writers
+from captioner.cli.figures import FigureFlags, draw_or_report, figure_writers, given_style
 from captioner.cli.options import (
     arg,
     changed,
@@ -112,8 +113,8 @@ class CaptionCommand:
     def run(self) -> int:
         """Caption the pictures and return the exit status."""
         changes = given(self.decoding) | given(self.search) | given(self.sampling)
-        self._check(changes)
         style = checked(FigureStyle, vars(self.figures.style))
+        self._check(changes)
         folder = model_folder(self.model)
         machine = checked(ModelOptions, {"model": folder, **vars(self.hardware)})
         options = changed(read_config(folder).decoding, changes)
@@ -121,6 +122,7 @@ class CaptionCommand:
             raise UsageError("--resume continues neither several captions per picture nor sampled ones")
         quieten_pillow()
         captioner = Captioner.from_options(machine)
+        captioner.check(options)  # before anything is written
         searched = options
         if self.gallery and self.decoding.num_captions is None and not options.sample:
             # The page shows all that the search finds anyway.
@@ -167,19 +169,36 @@ class CaptionCommand:
                     for figure in figures:
                         draw_or_report(figure, result, failures)
                 progress.update(len(batch))
+        for said in filter(None, (figure.summary() for figure in figures)):
+            failures.note(said)
         return 1 if failures.count else 0
 
     def _check(self, changes: Mapping[str, Any]) -> None:
         """Refuse arguments that contradict each other, before the model is loaded. Raises: UsageError."""
+        check_words("--must-include", changes.get("must_include", ()))
+        check_words("--words", self.figures.style.words)
         if not self.paths:
             raise UsageError("give pictures, folders, or - to read paths from standard input; see --help")
+        if self.null and "-" not in self.paths:
+            raise UsageError("--null needs -, which reads names from standard input")
         check_batch_size(self.batch_size)
         check_flags(DecodingOptions, changes)
         if self.with_attention and self._format() != "jsonl":
             raise UsageError(f"--with-attention needs --format jsonl, not {self._format()}")
         if self.output is not None and has_picture_suffix(self.output.name):
             raise UsageError(f"--output {self.output} would overwrite a picture; choose another file")
+        if self.format is None and self.output is not None and self.output.suffix.lower() == ".json":
+            raise UsageError(f"--output {self.output}: captions are JSON lines; write to a .jsonl")
+        self._check_files()
         draws = self.overlay or self.gallery or self.figures.matrix or self.figures.animate
+        if self.shard and draws:
+            raise UsageError(
+                "--shard draws no figures, which those of other jobs would replace; leave them out"
+            )
+        if not draws and given_style(self.figures):
+            raise UsageError(
+                f"{given_style(self.figures)} needs a figure: --overlay, --matrix, --animate or --gallery"
+            )
         if self.resume and self.output is None:
             raise UsageError("--resume needs --output FILE")
         if self.resume and self.sidecar is not None:
@@ -196,8 +215,18 @@ class CaptionCommand:
             raise UsageError("--overwrite needs --sidecar SUFFIX; --output is overwritten anyway")
         if self.figures.references and not self.gallery:
             raise UsageError("--references needs --gallery FILE.html; captioner evaluate scores without it")
-        check_words("--must-include", changes.get("must_include", ()))
-        check_words("--words", self.figures.style.words)
+
+    def _check_files(self) -> None:
+        """Refuse to write one file twice, or over the list that is read. Raises: UsageError."""
+        files = {"--output": self.output, "--gallery": self.gallery, "--animate": self.figures.animate}
+        flag_of: dict[Path, str] = {}
+        for flag, path in files.items():
+            if path is not None and (other := flag_of.setdefault(path.resolve(), flag)) != flag:
+                raise UsageError(f"{other} and {flag} are the same file; choose another one")
+        with contextlib.suppress(OSError, ValueError):  # one does not exist, or is no file
+            is_read = "-" in self.paths and self.output is not None and self.output.is_file()
+            if is_read and os.path.samestat(os.fstat(sys.stdin.fileno()), os.stat(self.output or "")):
+                raise UsageError("--output is the list on standard input; choose another file")
 
     def _sidecar(self) -> SidecarWriter | None:
         """Raises: UsageError."""

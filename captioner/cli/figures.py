@@ -1,7 +1,7 @@
 """The figures of `captioner caption`: their flags and their writers."""
 
 import contextlib
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Protocol, runtime_checkable
 
@@ -34,11 +34,28 @@ class FigureFlags:
     style: StyleFlags = field(default_factory=StyleFlags)
 
 
+def given_style(flags: FigureFlags) -> str | None:
+    """The first flag that says how figures look, if there is one."""
+    default = FigureFlags()
+    if flags.figure_format != default.figure_format:
+        return "--figure-format"
+    changed = [
+        one.name
+        for one in fields(flags.style)
+        if vars(flags.style)[one.name] != vars(default.style)[one.name]
+    ]
+    return f"--{changed[0].replace('_', '-')}" if changed else None
+
+
 @runtime_checkable
 class FigureWriter(Protocol):
     """Draws a caption into a file. Raises: ImageError, if the picture has disappeared; CaptionerError."""
 
     def write(self, caption: "Caption") -> None: ...
+
+    def summary(self) -> str | None:
+        """What is to be said at the end."""
+        ...
 
 
 def draw_or_report(writer: FigureWriter, caption: "Caption", failures: Failures) -> None:

@@ -61,6 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the command `captioner`."""
     with command_line("captioner"):
         name, *rest = (sys.argv[1:] if arguments is None else list(arguments)) or ["--help"]
+        if name == "--version":
+            sys.exit(VersionCommand().run())
         if name in ("-h", "--help"):
             sys.stdout.write(_overview())
             sys.exit(0)
@@ -77,6 +79,8 @@ def caption_main(arguments: Sequence[str] | None = None) -> None:
         from captioner.cli.caption import CaptionCommand
 
         given = sys.argv[1:] if arguments is None else arguments
+        if list(given) == ["--version"]:
+            sys.exit(VersionCommand().run())
         sys.exit(parse(CaptionCommand, given, prog="caption.py").run())
 
 
@@ -133,6 +137,8 @@ def command_line(name: str) -> Iterator[None]:
             raise
         extra = "train" if name == "train.py" else EXTRA_OF[package]
         message, status = f"this needs {package}; install it with: pip install 'captioner[{extra}]'", USAGE
+    except PermissionError as error:
+        message, status = f"no permission to use {error.filename}", FAILED
     except BrokenPipeError:  # the reader has enough (`| head`)
         status = FAILED
     except OSError as error:

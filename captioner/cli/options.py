@@ -180,7 +180,7 @@ def check_batch_size(batch_size: int | None) -> None:
 def check_words(flag: str, words: Sequence[str]) -> None:
     """A flag that takes several words may swallow pictures named after it. Raises: UsageError."""
     for word in words:
-        if (has_picture_suffix(word) or os.sep in word) and os.path.exists(word):
+        if (has_picture_suffix(word) or os.sep in word or os.path.isdir(word)) and os.path.exists(word):
             raise UsageError(f"{flag} took {word} for a word; give the pictures before {flag}")
 
 

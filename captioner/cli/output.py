@@ -39,15 +39,19 @@ class Failures:
 
     def report(self, message: str) -> None:
         self.count += 1
+        self.note(message)
+
+    def note(self, message: str) -> None:
+        """Print what is no failure."""
         tqdm.write(f"captioner: {escape_controls(message)}", file=sys.stderr)
 
 
 class CaptionWriter:
     """Writes captions to a file or to standard output; names that are not UTF-8 keep their bytes.
 
-    Each caption is written as it comes, so that a killed process leaves whole lines. Beside a file, a hidden
-    one records the `settings` that decide the captions; with `is_resumed`, writing continues after the
-    captions in the file if its settings are the same.
+    Each caption is written as it comes, so that a killed process leaves whole lines; the first one replaces
+    what was in the file before. Beside a file, a hidden one records the `settings` that decide the captions;
+    with `is_resumed`, writing continues after the captions in the file if its settings are the same.
 
     Raises:
         CaptionerError: the file cannot be opened or written, or was not written by captioner with the same
@@ -66,27 +70,23 @@ class CaptionWriter:
     ) -> None:
         self.output, self.format, self.with_attention = output, output_format, with_attention
         self._done: frozenset[str] = frozenset()
+        self._has_begun = False
         if output is None:
             if isinstance(sys.stdout, io.TextIOWrapper):
                 sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape", newline="\n")
             self.stream = sys.stdout
             return
-        record = settings_file(output)
-        plain = json.loads(json.dumps({"format": output_format, **settings}, default=str))
+        self._settings = json.loads(json.dumps({"format": output_format, **settings}, default=str))
         try:
-            mode = "w"
             if is_resumed and output.exists():
-                _check_settings(output, record, plain)
-                mode, self._done = "a", _cut_to_whole_lines(output, output_format)
-            if output.is_file() or not output.exists():  # not a device, such as /dev/null
-                _write_settings(record, plain)
-            self.stream = output.open(mode, encoding="utf-8", errors="surrogateescape", newline="")
+                _check_settings(output, settings_file(output), self._settings)
+                self._done = _cut_to_whole_lines(output, output_format)
+                self._has_begun = output.stat().st_size > 0
+            self.stream = output.open("a", encoding="utf-8", errors="surrogateescape", newline="")
         except OSError as error:
             raise self._error(error) from error
 
     def __enter__(self) -> "CaptionWriter":
-        if self.format in CSV_HEADERS and not (self.output and self.output.stat().st_size):
-            self._write(csv_line(CSV_HEADERS[self.format]))
         return self
 
     def is_done(self, file: str) -> bool:
@@ -103,7 +103,21 @@ class CaptionWriter:
             raise self._error(closing) from closing
 
     def write(self, caption: Caption) -> None:
+        if not self._has_begun:
+            self._begin()
         self._write(format_caption(caption, self.format, with_attention=self.with_attention))
+
+    def _begin(self) -> None:
+        """Replace what is in the file. Raises: CaptionerError."""
+        self._has_begun = True
+        if self.output is not None and self.output.is_file():  # not a device, such as /dev/null
+            try:
+                _write_settings(settings_file(self.output), self._settings)
+                self.stream.truncate(0)
+            except OSError as error:
+                raise self._error(error) from error
+        if self.format in CSV_HEADERS:
+            self._write(csv_line(CSV_HEADERS[self.format]))
 
     def _write(self, text: str) -> None:
         try:
@@ -143,17 +157,23 @@ def _check_settings(output: Path, record: Path, settings: Mapping[str, Any]) -> 
     try:
         before = json.loads(record.read_bytes())
     except FileNotFoundError:
-        raise _not_ours(output, f"its settings {record.name} are missing") from None
+        reason = f"its settings {record.name} are missing; if it was renamed, rename them too"
+        raise _not_ours(output, reason) from None
     except ValueError as error:
         raise _not_ours(output, f"{record.name} is damaged: {error}") from error
-    changed = [
-        name for name in settings if not isinstance(before, dict) or before.get(name) != settings[name]
-    ]
+    before, now = _flat(before if isinstance(before, dict) else {}), _flat(settings)
+    changed = [name for name in now if before.get(name) != now[name]]
     if changed:
         raise CaptionerError(
             f"{output} has captions made with another {', '.join(changed)}; use the same flags, or choose "
             "another --output"
         )
+
+
+def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """With the decoding options each under its own name."""
+    decoding = settings.get("decoding")
+    return {**settings, **decoding, "decoding": None} if isinstance(decoding, dict) else dict(settings)
 
 
 def _not_ours(output: Path, reason: str) -> CaptionerError:

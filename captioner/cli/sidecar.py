@@ -29,6 +29,7 @@ class SidecarWriter:
             raise UsageError(f"--sidecar {suffix} must be a suffix such as .txt, and not that of a picture")
         self.suffix, self.overwrite = suffix, overwrite
         self._picture_of: dict[Path, Path] = {}
+        self._num_skipped = 0
 
     def is_wanted(self, picture: Path, report: Callable[[str], None]) -> bool:
         """Whether the picture is to be captioned: it has no caption beside it, or that is to be replaced. One
@@ -46,9 +47,18 @@ class SidecarWriter:
             report(f"{picture}: a file of that suffix cannot have a sidecar; choose another --sidecar")
         elif others or first != picture:
             report(f"{picture}: {others[0] if others else first} would share {path.name}; rename one of them")
+        elif exists and not self.overwrite:
+            self._num_skipped += 1
         else:
-            return self.overwrite or not exists
+            return True
         return False
+
+    def summary(self) -> str | None:
+        """What is to be said at the end."""
+        if not self._num_skipped:
+            return None
+        skipped = f"{self._num_skipped:,} pictures that have a {self.suffix} were skipped"
+        return f"{skipped}; --overwrite captions them again"
 
     def write(self, caption: Caption) -> None:
         """

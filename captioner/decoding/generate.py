@@ -24,9 +24,9 @@ def generate_captions(
     """Hypotheses for each picture: of a search all, best first; of sampling `num_captions`, as drawn.
 
     A search ranks by log p(y) / length**p with the length in tokens, <end> included (the length
-    normalisation of Wu et al. 2016 without its constant), and returns captions cut after `max_words` only
-    if none ended; these must contain the tokens `required`. Samples depend on the seed and on a picture's
-    `numbers`, by default its index.
+    normalisation of Wu et al. 2016 without its constant), with repeated captions last. It returns captions
+    cut after `max_words` only if none ended; these must contain the tokens `required`. Samples depend on the
+    seed and on a picture's `numbers`, by default its index.
     """
     if options.sample:
         numbers = range(len(annotations)) if numbers is None else numbers
@@ -37,8 +37,15 @@ def generate_captions(
         ]
     found = search(model, annotations, beam_strategy(options, required), options)
     return [
-        rank((hypothesis for _, hypothesis in ended or cut), options.length_penalty) for ended, cut in found
+        _distinct_first(rank((hypothesis for _, hypothesis in ended or cut), options.length_penalty))
+        for ended, cut in found
     ]
+
+
+def _distinct_first(hypotheses: Sequence[Hypothesis]) -> list[Hypothesis]:
+    """With captions that another group of a diverse search has found too at the end."""
+    first = {hypothesis.tokens: hypothesis for hypothesis in reversed(hypotheses)}
+    return sorted(hypotheses, key=lambda hypothesis: first[hypothesis.tokens] is not hypothesis)
 
 
 def force_decode(

@@ -1,11 +1,13 @@
 """Animated GIF of a caption being written over its picture."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageColor, ImageDraw, ImageFont
 
+from captioner.atomic import replaced_file
 from captioner.errors import CaptionerError
 from captioner.figures.fonts import font_file_for
 from captioner.figures.heatmap import AttendedCaption, AttentionHeatmaps, find_colormap
@@ -76,7 +78,8 @@ class AnimationWriter:
 
     Raises:
         captioner.errors.UsageError: there is no such colour map.
-        CaptionerError: the file cannot be written, or exists and is not one of our animations.
+        CaptionerError: the file cannot be written, or FILE.gif exists and is not one of our animations; of
+            the further names, those that are taken by other files are left out.
         ImageError: the picture has disappeared.
     """
 
@@ -85,39 +88,58 @@ class AnimationWriter:
         find_colormap(style)
         if not path.parent.is_dir():
             raise CaptionerError(f"cannot write {path}: the folder {path.parent} does not exist")
-        _refuse_foreign(path)
+        if _is_foreign(path):
+            raise CaptionerError(
+                f"{path} exists and was not drawn by captioner; choose another file or remove it"
+            )
 
     def write(self, caption: AttendedCaption) -> None:
-        self.count += 1
-        path = self.path if self.count == 1 else self.path.with_stem(f"{self.path.stem}-{self.count}")
-        _refuse_foreign(path)
+        path = self._next_path()
         frames, seconds = zip(
             *draw_frames(caption, caption.image(enough_px=FIGURE_PX), style=self.style), strict=True
         )
+        first, *others = (_with_own_palette(frame) for frame in frames)
         try:
-            frames[0].save(
-                path,
-                format="GIF",
-                save_all=True,
-                append_images=frames[1:],
-                duration=[round(1000 * time) for time in seconds],
-                loop=0,
-                comment=ANIMATION_COMMENT,
-            )
+            with replaced_file(path) as new:
+                first.save(
+                    new,
+                    format="GIF",
+                    save_all=True,
+                    append_images=others,
+                    duration=[round(1000 * time) for time in seconds],
+                    loop=0,
+                    comment=ANIMATION_COMMENT,
+                )
         except OSError as error:
             raise CaptionerError(f"cannot write {path}: {error.strerror or error}") from error
 
+    def summary(self) -> str | None:
+        """What is to be said at the end: nothing."""
+        return None
 
-def _refuse_foreign(path: Path) -> None:
-    """Raises: CaptionerError, if the file exists and was not drawn by captioner: it may be a picture."""
-    if not path.exists():
-        return
+    def _next_path(self) -> Path:
+        while True:
+            self.count += 1
+            path = self.path if self.count == 1 else self.path.with_stem(f"{self.path.stem}-{self.count}")
+            if not _is_foreign(path):
+                return path
+
+
+def _is_foreign(path: Path) -> bool:
+    """Whether a file exists and was not drawn by captioner: it may be a picture."""
+    if not os.path.lexists(path):
+        return False
     try:
         with Image.open(path) as image:
-            is_ours = image.info.get("comment") == ANIMATION_COMMENT
+            return image.info.get("comment") != ANIMATION_COMMENT
     except OSError:
-        is_ours = False
-    if not is_ours:
-        raise CaptionerError(
-            f"{path} exists and was not drawn by captioner; choose another file or remove it"
-        )
+        return True
+
+
+def _with_own_palette(frame: Image.Image) -> Image.Image:
+    """A frame in 256 colours, among them those of the text, which are too few pixels to be chosen."""
+    own = [ImageColor.getrgb(colour) for colour in (_PAPER, _INK, _ACCENT)]
+    palette = frame.quantize(256 - len(own)).getpalette() or []
+    colours = Image.new("P", (1, 1))
+    colours.putpalette([*palette[: 3 * (256 - len(own))], *(level for colour in own for level in colour)])
+    return frame.quantize(palette=colours, dither=Image.Dither.NONE)

@@ -14,9 +14,10 @@ from jaxtyping import UInt8
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from captioner.atomic import replaced_file
 from captioner.errors import CaptionerError, ImageError
 from captioner.figures.heatmap import AttendedCaption, find_colormap
-from captioner.figures.style import FigureFormat, FigureStyle
+from captioner.figures.style import FigureFormat, FigureStyle, is_chosen
 
 _SAVING: Any = {
     "svg.fonttype": "none",  # text, not its outlines
@@ -75,6 +76,7 @@ class FolderWriter:
     ) -> None:
         self.folder, self.draw, self.stem, self.style, self.kind = folder, draw, stem, style, kind
         self._taken: set[str] = set()
+        self._num_without_words = 0
         find_colormap(style)  # refuse before any work is done
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -82,7 +84,11 @@ class FolderWriter:
             raise CaptionerError(f"cannot create the folder {folder}: {error.strerror}") from error
 
     def write(self, caption: AttendedCaption) -> None:
-        """Draw the caption of a file, and save it under the file's name, the stem and a suffix."""
+        """Draw the caption of a file, and save it under the file's name, the stem and a suffix; not if it has
+        none of the words that are to be drawn."""
+        if not any(is_chosen(word, self.style.words) for word in caption.tokens):
+            self._num_without_words += 1
+            return
         wanted = name = Path(caption.file).stem
         number = 1
         while name in self._taken:
@@ -92,8 +98,16 @@ class FolderWriter:
         path = self.folder / f"{name}{self.stem}.{self.kind}"
         figure = self.draw(caption, self.style)
         try:
-            save_figure(figure, path, self.style, self.kind)
+            with replaced_file(path) as new:
+                save_figure(figure, new, self.style, self.kind)
         except OSError as error:
             if error.errno == errno.ENAMETOOLONG:
                 raise ImageError(caption.file, "its name is too long for a figure's") from error
             raise CaptionerError(f"cannot write {path}: {error.strerror or error}") from error
+
+    def summary(self) -> str | None:
+        """What is to be said at the end."""
+        if not self._num_without_words:
+            return None
+        words = ", ".join(self.style.words)
+        return f"{self.folder}: {self._num_without_words:,} captions without {words} have no figure"

@@ -4,7 +4,6 @@ The page is plain HTML, readable without its script (`page/`). It requests nothi
 content-security policy forbids.
 """
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from string import Template
@@ -23,11 +22,10 @@ from captioner.figures.page import (
 )
 from captioner.figures.style import FIGURE_PX, FigureStyle
 
-_logger = logging.getLogger(__name__)
-
 
 class GalleryWriter:
-    """Writes the page picture by picture: if the command is stopped, the page so far opens.
+    """Writes the page picture by picture: if the command is stopped, the page so far opens. An older page is
+    replaced with the first picture.
 
     `references` has captions by people, by the pictures' file names without folders. Pictures with
     references show them, and can be sorted by `score`, the CIDEr-D of a text against its references.
@@ -52,7 +50,7 @@ class GalleryWriter:
         self._is_any_known = False
         self._has_head = False
         try:
-            self._stream = path.open("w", encoding="utf-8", newline="\n")
+            self._stream = path.open("a", encoding="utf-8", newline="\n")
         except OSError as error:
             raise self._error(error) from error
 
@@ -63,8 +61,6 @@ class GalleryWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            if self.references and self._has_head and not self._is_any_known:
-                _logger.warning("%s: none of its pictures has the name of one with references", self.path)
             if self._has_head:
                 self._stream.write("</main>\n</body>\n</html>\n")
             self._stream.close()
@@ -76,12 +72,20 @@ class GalleryWriter:
         article = self._article(caption, caption.image(enough_px=FIGURE_PX))
         try:
             if not self._has_head:
+                if self.path.is_file():
+                    self._stream.truncate(0)
                 self._stream.write(self._head(caption))
                 self._has_head = True
             self._stream.write(article)
             self._stream.flush()
         except OSError as error:
             raise self._error(error) from error
+
+    def summary(self) -> str | None:
+        """What is to be said at the end."""
+        if not self.references or not self._has_head or self._is_any_known:
+            return None
+        return f"{self.path}: none of its pictures has the name of one with references"
 
     def _error(self, error: OSError) -> CaptionerError:
         return CaptionerError(f"cannot write {self.path}: {error.strerror or error}")

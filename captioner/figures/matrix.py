@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from captioner.figures.fonts import fonts_for
 from captioner.figures.heatmap import find_colormap
-from captioner.figures.style import DEFAULT_STYLE, FigureStyle
+from captioner.figures.style import DEFAULT_STYLE, FigureStyle, is_chosen
 
 _ROW_IN, _MARGIN_IN = 0.17, 0.42
 _LETTER_IN, _WORDS_IN = 0.066, 0.40  # of the column of words: per letter, and at least
@@ -46,7 +46,7 @@ class AttentionMatrix:
 
     def choose(self, words: Sequence[str]) -> "AttentionMatrix":
         """The matrix with only the rows of these words; with all if none are given."""
-        kept = [index for index, word in enumerate(self.rows) if not words or word in words]
+        kept = [index for index, word in enumerate(self.rows) if is_chosen(word, words)]
         return AttentionMatrix(
             title=self.title,
             rows=tuple(self.rows[index] for index in kept),

@@ -12,7 +12,7 @@ from PIL import Image
 
 from captioner.figures.fonts import fonts_for
 from captioner.figures.heatmap import AttendedCaption, AttentionHeatmaps
-from captioner.figures.style import DEFAULT_STYLE, FigureStyle
+from captioner.figures.style import DEFAULT_STYLE, FigureStyle, is_chosen
 
 # Inches. Five panels are as wide as the text of a page (6.9), three fit a wide column and two a narrow one;
 # the words are then as large as the text of a figure's caption.
@@ -46,7 +46,7 @@ def draw_overlay(
     drawn = [
         (word, pixels)
         for word, pixels in zip(caption.tokens, heatmaps.drawn(), strict=True)
-        if not style.words or word in style.words
+        if is_chosen(word, style.words)
     ]
     with fonts_for(caption.text):
         figure, axes = _panels(len(drawn) + 1, heatmaps.picture.size, style.columns)
@@ -89,17 +89,19 @@ def _show(axis: Axes, pixels: np.ndarray, word: str) -> None:
 
 
 def _write_caption(figure: Figure, text: str) -> None:
+    """As large as the figure's width allows."""
     width, height = figure.get_size_inches()
-    fontsize = min(_CAPTION_PT, 72 * (width - 2 * _GAP_IN) / (0.55 * max(len(text), 1)))
-    figure.text(
+    written = figure.text(
         _GAP_IN / width,
         1 - 0.5 * _CAPTION_IN / height,
         text,
-        fontsize=fontsize,
+        fontsize=_CAPTION_PT,
         va="center",
         fontweight="bold",
         parse_math=False,
     )
+    needed = written.get_window_extent().width / figure.dpi
+    written.set_fontsize(_CAPTION_PT * min(1.0, 0.98 * (width - 2 * _GAP_IN) / max(needed, _GAP_IN)))
 
 
 def _draw_scale(figure: Figure, scale: Normalize, colormap: Colormap) -> None:

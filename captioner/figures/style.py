@@ -1,5 +1,6 @@
 """Settings of figures."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -15,6 +16,11 @@ MAX_FIGURE_PX = 40_000
 
 FIGURE_PX = 2_048
 """Sides that a picture needs for any figure; far larger ones are read at a fraction of their size."""
+
+
+def is_chosen(word: str, words: Sequence[str]) -> bool:
+    """Whether a word is among those to draw, whatever its case; all are if none are named."""
+    return not words or word.casefold() in map(str.casefold, words)
 
 
 @dataclass(frozen=True, kw_only=True)

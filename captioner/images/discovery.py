@@ -37,8 +37,12 @@ def find_pictures(
     reject_string(paths, "paths")
     for path in paths:
         if path == "-":
+            is_empty = True
             for name in _names_on_standard_input(is_null):
+                is_empty = False
                 yield from _pictures_at(name, is_recursive, report)
+            if is_empty:
+                report("standard input names no pictures")
         else:
             for name in _expanded(path):
                 yield from _pictures_at(name, is_recursive, report)
@@ -87,7 +91,13 @@ def _pictures_at(path: str, is_recursive: bool, report: Callable[[str], None]) -
         yield Path(path)
         return
     found = 0
-    for picture in _walk(path, is_recursive, report):
+
+    def report_once(message: str) -> None:
+        nonlocal found
+        found += 1
+        report(message)
+
+    for picture in _walk(path, is_recursive, report_once):
         found += 1
         yield picture
     if not found:

@@ -191,6 +191,72 @@ def test_captions_are_written_beside_the_pictures(run: Run, pictures: Path) -> N
     assert (pictures / "b.txt").read_text() != "by hand"
 
 
+@pytest.mark.parametrize("figure", ["--output", "--gallery"])
+def test_refused_command_leaves_the_files_of_the_last_one(
+    run: Run, pictures: Path, tmp_path: Path, figure: str
+) -> None:
+    out = tmp_path / "captions.html"
+    assert run(pictures, figure, out).status == 0
+    before = out.read_bytes()
+    assert before
+    assert run(pictures, figure, out, "--must-include", "zzz").status == 1
+    assert run(tmp_path / "misspelled", figure, out).status == 1
+    assert out.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--gallery", "OUT", "--output", "OUT"), "--output and --gallery are the same file"),
+        (("--output", "captions.json"), "captions are JSON lines; write to a .jsonl"),
+        (("--shard", "1/2", "--overlay", "OUT"), "--shard draws no figures"),
+        (("--null",), "--null needs -"),
+        (("--columns", "2"), "--columns needs a figure"),
+        (("--figure-format", "pdf"), "--figure-format needs a figure"),
+    ],
+)
+def test_flags_that_do_not_go_together_are_refused(
+    run: Run, pictures: Path, tmp_path: Path, flags: tuple[str, ...], message: str
+) -> None:
+    out = str(tmp_path / "out.html")
+    result = run(pictures, *(out if flag == "OUT" else flag for flag in flags))
+    assert result.status == 2
+    assert message in result.err
+
+
+def test_list_on_standard_input_is_not_overwritten(
+    run: Run, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = tmp_path / "names.txt"
+    names.write_text(f"{pictures / 'b.png'}\n")
+    with names.open() as file:
+        monkeypatch.setattr(sys, "stdin", file)
+        result = run("-", "--output", names)
+    assert result.status == 2
+    assert "--output is the list on standard input" in result.err
+    assert names.read_text() == f"{pictures / 'b.png'}\n"
+
+
+def test_empty_standard_input_is_reported(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    with open(os.devnull) as file:
+        monkeypatch.setattr(sys, "stdin", file)
+        result = run("-")
+    assert (result.status, result.err) == (1, "captioner: standard input names no pictures\n")
+
+
+def test_captions_without_the_words_to_draw_have_no_figure(run: Run, pictures: Path, tmp_path: Path) -> None:
+    result = run(pictures / "b.png", "--overlay", tmp_path / "out", "--words", "zzz")
+    assert result.status == 0
+    assert "1 captions without zzz have no figure" in result.err
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_pictures_that_have_a_sidecar_are_counted(run: Run, pictures: Path) -> None:
+    assert run(pictures, "--sidecar", ".txt").err == ""
+    again = run(pictures, "--sidecar", ".txt")
+    assert "3 pictures that have a .txt were skipped; --overwrite captions them again" in again.err
+
+
 def test_two_pictures_of_one_stem_are_refused_a_sidecar(run: Run, pictures: Path) -> None:
     (pictures / "b.bmp").write_bytes((pictures / "b.png").read_bytes())
     result = run(pictures, "--sidecar", ".txt")
@@ -683,7 +749,7 @@ def test_gallery_shows_as_many_captions_as_asked_for(run: Run, pictures: Path, t
     [
         ("x.jsonl", (), '{"file": '),
         ("x.ndjson", (), '{"file": '),
-        ("x.JSON", (), '{"file": '),
+        ("x.json", ("--format", "jsonl"), '{"file": '),
         ("x.csv", (), "file,caption,log_prob"),
         ("x.txt", (), "/"),
         ("x", (), "/"),
@@ -781,7 +847,7 @@ def test_resumed_output_has_captions_of_one_model_and_one_search_only(
     assert run(pictures / "b.png", "--output", out).status == 0
     first = out.read_bytes()
     for flags, changed in (
-        (("--beam-size", "1"), "decoding"),
+        (("--beam-size", "1"), "beam_size"),
         (("--with-attention",), "with_attention"),
         (("--format", "text"), "format"),
     ):

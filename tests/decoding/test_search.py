@@ -339,6 +339,18 @@ def test_beam_is_widened_to_the_captions_and_to_whole_groups(
     assert len(found) >= captions
 
 
+def test_captions_that_come_again_are_last() -> None:
+    """Groups that hardly avoid one another find the same."""
+    config = DecodingOptions(beam_size=6, num_captions=6, max_words=5, diverse_groups=3, diversity=0.01)
+    for found in MockModel(end_bias=1.0).search(list(range(10)), config):
+        tokens = [hypothesis.tokens for hypothesis in found]
+        distinct = len(set(tokens))
+        assert distinct < len(tokens)
+        assert len(set(tokens[:distinct])) == distinct
+        scores = [hypothesis.score(config.length_penalty) for hypothesis in found]
+        assert scores[:distinct] == sorted(scores[:distinct], reverse=True)
+
+
 def test_diverse_captions_begin_differently_where_that_is_dear() -> None:
     config = DecodingOptions(beam_size=4, max_words=5, diverse_groups=4, diversity=100.0)
     for found in MockModel(end_bias=50.0).search(list(range(8)), config):

@@ -80,6 +80,30 @@ def test_pictures_of_odd_shapes_are_animated(
     assert len({frame.size for frame, _ in frames}) == 1
 
 
+def test_last_word_is_red_in_the_file(captioner: Captioner, tmp_path: Path) -> None:
+    """Although a GIF has 256 colours, and the word few of a frame's pixels."""
+    caption = captioner.caption(noise_picture(1, 300, 200))
+    AnimationWriter(tmp_path / "a.gif", FigureStyle()).write(caption)
+    with Image.open(tmp_path / "a.gif") as animation:
+        assert animation.n_frames == len(caption.tokens) + 2
+        for word in range(1, len(caption.tokens) + 1):
+            animation.seek(word)
+            below = np.asarray(animation.convert("RGB"), int)[200:]
+            assert np.abs(below - [180, 38, 28]).sum(axis=2).min() < 8
+
+
+def test_interrupted_animation_leaves_nothing(
+    captioner: Captioner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Image.Image, "save", stop)
+    with pytest.raises(KeyboardInterrupt):
+        AnimationWriter(tmp_path / "a.gif", FigureStyle()).write(captioner.caption(noise_picture(1)))
+    assert not list(tmp_path.iterdir())
+
+
 def test_pictures_are_not_overwritten(captioner: Captioner, tmp_path: Path) -> None:
     caption = captioner.caption(noise_picture(1))
     for name in ("a.gif", "b-2.gif"):
@@ -91,11 +115,9 @@ def test_pictures_are_not_overwritten(captioner: Captioner, tmp_path: Path) -> N
         AnimationWriter(tmp_path / "a.gif", FigureStyle())
     writer = AnimationWriter(tmp_path / "b.gif", FigureStyle())
     writer.write(caption)
-    with pytest.raises(
-        CaptionerError, match=r"b-2\.gif exists and was not drawn by captioner; choose another file"
-    ):
-        writer.write(caption)
+    writer.write(caption)
     assert (tmp_path / "a.gif").read_bytes() == (tmp_path / "b-2.gif").read_bytes() == before
+    assert (tmp_path / "b-3.gif").exists()
     AnimationWriter(tmp_path / "b.gif", FigureStyle()).write(caption)  # but our own are
 
 
