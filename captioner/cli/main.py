@@ -42,6 +42,7 @@ COMMANDS = {
     "export": ("captioner.cli.export:ExportCommand", "export a model to run without PyTorch"),
     "info": ("captioner.cli.info:InfoCommand", "print what a model is: network, scores, licence"),
     "push": ("captioner.cli.push:PushCommand", "upload a model to the Hugging Face Hub"),
+    "reduce": ("captioner.cli.reduce:ReduceCommand", "make a model faster, of low rank"),
     "average": ("captioner.cli.average:AverageCommand", "average the weights of models"),
     "completion": ("captioner.cli.completion:CompletionCommand", "print a script for the shell's completion"),
     "version": ("captioner.cli.main:VersionCommand", "print the version"),

@@ -4,6 +4,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+_RIDGE = 1e-4
+
 
 class LowRankLinear(nn.Module):
     """A linear layer whose matrix is the product of two smaller ones."""
@@ -33,17 +35,26 @@ def linear(num_inputs: int, num_outputs: int, *, rank: int | None) -> Linear:
 
 
 @torch.no_grad()
-def reduced(layer: nn.Linear, *, rank: int) -> Linear:
-    """The layer of this rank that is closest to a given one, by its singular values (Eckart and Young 1936).
+def reduced(
+    layer: nn.Linear, *, rank: int, second_moment: Float[Tensor, "inputs inputs"] | None = None
+) -> Linear:
+    """The layer of this rank that is closest to a given one (Eckart and Young 1936).
 
-    Each matrix gets their square roots, so that both train at the same pace.
+    That is the one whose outputs differ least for inputs x with this sum of x x^T, in the sum of squares; by
+    default the one whose matrix differs least. Both its matrices have the same norm.
     """
     product = linear(layer.in_features, layer.out_features, rank=rank)
     if isinstance(product, nn.Linear):
         return layer
-    left, values, right = torch.linalg.svd(layer.weight, full_matrices=False)
-    roots = values[:rank].sqrt()
-    product.inner.weight.copy_(roots[:, None] * right[:rank])
-    product.outer.weight.copy_(left[:, :rank] * roots)
+    weighted = weight = layer.weight.double()
+    if second_moment is not None:
+        moment = second_moment / second_moment.diagonal().mean()
+        moment += _RIDGE * torch.eye(len(moment), device=moment.device)  # it may be singular
+        weighted = weight @ torch.linalg.cholesky(moment)
+    outer = torch.linalg.svd(weighted, full_matrices=False).U[:, :rank]
+    inner = outer.T @ weight
+    scale = (inner.norm() / outer.norm()).sqrt()
+    product.inner.weight.copy_(inner / scale)
+    product.outer.weight.copy_(outer * scale)
     product.bias.copy_(layer.bias)
     return product

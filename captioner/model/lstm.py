@@ -1,5 +1,6 @@
 """LSTM decoder of *Show, Attend and Tell*, with variants of its parts."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -76,11 +77,16 @@ class LSTMDecoder(Decoder[LSTMState]):
             # Start with an open forget gate, so that the cell remembers (Jozefowicz et al. 2015).
             self.lstm.bias[hidden_dim : 2 * hidden_dim] = 1.0
 
-    def reduce_rank(self, rank: int) -> None:
-        """Replace the matrices of full rank by the closest of this one."""
-        assert isinstance(self.lstm, nn.Linear)
-        assert isinstance(self.output, nn.Linear)
-        self.lstm, self.output = reduced(self.lstm, rank=rank), reduced(self.output, rank=rank)
+    def reduce_rank(self, rank: int, second_moments: Mapping[str, Tensor] | None = None) -> None:
+        """Replace the matrices of full rank by the closest of this one (`captioner.model.low_rank.reduced`).
+
+        `second_moments` are those of the inputs of the layers "lstm" and "output".
+        """
+        for name in ("lstm", "output"):
+            layer = self.get_submodule(name)
+            assert isinstance(layer, nn.Linear)
+            moment = None if second_moments is None else second_moments[name]
+            setattr(self, name, reduced(layer, rank=rank, second_moment=moment))
         self.config = replace(self.config, rank=rank)
 
     def prepare_memory(

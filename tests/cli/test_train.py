@@ -721,3 +721,18 @@ def test_two_processes_train_a_translator_to_the_same_as_one(tmp_path: Path) -> 
     assert_same_run(
         tmp_path / "run", tmp_path / "pair", lambda one, other: other == pytest.approx(one, rel=1e-6)
     )
+
+
+def test_command_reduces_a_model_on_the_pictures_of_a_data_set(
+    finished: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "reduced"
+    flags = ("--root", str(data / "flickr8k"), "--model", str(finished / "best"), "--out", str(out))
+    with pytest.raises(SystemExit) as exited:
+        captioner_main(["reduce", "flickr8k", *flags, "--rank", "3", "--epochs", "1", "--pictures", "3"])
+    assert (exited.value.code, capsys.readouterr().out) == (0, f"{out}\n")
+    reduced, full = load_checkpoint(out), load_checkpoint(finished / "best")
+    assert reduced.config == replace(full.config, decoder=replace(full.config.decoder, rank=3))
+    with pytest.raises(SystemExit) as exited:
+        captioner_main(["reduce", "flickr8k", *flags[:-1], str(tmp_path / "x"), "--rank", "0"])
+    assert exited.value.code == 2

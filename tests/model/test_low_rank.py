@@ -36,3 +36,16 @@ def test_product_that_would_be_larger_is_not_made() -> None:
     assert isinstance(linear(20, 30, rank=11), LowRankLinear)
     layer = nn.Linear(20, 30)
     assert reduced(layer, rank=12) is layer
+
+
+@torch.no_grad()
+def test_reduced_layer_is_the_closest_on_its_inputs() -> None:
+    """What is left of the outputs has the norm of their singular values that were left out."""
+    torch.manual_seed(0)
+    layer = nn.Linear(20, 30)
+    inputs = torch.randn(500, 5) @ torch.randn(5, 20) + 0.1 * torch.randn(500, 20)
+    outputs = inputs @ layer.weight.T
+    product = reduced(layer, rank=3, second_moment=(inputs.T @ inputs).double())
+    distance = torch.linalg.norm(product(inputs) - layer(inputs))
+    assert float(distance) == pytest.approx(float(torch.linalg.svdvals(outputs)[3:].norm()), rel=1e-3)
+    assert distance < torch.linalg.norm(reduced(layer, rank=3)(inputs) - layer(inputs))
