@@ -238,7 +238,7 @@ class DecodingOptions(Bounded):
     diverse_groups: Count = 1
     """Split the beam into this many groups, each of which avoids the words of the earlier ones."""
     diversity: NonNegative = 0.5
-    """With several groups: what a word loses, in nats, for each earlier group that has just chosen it."""
+    """With several groups: what a word loses, in nats, each time an earlier group has just chosen it."""
     sample: bool = False
     """Sample captions at random, by their probability, instead of searching for the likeliest."""
     temperature: Annotated[float, Meta(ge=0.01)] = 1.0
@@ -265,15 +265,18 @@ class DecodingOptions(Bounded):
         is_allowed = self.diverse_groups == 1 or not (self.sample or self.must_include)
         rule = "diverse_groups must be 1 with sample or must_include"
         require(is_allowed, rule, self.diverse_groups)
-        width = self.search_width
-        rule = f"beam_size and num_captions, in whole diverse_groups, must be at most {_WIDEST_BEAM}"
-        require(width <= _WIDEST_BEAM, rule, width)
+        width = self.search_width * (len(set(self.must_include)) + 1)
+        rule = "beam_size and num_captions, in whole diverse_groups"
+        if self.must_include:
+            rule = "beam_size and num_captions, times the words of must_include and one"
+        require(width <= _WIDEST_BEAM, f"{rule}, must be at most {_WIDEST_BEAM}", width)
         is_allowed = self.diverse_groups > 1 or self.diversity == 0.5
         require(is_allowed, "diversity must be 0.5 without diverse_groups; leave it out", self.diversity)
 
     @property
     def search_width(self) -> int:
-        """Hypotheses that a search keeps: `beam_size`, widened to `num_captions` and to whole groups."""
+        """Hypotheses that a search keeps: `beam_size`, widened to `num_captions` and to whole groups. With
+        required words, it keeps as many for each number of them that a hypothesis contains."""
         width = max(self.beam_size, self.num_captions)
         return -(-width // self.diverse_groups) * self.diverse_groups
 

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from captioner.backends.torch_backend import choose_device
+from captioner.bounds import check_bounds
 from captioner.caption import Caption
 from captioner.config import ModelOptions
 from captioner.errors import CaptionerError, ImageError
@@ -42,7 +43,7 @@ def flat(batches: object) -> list[Caption | ImageError]:
 )
 def test_options_of_a_model_are_checked(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=f"^{message}$"):
-        ModelOptions(**arguments)
+        check_bounds(ModelOptions, arguments)  # which they call; tests refuse the types first
 
 
 def test_same_picture_gets_the_same_caption_alone_and_in_a_batch(

@@ -230,8 +230,8 @@ def _strip(model: ir.Model) -> None:
 
 
 def _choose_words(graph: ir.Graph) -> None:
-    """Add to a step its outputs of the likeliest words and of those asked for, of which torch.export cannot
-    trace the number."""
+    """Add to a step the outputs for the likeliest and the requested words, whose numbers torch.export cannot
+    trace."""
     log_probs = next(output for output in graph.outputs if output.name == ALL)
     num_best = ir.Value(name=NUM_BEST, type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape([1]))
     asked = ir.Value(

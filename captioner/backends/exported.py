@@ -47,8 +47,10 @@ class Graph(Protocol):
     def __call__(
         self, given: Mapping[str, np.ndarray], *, without: Container[str] = ()
     ) -> dict[str, np.ndarray]:
-        """The outputs, but those `without`; tensors that the graph does not use are ignored. Threads may call
-        it at the same time."""
+        """All outputs except those named in `without`; tensors that the graph does not use are ignored.
+
+        Threads may call it at the same time.
+        """
         ...
 
 
@@ -98,7 +100,7 @@ class ExportedBackend(ABC):
     @classmethod
     @abstractmethod
     def load_graph(cls, path: Path, *, threads: int) -> Graph:
-        """Load a graph, each run of which uses one of so many threads.
+        """Load a graph that so many threads may run at the same time, each on one core.
 
         May raise any exception if the file is damaged.
         """
@@ -125,7 +127,7 @@ class ExportedBackend(ABC):
 
     @classmethod
     def _loaded(cls, folder: Path, files: Path, name: str, threads: int) -> Graph:
-        """Raises: ModelFolderError, about the folder that `files` are those of."""
+        """`files` is the folder, or a copy without links. Raises: ModelFolderError, naming the folder."""
         try:
             return cls.load_graph(files / GRAPHS[name], threads=threads)
         except Exception as error:  # the runtimes' own exceptions have no common base

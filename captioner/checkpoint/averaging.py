@@ -30,8 +30,13 @@ def average_models(models: Sequence[CaptioningCheckpoint], shares: Sequence[floa
     for number, model in enumerate(models, start=1):
         if model.vocabulary != last.vocabulary:
             raise CaptionerError(f"model {number} has a different vocabulary from the last; {advice}")
-        if _architecture(model.config) != _architecture(last.config):
-            raise CaptionerError(f"model {number} has a different architecture from the last; {advice}")
+        own, others = (
+            {**vars(config), **vars(config.decoder)}
+            for config in (_architecture(model.config), _architecture(last.config))
+        )
+        differing = [name for name in own if own[name] != others[name] and name != "decoder"]
+        if differing:
+            raise CaptionerError(f"model {number} differs from the last in {', '.join(differing)}; {advice}")
     states = [model.model.state_dict() for model in models]
     weights = {name: _mean([state[name] for state in states], shares) for name in states[-1]}
     last.model.load_state_dict(weights)

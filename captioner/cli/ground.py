@@ -112,7 +112,7 @@ class GroundCommand:
         """Each picture with the captions to measure. Raises: ImageError."""
         from tqdm import tqdm
 
-        bar = tqdm(records, desc="measuring", unit=" pictures", delay=2)
+        bar = tqdm(records, desc="measuring", unit=" pictures", delay=2, disable=None)
         if self.words_of == "references":
             for record in bar:
                 yield record, captioner.attend(record.source, record.captions)

@@ -117,7 +117,7 @@ def run_job(
         num_pictures = num_errors = 0
         try:
             connect(cluster)
-            with tqdm(total=len(left), desc="captioning", unit=" shards") as progress:
+            with tqdm(total=len(left), desc="captioning", unit=" shards", disable=None) as progress:
                 for result in caption_shards(left, job, cluster):
                     num_pictures += result.num_pictures
                     num_errors += result.num_errors

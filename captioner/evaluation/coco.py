@@ -63,6 +63,8 @@ def read_valid_captions(path: Path) -> tuple[list[CocoImage], list[str]]:
             else:
                 names[image_id], captions_of[image_id] = name or "", []
                 raw_ids[image_id] = image["raw_id"]
+        if annotations and not any("caption" in annotation for annotation in annotations):
+            raise CaptionerError(f"{path} has no captions; give a file of captions, not of instances")
         for annotation in annotations:
             image_id, caption = annotation["image_id"], annotation.get("caption")
             if isinstance(image_id, bool) or image_id not in captions_of:

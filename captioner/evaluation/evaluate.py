@@ -60,7 +60,7 @@ def caption_records(
     batches = captioner.caption_files(sources, batch_size=batch_size, options=options)
     results = (result for batch in batches for result in batch)
     captions = {}
-    bar = tqdm(results, total=len(records), desc="captioning", unit=" pictures", delay=2)
+    bar = tqdm(results, total=len(records), desc="captioning", unit=" pictures", delay=2, disable=None)
     for record, result in zip(records, bar, strict=True):
         if isinstance(result, ImageError):
             raise result

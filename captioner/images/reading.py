@@ -35,6 +35,7 @@ _JPEG_HEAD = b"\xff\xd8\xff"
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
 
 _WHITE = (255, 255, 255, 255)
+_ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".7z", ".rar")
 
 # What Pillow's decoders are known to raise on damaged files and files that are not pictures.
 _DECODING_ERRORS = (
@@ -117,7 +118,8 @@ def translated_errors(name: str) -> Iterator[None]:
     except CaptionerError as error:
         raise ImageError(name, str(error)) from None
     except Image.UnidentifiedImageError:
-        raise ImageError(name, "not a picture in a format that Pillow can read") from None
+        advice = "; unpack it first" if name.lower().endswith(_ARCHIVES) else ""
+        raise ImageError(name, f"not a picture in a format that Pillow can read{advice}") from None
     except Image.DecompressionBombError:
         raise ImageError(
             name, f"it has more than the {MAX_PIXELS:,} pixels allowed; shrink it first"

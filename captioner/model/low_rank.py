@@ -1,4 +1,4 @@
-"""Linear layers of low rank (Sainath et al. 2013; of LSTMs, Kuchaiev and Ginsburg 2017)."""
+"""Linear layers of low rank (Sainath et al. 2013; for LSTMs, Kuchaiev and Ginsburg 2017)."""
 
 import torch
 from jaxtyping import Float

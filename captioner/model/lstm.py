@@ -47,7 +47,8 @@ class LSTMDecoder(Decoder[LSTMState]):
 
     where z_t is what h_{t-1} attends to. With `attend="after_lstm"` it is what h_t attends to, so that
     attention for a word depends on the previous word; the LSTM then reads beta_{t-1} z_{t-1} instead of
-    beta_t z_t, and the gate reads h_t (Luong et al. 2015, section 3.3, "input feeding"; z_0 = 0).
+    beta_t z_t, and the gate reads h_t (Luong et al. 2015, section 3.3, "input feeding"; z_0 = 0). In
+    Luong's model not the context itself is fed and read, but tanh(W_c [z_t; h_t]).
 
     The gate beta_t is a scalar as in the paper, or a vector with a value for each channel, or absent.
     Differs from the paper in that the annotations are layer-normalised first, so that backbones of any

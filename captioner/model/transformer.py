@@ -33,8 +33,10 @@ class TransformerDecoder(Decoder[TransformerState]):
     """A transformer decoder over the grid (Vaswani et al. 2017, section 3.1).
 
     Each layer has causal self-attention over the words, multi-head attention over the cells, and a
-    feed-forward net of four times the width, each normalised before rather than after (Xiong et al.
-    2020), which needs no warm-up to train. `alphas` are those of all heads of all layers, in that order.
+    feed-forward net of four times the width. Differs from the paper in that each is normalised before
+    rather than after (Xiong et al. 2020), which needs no warm-up to train, in the activation (GELU), and in
+    that word embeddings are neither scaled nor shared with the output layer. `alphas` are those of all heads
+    of all layers, in that order.
     """
 
     def __init__(self, *, config: DecoderConfig, annotation_dim: int, vocab_size: int) -> None:

@@ -255,7 +255,7 @@ class CaptioningTask:
                     yield draw_overlay(caption, caption.image(enough_px=FIGURE_PX))
 
     def tune_decoding(self, folder: Path, *, num_workers: int = 0) -> ScoresByDataset:
-        """The receptive field of the CNN's cells is measured on the first dev pictures, for the figures.
+        """Choose the decoding options on dev, measure the receptive field, and save both with the scores.
 
         The model is loaded as it was saved, in half precision, and the scores are those of the captions
         that caption.py prints for the dev pictures' files.

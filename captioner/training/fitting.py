@@ -23,8 +23,7 @@ _logger = logging.getLogger(__name__)
 
 
 def caption_limit(lengths: Sequence[int]) -> int:
-    """The words after which captions are cut, by default: as many as 99 % of the captions have at most, and
-    at least 20."""
+    """The default limit on a caption's words: the 99th percentile of the lengths, and at least 20."""
     return max(_SHORTEST_LIMIT, math.ceil(np.percentile(lengths or [0], _PERCENTILE)))
 
 

@@ -29,7 +29,8 @@ class TrainingConfig(Bounded):
     gradient_accumulation_steps: Count = 1
     """Micro-batches into which each process splits its share of a step: more take less memory."""
     epochs: Count = 6
-    """Passes over the training data; the learning rate anneals over those of each phase."""
+    """Passes over the training data. The decoder's learning rate anneals once before self-critical training
+    and once during it."""
     learning_rate: Positive = 1.2e-3
     """Peak learning rate of the decoder's one-cycle schedule (AdamW)."""
     finetune_from_epoch: Count | None = None
@@ -70,7 +71,7 @@ class TrainingConfig(Bounded):
     gradient_clip: Positive = 1.0
     """Largest norm of the gradient."""
     patience: Count = 3
-    """Epochs without a better dev score after which training stops; each phase restarts the count."""
+    """In the last phase: epochs without a better dev score after which training stops."""
     max_dev_pictures: Count | None = None
     """Dev pictures of each data set to caption and score after each epoch; by default all."""
     min_count: Count = 5

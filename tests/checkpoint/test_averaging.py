@@ -59,7 +59,7 @@ def test_models_that_do_not_match_are_refused(captioner: Captioner) -> None:
     with pytest.raises(CaptionerError, match="model 1 has a different vocabulary from the last"):
         average_models([replace(one, vocabulary=other), two], [0.5, 0.5])
     config = replace(captioner.config, decoder=replace(captioner.config.decoder, gate="none"))
-    with pytest.raises(CaptionerError, match="model 1 has a different architecture from the last"):
+    with pytest.raises(CaptionerError, match="model 1 differs from the last in gate;"):
         average_models([replace(one, config=config), two], [0.5, 0.5])
 
 
