@@ -10,6 +10,7 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
+from captioner.checkpoint.folder import locate_model
 from captioner.cli.main import command_line, parse
 from captioner.cli.options import (
     arg,
@@ -20,10 +21,11 @@ from captioner.cli.options import (
     report_broken_plugins,
 )
 from captioner.cli.train import RecipeOverrides, ResumeFlags, RunFlags, StoredCommand, to_stored
+from captioner.config import EncoderConfig
 from captioner.errors import CaptionerError, UsageError
 from captioner.formats import escape_controls
 from captioner.records import CaptionedImage, RecordReader, SentenceReader, SplitName
-from captioner.training.options import RunOptions
+from captioner.training.options import RunOptions, refuse_other_run
 from captioner.training.recipe import PRESETS, Recipe, TrainingConfig
 from datasets.mixture import Mixture
 from datasets.registry import DATASETS, TRANSLATION_DATASETS
@@ -70,6 +72,7 @@ class Training:
 
     def run(self) -> int:
         """Read the data, train, and return the exit status."""
+        self._check_files()  # before every picture is looked at
         from captioner.training.fitting import fit_to_captions
         from captioner.training.run import training_run
 
@@ -90,6 +93,18 @@ class Training:
         ) as trainer:
             trainer.run()
         return 0
+
+    def _check_files(self) -> None:
+        """Raises: CaptionerError, if a file that the run needs is missing, or its folder has another run."""
+        encoder, start = self.recipe.encoder, self.recipe.training.start_from
+        if not self.options.resume:
+            refuse_other_run(self.options.out)
+        weights = encoder.weights if isinstance(encoder, EncoderConfig) and start is None else None
+        for flag, path in (("--weights", weights), ("--instances", self.instances)):
+            if path is not None and not path.is_file():
+                raise CaptionerError(f"{path} is missing; see {flag}")
+        if start is not None:
+            locate_model(start)
 
     def _valid(self, records: Sequence[CaptionedImage]) -> Sequence[CaptionedImage]:
         """The records, without the invalid ones if those may be left out. Raises: CaptionerError."""
@@ -136,6 +151,8 @@ class Check:
                 records += part.read([split])
             except CaptionerError as error:  # noqa: PERF203 (a few times)
                 unreadable.setdefault(split, []).append(str(error))
+        if not records and unreadable:
+            raise CaptionerError(next(iter(unreadable.values()))[0])
         if getattr(self.dataset, "skip_invalid", False):
             records = leave_out_invalid(records)
         page, is_valid = check(records, unreadable, training=training)

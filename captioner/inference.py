@@ -169,21 +169,7 @@ class Captioner:
         Raises:
             CaptionerError: a word in `must_include` is not in the vocabulary.
         """
-        self._required_tokens(options)
-
-    def _required_tokens(self, options: DecodingOptions) -> tuple[int, ...]:
-        """Raises: CaptionerError."""
-        required = []
-        for word in options.must_include:
-            ids = self.vocabulary.encode(word)[1:-1]
-            if len(ids) > 1:
-                raise CaptionerError(f"{word!r} is several words; give each as a required word of its own")
-            if not ids or ids[0] == UNK:
-                raise CaptionerError(
-                    f"{word!r} is not in the model's vocabulary, so captions cannot include it"
-                )
-            required += ids
-        return tuple(required)
+        required_tokens(options, self.vocabulary)
 
     def prepare(self, picture: ImageSource | Image.Image) -> UInt8[np.ndarray, "size size 3"]:
         """Decode a picture and squash it to the CNN's input. Raises: ImageError."""
@@ -201,7 +187,7 @@ class Captioner:
         Raises:
             CaptionerError: a word in `must_include` is not in the vocabulary, or no caption contains it.
         """
-        required = self._required_tokens(options)
+        required = required_tokens(options, self.vocabulary)
         results: list[Caption | ImageError | None] = [
             pixels if isinstance(pixels, ImageError) else None for _, pixels in batch
         ]
@@ -256,6 +242,23 @@ class Captioner:
             grid=grid,
             preprocess=self.config.preprocess,
         )
+
+
+def required_tokens(options: DecodingOptions, vocabulary: Vocabulary) -> tuple[int, ...]:
+    """The ids of the words that captions must include.
+
+    Raises:
+        CaptionerError: one is not in the vocabulary, or is several words.
+    """
+    required = []
+    for word in options.must_include:
+        ids = vocabulary.encode(word)[1:-1]
+        if len(ids) > 1:
+            raise CaptionerError(f"{word!r} is several words; give each as a required word of its own")
+        if not ids or ids[0] == UNK:
+            raise CaptionerError(f"{word!r} is not in the model's vocabulary, so captions cannot include it")
+        required += ids
+    return tuple(required)
 
 
 def _as_source(given: ImageSource | str) -> ImageSource:

@@ -34,7 +34,7 @@ from captioner.evaluation.statistics import CaptionStatistics
 from captioner.figures.overlay import draw_overlay
 from captioner.figures.style import FIGURE_PX
 from captioner.images.geometry import Preprocess
-from captioner.inference import Captioner
+from captioner.inference import Captioner, required_tokens
 from captioner.model.captioning import CaptioningModel, make_decoder
 from captioner.model.encoder import Encoder, build_encoder
 from captioner.records import CaptionedImage
@@ -150,6 +150,7 @@ class CaptioningTask:
         else:
             vocabulary = start.vocabulary
             check_coverage(train, vocabulary)
+        required_tokens(recipe.decoding, vocabulary)  # which may be refused
         return cls(
             recipe=recipe,
             encoder=encoder,

@@ -7,6 +7,7 @@ from typing import Annotated
 from msgspec import Meta
 
 from captioner.bounds import Bounded, NonNegative
+from captioner.errors import CaptionerError
 
 COMMAND_FILE = "command.json"
 """In a run's folder: the command that started it, with which `--resume FOLDER` continues."""
@@ -29,3 +30,11 @@ class RunOptions(Bounded):
     """Processes that load pictures; by default one per core, up to 8, and 0 if all features stay cached."""
     save_minutes: NonNegative = 10.0
     """Minutes between saves within an epoch."""
+
+
+def refuse_other_run(out: Path) -> None:
+    """Raises: CaptionerError, if a run was saved in a folder."""
+    if (out / "last").exists():
+        raise CaptionerError(
+            f"{out} contains a run; resume it with: train.py --resume {out}, or choose another --out"
+        )

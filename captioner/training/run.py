@@ -18,7 +18,7 @@ from captioner.backends.torch_backend import limit_threads
 from captioner.errors import CaptionerError, Stopped
 from captioner.images.prefetch import available_cores
 from captioner.training.interrupts import run_lock
-from captioner.training.options import COMMAND_FILE, RunOptions
+from captioner.training.options import COMMAND_FILE, RunOptions, refuse_other_run
 from captioner.training.recipe import Recipe, to_plain
 from captioner.training.state import load_matching_state
 from captioner.training.task import Task
@@ -55,10 +55,8 @@ def training_run(
                 recover_folder(out / name)
         if options.resume:
             load_matching_state(out / "last", recipe)
-        elif (out / "last").exists():
-            raise CaptionerError(
-                f"{out} contains a run; resume it with: train.py --resume {out}, or choose another --out"
-            )
+        else:
+            refuse_other_run(out)
         _logger.info(
             "device %s, processes %d, precision %s",
             accelerator.device,

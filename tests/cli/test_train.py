@@ -246,7 +246,7 @@ def test_supervision_that_is_not_possible_is_refused_in_one_line(
         "the file of --sets), or set it to 0 in --recipe",
     )
     refused = run("flickr8k", "--instances", str(tmp_path / "none.json"))
-    assert refused.message.endswith("none.json is missing; give an annotation file with instances")
+    assert refused.message.endswith("none.json is missing; see --instances")
     sets = tmp_path / "sets.json"
     sets.write_text(json.dumps({"a": {"format": "flickr8k", "root": str(data / "flickr8k")}}))
     refused = run("mixture", "--sets", str(sets), "--out", str(tmp_path / "x"), "--instances", str(boxes))
@@ -374,6 +374,17 @@ def test_run_has_the_decoding_options_of_its_start_unless_the_recipe_states_othe
     path.write_text('{"decoding": {"no_repeat_ngram": 4}}')
     stated = RecipeOverrides(recipe=path, training=TrainingFlags(**start)).applied_to(PRESETS["custom"])
     assert stated.decoding == replace(own, no_repeat_ngram=4)
+
+
+def test_files_are_missed_before_pictures_are_looked_at(
+    run: Run, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("datasets.flickr.Flickr8k.read", lambda *_: pytest.fail("it was read"))
+    missing = str(tmp_path / "missing")
+    for flags in (("--weights", missing), ("--instances", missing)):
+        assert run("flickr8k", *flags) == Result(1, f"{missing} is missing; see {flags[0]}")
+    assert "is not a model folder" in run("flickr8k", "--start-from", missing).message
+    assert "contains a run; resume it" in run_here("flickr8k", "--root", "x", "--out", str(finished)).message
 
 
 def test_stages_without_an_epoch_from_which_they_are_tuned_are_refused(run: Run) -> None:
