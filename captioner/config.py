@@ -6,7 +6,7 @@ value comes from. `ModelConfig` and `TranslationConfig` are what a model folder 
 `captioner.training.recipe.Recipe` is the counterpart for training.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -203,12 +203,9 @@ class DecoderConfig(Bounded):
 
 
 LSTM_PARTS: dict[str, Any] = {
-    "attention": "soft",
-    "score": "additive",
-    "attend": "before_lstm",
-    "gate": "vector",
-    "output": "deep",
-    "rank": None,
+    one.name: one.default
+    for one in fields(DecoderConfig)
+    if one.name in ("attention", "score", "attend", "gate", "output", "rank")
 }
 """Settings that a transformer does not have, and their defaults."""
 

@@ -32,22 +32,6 @@ class CachedRecords:
     records: Sequence[CaptionedImage]
     features: Float[np.ndarray, "cached cells annotation"]
 
-    @property
-    def references(self) -> dict[str, tuple[str, ...]]:
-        return {record.image_id: record.captions for record in self.records}
-
-    @property
-    def dataset_of(self) -> dict[str, str]:
-        return {record.image_id: record.dataset for record in self.records}
-
-    @property
-    def weights(self) -> Float[np.ndarray, " records"]:
-        return np.array([record.weight for record in self.records])
-
-    def without_features(self) -> "CachedRecords":
-        """The same records, all encoded on the fly, which they must be once the encoder is trained."""
-        return replace(self, features=self.features[:0])
-
 
 class CaptionDataset(Dataset[CaptionItem | ImageError]):
     """The pictures of a split with their encoded captions (`captioner.data.batching.CaptionedDataset`)."""
@@ -117,22 +101,22 @@ class CaptionDataset(Dataset[CaptionItem | ImageError]):
 
     @property
     def references(self) -> dict[str, tuple[str, ...]]:
-        return self.split.references
+        return {record.image_id: record.captions for record in self.split.records}
 
     @property
     def dataset_of(self) -> dict[str, str]:
-        return self.split.dataset_of
+        return {record.image_id: record.dataset for record in self.split.records}
 
     @property
     def weights(self) -> Float[np.ndarray, " records"]:
-        return self.split.weights
+        return np.array([record.weight for record in self.split.records])
 
     @property
     def encodes_on_the_fly(self) -> bool:
         return len(self.split.features) < len(self.split.records)
 
     def drop_feature_cache(self) -> None:
-        self.split = self.split.without_features()
+        self.split = replace(self.split, features=self.split.features[:0])
 
     def __getstate__(self) -> dict[str, Any]:
         """Workers that are not forked get the path of the cache, not a copy of its content."""
