@@ -13,10 +13,10 @@ import onnx_ir as ir
 import torch
 from jaxtyping import Float, UInt8
 
-from captioner.backends.export import encoder_graph
 from captioner.backends.exported import Graph, encode_with
 from captioner.backends.onnx_backend import OnnxBackend
 from captioner.backends.torch_backend import annotate
+from captioner.backends.tracing import encoder_graph
 from captioner.errors import one_line
 from captioner.images.prefetch import available_cores
 from captioner.model.encoder import Encoder

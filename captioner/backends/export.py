@@ -7,7 +7,6 @@ half precision, so that one folder serves both torch and onnxruntime.
 
 import json
 import shutil
-import warnings
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -16,7 +15,6 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import torch
-from onnxscript import optimizer
 from torch import Tensor, nn
 
 from captioner.atomic import replaced_folder
@@ -35,6 +33,7 @@ from captioner.backends.exported import (
 from captioner.backends.load import Backend
 from captioner.backends.onnx_backend import OnnxBackend
 from captioner.backends.torch_backend import TorchBackend, limit_threads
+from captioner.backends.tracing import PICTURES, any_size, encoder_graph, traced
 from captioner.checkpoint.folder import (
     GRAPHS,
     LAYOUT_KEY,
@@ -47,13 +46,12 @@ from captioner.checkpoint.weights import CaptioningCheckpoint, load_checkpoint
 from captioner.errors import CaptionerError
 from captioner.model.captioning import CaptioningModel
 from captioner.model.decoder import Decoder, Memory
-from captioner.model.encoder import Encoder
 
 TOLERANCE = 1e-3
 """Largest allowed difference between an exported model's log-probabilities and torch's, in nats."""
 
-# Sizes of the example that a graph is traced with; graphs take any size.
-_PICTURES, _BEAM, _STEPS = 3, 5, 2
+# Of the example, as `PICTURES`.
+_BEAM, _STEPS = 5, 2
 
 
 def export_model(folder: Path, out: Path) -> float:
@@ -78,24 +76,6 @@ def export_model(folder: Path, out: Path) -> float:
         if not difference <= TOLERANCE:
             raise CaptionerError(f"cannot export {folder}: log-probabilities would be off by {difference}")
     return difference
-
-
-def encoder_graph(encoder: Encoder, size_px: int) -> ir.Model:
-    """The graph of an encoder, with its weights. May raise any exception of torch's exporter."""
-    with torch.no_grad():
-        images = torch.zeros(_PICTURES, size_px, size_px, 3, dtype=torch.uint8)
-        return _graph(
-            _EncoderGraph(encoder), (images,), (_any_size(0),), inputs=["images"], outputs=["annotations"]
-        )
-
-
-class _EncoderGraph(nn.Module):
-    def __init__(self, encoder: Encoder) -> None:
-        super().__init__()
-        self.encoder = encoder
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.encoder.annotate(images)
 
 
 class _StartGraph(nn.Module):
@@ -139,10 +119,10 @@ def _state_tensors(state: Any) -> list[Tensor]:
 
 @torch.no_grad()
 def _graphs(model: CaptioningModel, size_px: int) -> dict[str, ir.Model]:
-    images = torch.zeros(_PICTURES, size_px, size_px, 3, dtype=torch.uint8)
+    images = torch.zeros(PICTURES, size_px, size_px, 3, dtype=torch.uint8)
     annotations = model.encoder.annotate(images)
     decoder: Decoder[Any] = model.decoder
-    memory, tokens = decoder.prepare_memory(annotations), torch.zeros(_PICTURES, _BEAM, dtype=torch.long)
+    memory, tokens = decoder.prepare_memory(annotations), torch.zeros(PICTURES, _BEAM, dtype=torch.long)
     states = [decoder.initial_state(memory, _BEAM)]
     for _ in range(_STEPS):
         states.append(decoder.step(tokens, states[-1], memory).state)
@@ -151,82 +131,31 @@ def _graphs(model: CaptioningModel, size_px: int) -> dict[str, ir.Model]:
     names = [field.name for field in fields(state)]
     changed = [name for name in names if getattr(state, name) is not getattr(before, name)]
     of_memory, of_state = [f"{MEMORY}{name}" for name in remembered], [f"{STATE}{name}" for name in names]
-    cells = [_any_size(0, value.ndim - 2) for value in remembered.values()]
+    cells = [any_size(0, value.ndim - 2) for value in remembered.values()]
     grows = [
-        _any_size(0, 1, *(axis for axis in range(one.ndim) if one.shape[axis] != two.shape[axis]))
+        any_size(0, 1, *(axis for axis in range(one.ndim) if one.shape[axis] != two.shape[axis]))
         for one, two in zip(_state_tensors(before), _state_tensors(state), strict=True)
     ]
     step = _StepGraph(model, type(state), changed)
     graphs = {
         "encoder": encoder_graph(model.encoder, size_px),
-        "start": _graph(
+        "start": traced(
             _StartGraph(model),
             (annotations,),
-            (_any_size(0, 1),),
+            (any_size(0, 1),),
             inputs=["annotations"],
             outputs=[*of_memory, *of_state],
         ),
-        "step": _graph(
+        "step": traced(
             step,
             (tokens, list(remembered.values()), _state_tensors(state)),
-            (_any_size(0, 1), cells, grows),
+            (any_size(0, 1), cells, grows),
             inputs=["tokens", *of_memory, *of_state],
             outputs=[ALL, ALPHAS, *(f"{NEXT}{name}" for name in changed)],
         ),
     }
     _choose_words(graphs["step"].graph)
     return graphs
-
-
-def _any_size(*axes: int) -> dict[int, Any]:
-    """The axes of a tensor whose size may differ from the example's."""
-    return dict.fromkeys(axes, torch.export.Dim.DYNAMIC)
-
-
-def _graph(
-    module: nn.Module,
-    example: tuple[Any, ...],
-    any_size: tuple[Any, ...],
-    *,
-    inputs: Sequence[str],
-    outputs: Sequence[str],
-) -> ir.Model:
-    """The graph of a module, as traced on an example."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the exporter itself
-        program = torch.onnx.export(
-            module.eval(),
-            example,
-            input_names=inputs,
-            output_names=outputs,
-            dynamic_shapes=any_size,
-            dynamo=True,
-            optimize=False,
-            verbose=False,
-        )
-    assert program is not None
-    optimizer.fold_constants(program.model, should_fold=_should_fold)
-    optimizer.remove_unused_nodes(program.model)
-    _strip(program.model)
-    return program.model
-
-
-def _should_fold(node: ir.Node) -> bool | None:
-    """Folding a transposed weight would store it in the graph; onnxruntime transposes it when loading."""
-    return False if node.op_type == "Transpose" else None
-
-
-def _strip(model: ir.Model) -> None:
-    """Remove each node's origin in the source, which is long and contains paths of this machine."""
-    for node in model.graph.all_nodes():
-        node.metadata_props.clear()
-        node.doc_string = None
-        for value in node.outputs:
-            value.metadata_props.clear()
-    for value in (*model.graph.inputs, *model.graph.initializers.values()):
-        value.metadata_props.clear()
-    model.graph.metadata_props.clear()
-    model.metadata_props.clear()
 
 
 def _choose_words(graph: ir.Graph) -> None:

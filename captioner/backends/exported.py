@@ -24,7 +24,7 @@ from captioner.checkpoint.folder import (
     weights_layout,
 )
 from captioner.config import ModelConfig
-from captioner.decoding.search import StepResult
+from captioner.decoding.step_model import StepResult
 from captioner.errors import ModelFolderError, one_line
 from captioner.images.prefetch import available_cores
 from captioner.vocabulary import Vocabulary
@@ -34,7 +34,7 @@ MEMORY, STATE, NEXT = "memory.", "state.", "next."
 
 NUM_BEST, ASKED = "num_best", "asked"
 WORDS, BEST, OF_ASKED, ALL, ALPHAS = "words", "best_log_probs", "asked_log_probs", "log_probs", "alphas"
-"""Further inputs and outputs of a step: see `captioner.decoding.search.StepResult`; `ALL` is of all words."""
+"""Further inputs and outputs of a step, as in `captioner.decoding.step_model`; `ALL` is of all words."""
 
 
 @runtime_checkable

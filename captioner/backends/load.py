@@ -12,7 +12,7 @@ from jaxtyping import UInt8
 
 from captioner.checkpoint.folder import has_graphs
 from captioner.config import BackendName, Device, ModelConfig
-from captioner.decoding.search import State, StepModel
+from captioner.decoding.step_model import State, StepModel
 from captioner.errors import CaptionerError
 from captioner.vocabulary import Vocabulary
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from captioner.checkpoint.weights import load_checkpoint
 from captioner.config import Device
-from captioner.decoding.search import StepResult
+from captioner.decoding.step_model import StepResult
 from captioner.errors import CaptionerError
 from captioner.images.prefetch import available_cores
 from captioner.model.captioning import CaptioningModel

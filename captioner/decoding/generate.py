@@ -8,7 +8,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from captioner.config import DecodingOptions
-from captioner.decoding.search import Hypothesis, StepModel, rank, search
+from captioner.decoding.search import Hypothesis, rank, search
+from captioner.decoding.step_model import StepModel
 from captioner.decoding.strategies import Sampler, beam_strategy
 from captioner.vocabulary import PAD
 

@@ -7,74 +7,22 @@ model passes on only the words that the strategy may choose, so that a GPU need 
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from captioner.config import DecodingOptions
+from captioner.decoding.step_model import StepModel, Words
 from captioner.vocabulary import END, PAD, START, UNK
 
 BANNED_TOKENS = (PAD, START, UNK)
 """Tokens that no caption may contain: an <unk> means nothing to a reader."""
 
-State = TypeVar("State", bound="SearchState")
-Words = Int[np.ndarray, "pictures beam words"]
 Totals = Float[np.ndarray, "pictures beam words"]
 Tokens = Int[np.ndarray, "pictures beam tokens"]
 
 _NONE = -1  # no word
-
-
-@runtime_checkable
-class SearchState(Protocol):
-    """What a model carries from step to step for its pictures and their hypotheses."""
-
-    def select(
-        self: State, pictures: Int[np.ndarray, " kept"], parents: Int[np.ndarray, "kept beam"]
-    ) -> State:
-        """Keep these pictures, and in each the hypotheses `parents` (some may occur twice)."""
-        ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepResult(Generic[State]):
-    """The result of a model's step.
-
-    `words` are the likeliest next words of each hypothesis, best first, or all words by id; `asked` has the
-    log-probabilities of the words that were asked for. `alphas` is the attention used.
-    """
-
-    words: Words
-    log_probs: Float[np.ndarray, "pictures beam words"]
-    asked: Float[np.ndarray, "pictures beam asked"]
-    alphas: Float[np.ndarray, "pictures beam *attention"]
-    state: State
-
-
-@runtime_checkable
-class StepModel(Protocol[State]):
-    """What decoding needs of a model.
-
-    Annotations are arrays of the model's own kind, (pictures, cells, annotation), with a length and
-    indexable by numpy arrays.
-    """
-
-    def start(self, annotations: Any, num_hypotheses: int) -> State:
-        """The state before the first word, with this many new hypotheses for each picture."""
-        ...
-
-    def step(
-        self,
-        tokens: Int[np.ndarray, "pictures beam"],
-        state: State,
-        *,
-        num_best: int | None,
-        asked: Int[np.ndarray, "pictures beam asked"],
-    ) -> StepResult[State]:
-        """Read the previous tokens; give the `num_best` likeliest next words (None: all words, by id) and
-        the log-probabilities of those `asked`."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,8 +201,8 @@ def search(
 
 
 def _step(
-    model: StepModel[State], tokens: Tokens, state: State, strategy: Strategy, options: DecodingOptions
-) -> tuple[Words, Totals, Float[np.ndarray, "pictures beam *attention"], State]:
+    model: StepModel[Any], tokens: Tokens, state: Any, strategy: Strategy, options: DecodingOptions
+) -> tuple[Words, Totals, Float[np.ndarray, "pictures beam *attention"], Any]:
     """The words that the strategy may choose from, their log-probabilities, the attention and the state."""
     forbidden = _forbidden(tokens, options)
     num_best = strategy.num_best

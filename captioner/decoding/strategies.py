@@ -7,7 +7,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from captioner.config import DecodingOptions
-from captioner.decoding.search import Candidates, SearchStep, Totals, Words
+from captioner.decoding.search import Candidates, SearchStep, Totals
+from captioner.decoding.step_model import Words
 from captioner.vocabulary import END
 
 

@@ -10,7 +10,8 @@ import pytest
 
 from captioner.config import DecodingOptions
 from captioner.decoding.generate import generate_captions
-from captioner.decoding.search import Hypothesis, StepResult
+from captioner.decoding.search import Hypothesis
+from captioner.decoding.step_model import StepResult
 from captioner.vocabulary import END, PAD, START, UNK
 
 WORDS = (4, 5, 6, 7)
