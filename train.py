@@ -97,8 +97,11 @@ class Training:
     def _check_files(self) -> None:
         """Raises: CaptionerError, if a file that the run needs is missing, or its folder has another run."""
         encoder, start = self.recipe.encoder, self.recipe.training.start_from
-        if not self.options.resume:
-            refuse_other_run(self.options.out)
+        if not self.options.resume and is_first_process():
+            from captioner.training.interrupts import run_lock
+
+            with run_lock(self.options.out):
+                refuse_other_run(self.options.out)
         weights = encoder.weights if isinstance(encoder, EncoderConfig) and start is None else None
         for flag, path in (("--weights", weights), ("--instances", self.instances)):
             if path is not None and not path.is_file():

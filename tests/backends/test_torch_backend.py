@@ -10,7 +10,7 @@ from torch import Tensor
 
 from captioner.backends import torch_backend
 from captioner.backends.torch_backend import TorchBackend
-from captioner.checkpoint.folder import SHIPPED_MODEL
+from captioner.checkpoint.folder import SHIPPED_MODEL, read_vocabulary
 from captioner.config import DecodingOptions
 from captioner.decoding.generate import generate_captions
 from captioner.vocabulary import END
@@ -38,7 +38,7 @@ def test_threads_respect_the_limit_of_a_container(
 def test_no_vocabulary_is_copied_from_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 3,902 words a search copies a few for each hypothesis: their ids and log-probabilities."""
     backend = TorchBackend.load(SHIPPED_MODEL, device="cpu", threads=None)
-    vocab_size = backend.decoder.output.out_features
+    vocab_size = len(read_vocabulary(SHIPPED_MODEL))
     crossed: list[int] = []
     copy = Tensor.cpu
 

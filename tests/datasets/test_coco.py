@@ -70,7 +70,7 @@ def test_image_without_captions_stays_in_the_records(root: Path) -> None:
         ({"images": []}, "has captions of 3, which is not among its images"),
         ({"annotations": [{"id": 1, "image_id": 7, "caption": None}]}, "image 7: expected text, not None"),
         ({"annotations": [{"id": 1, "image_id": 7, "caption": 12}]}, "image 7: expected text, not 12"),
-        ({"annotations": [{"id": 1, "image_id": 7}]}, "image 7: expected text, not None"),
+        ({"annotations": [{"id": 1, "image_id": 7}]}, "has no captions; give a file of captions, not of"),
         ({"images": [{"id": None, "file_name": "a"}]}, "image number 1: expected an id, not None"),
         ({"images": [{"id": 7}], "annotations": []}, "image 7: it has no file_name"),
         (
