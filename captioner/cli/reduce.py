@@ -28,11 +28,11 @@ class ReduceCommand:
     out: Annotated[Path, arg("FOLDER")]
     """The new folder."""
     rank: Annotated[int, arg("INT")]
-    """The new rank; the fewer, the faster and the less exact."""
+    """The new rank; the lower, the faster and the less exact."""
     model: Annotated[Path | None, arg("MODEL", "the model that ships with captioner")] = None
     """Model to reduce: a folder, or hf://OWNER/NAME[@REVISION] on the Hugging Face Hub."""
     pictures: Annotated[int, arg("INT", "4000")] = 4_000
-    """Training pictures to learn from, chosen at random, as many of each data set of a mixture. Each takes
+    """Training pictures to learn from, chosen at random, as many from each data set of a mixture. Each takes
     up to a quarter of a megabyte of memory."""
     epochs: Annotated[int, arg("INT", "6")] = 6
     """Passes over them."""
