@@ -70,16 +70,18 @@ def distil(
     optimizer = torch.optim.AdamW(parameters, weight_decay=0.0)
     steps = epochs * -(-len(records) // _BATCH_SIZE)
     schedule = OneCycle(learning_rate, 0, steps)
+    step = 0  # a bar that is not shown does not count
     with tqdm(total=steps, desc="distilling", unit=" steps", disable=None) as bar:
         for epoch in range(epochs):
             mean = 0.0
             for number, batch in enumerate(_batches(annotations, tokens, lengths, rng), start=1):
                 divergence = _learn(student, teacher, batch, in_bf16=in_bf16)
                 nn.utils.clip_grad_norm_(parameters, _GRADIENT_CLIP)
-                optimizer.param_groups[0]["lr"] = schedule.at(bar.n)
+                optimizer.param_groups[0]["lr"] = schedule.at(step)
                 optimizer.step()
                 optimizer.zero_grad()
                 mean += (divergence - mean) / number
+                step += 1
                 bar.update()
             _logger.info("epoch %d: divergence from the full model %.4f nats a word", epoch + 1, mean)
     return replace(
@@ -96,7 +98,8 @@ def _captions_of(
     """The pictures' annotations, and the captions that the model finds and some of those that are given."""
     vocabulary, options = captioner.vocabulary, captioner.config.decoding
     rng, longest = random.Random(seed), options.max_words + 2
-    annotations, captions = [], []
+    annotations = []
+    captions: list[list[list[int]]] = []
     sources = (record.source for record in records)
     loaded = prefetch_batches(sources, captioner.preprocess.load, batch_size=_BATCH_SIZE)
     with tqdm(total=len(records), desc="captioning", unit=" pictures", disable=None) as bar:
@@ -106,7 +109,8 @@ def _captions_of(
                     raise pixels
             encoded = captioner.backend.encode(np.stack([np.asarray(pixels) for _, pixels in batch]))
             found = generate_captions(captioner.backend, encoded, options)
-            for hypotheses, record in zip(found, records[bar.n :], strict=False):
+            first = len(captions)
+            for hypotheses, record in zip(found, records[first : first + len(batch)], strict=True):
                 own = [[START, *hypothesis.tokens] for hypothesis in hypotheses]
                 chosen = rng.sample(record.captions, min(_GIVEN, len(record.captions)))
                 captions.append(own + [vocabulary.encode(text)[:longest] for text in chosen])

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from captioner.inference import Captioner
 from captioner.model.decoder import DecoderOutput
 from captioner.model.lstm import LSTMDecoder
 from captioner.records import CaptionedImage
+from captioner.training import distillation
 from captioner.training.distillation import (
     attention_divergence,
     distil,
@@ -51,6 +53,34 @@ def test_reduced_model_learns_to_predict_what_the_full_one_predicts(
         assert torch.equal(value, before[name])
     with pytest.raises(CaptionerError, match="only an LSTM of full rank can be reduced"):
         distil(reduced, captioner, records, rank=2)
+
+
+def test_each_picture_keeps_its_own_captions_in_every_batch(
+    captioner: Captioner, records: list[CaptionedImage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distillation, "_BATCH_SIZE", 3)
+    words = captioner.vocabulary.words[4:]
+    own = [replace(record, captions=(f"{words[at % len(words)]} dog",)) for at, record in enumerate(records)]
+    _, tokens, lengths = distillation._captions_of(captioner, own, seed=0)
+    for record, rows, row_lengths in zip(own, tokens.tolist(), lengths.tolist(), strict=True):
+        given = [row[: length + 1] for row, length in zip(rows, row_lengths, strict=True)]
+        assert captioner.vocabulary.encode(record.captions[0]) in given
+
+
+def test_learning_rate_rises_and_falls_also_without_a_bar(
+    captioner: Captioner, records: list[CaptionedImage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates, step = [], torch.optim.AdamW.step
+
+    def noted(optimizer: torch.optim.AdamW) -> None:
+        rates.append(optimizer.param_groups[0]["lr"])
+        step(optimizer)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", noted)
+    distil(checkpoint_of(captioner), captioner, records, rank=3, epochs=20, learning_rate=1e-2)
+    assert len(rates) == 20
+    assert max(rates) == pytest.approx(1e-2)
+    assert rates[-1] < 1e-3
 
 
 def test_second_moments_are_those_of_the_inputs(decoder: LSTMDecoder) -> None:
