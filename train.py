@@ -97,10 +97,10 @@ class Training:
     def _check_files(self) -> None:
         """Raises: CaptionerError, if a file that the run needs is missing, or its folder has another run."""
         encoder, start = self.recipe.encoder, self.recipe.training.start_from
-        if not self.options.resume and is_first_process():
+        if not self.options.resume and is_first_process() and (self.options.out / "last").exists():
             from captioner.training.interrupts import run_lock
 
-            with run_lock(self.options.out):
+            with run_lock(self.options.out):  # if the other run has not ended, that is what to say
                 refuse_other_run(self.options.out)
         weights = encoder.weights if isinstance(encoder, EncoderConfig) and start is None else None
         for flag, path in (("--weights", weights), ("--instances", self.instances)):

@@ -66,8 +66,8 @@ class Captioner:
             CaptionerError: there is no such device, or a package that the backend needs is missing.
             ValueError: an argument is not among its choices or out of its range.
         """
-        folder = find_model(folder)
-        options = ModelOptions(model=folder, device=device, backend=backend, threads=threads)
+        model = None if folder is None else Path(folder)
+        options = ModelOptions(model=model, device=device, backend=backend, threads=threads)
         return cls.from_options(options)
 
     @classmethod
@@ -147,7 +147,7 @@ class Captioner:
         reject_string(sources, "sources")
         batch_size = self.backend.batch_size if batch_size is None else batch_size
         options = options or self.config.decoding
-        self.check(options)
+        required_tokens(options, self.vocabulary)  # which may be refused
         paths = map(_as_source, sources)
         loaded = prefetch_batches(
             paths, self.preprocess.load, batch_size=batch_size, num_threads=self.threads
@@ -162,14 +162,6 @@ class Captioner:
             num_threads=concurrent,
             ahead=concurrent,
         )
-
-    def check(self, options: DecodingOptions) -> None:
-        """Refuse options that no caption of this model can meet.
-
-        Raises:
-            CaptionerError: a word in `must_include` is not in the vocabulary.
-        """
-        required_tokens(options, self.vocabulary)
 
     def prepare(self, picture: ImageSource | Image.Image) -> UInt8[np.ndarray, "size size 3"]:
         """Decode a picture and squash it to the CNN's input. Raises: ImageError."""

@@ -35,7 +35,7 @@ from captioner.formats import FORMAT_OF, OutputFormat
 from captioner.images.discovery import find_pictures
 from captioner.images.formats import has_picture_suffix
 from captioner.images.reading import quieten_pillow
-from captioner.inference import Captioner
+from captioner.inference import Captioner, required_tokens
 
 _BASIC = ("beam_size", "length_penalty", "max_words", "num_captions")
 _SAMPLING = ("sample", "temperature", "top_k", "top_p", "seed")
@@ -122,7 +122,7 @@ class CaptionCommand:
             raise UsageError("--resume continues neither several captions per picture nor sampled ones")
         quieten_pillow()
         captioner = Captioner.from_options(machine)
-        captioner.check(options)  # before anything is written
+        required_tokens(options, captioner.vocabulary)  # refused before anything is written
         searched = options
         if self.gallery and self.decoding.num_captions is None and not options.sample:
             # The page shows all that the search finds anyway.
@@ -195,10 +195,8 @@ class CaptionCommand:
             raise UsageError(
                 "--shard draws no figures, which those of other jobs would replace; leave them out"
             )
-        if not draws and given_style(self.figures):
-            raise UsageError(
-                f"{given_style(self.figures)} needs a figure: --overlay, --matrix, --animate or --gallery"
-            )
+        if not draws and (flag := given_style(self.figures)):
+            raise UsageError(f"{flag} needs a figure: --overlay, --matrix, --animate or --gallery")
         if self.resume and self.output is None:
             raise UsageError("--resume needs --output FILE")
         if self.resume and self.sidecar is not None:
@@ -223,7 +221,7 @@ class CaptionCommand:
         for flag, path in files.items():
             if path is not None and (other := flag_of.setdefault(path.resolve(), flag)) != flag:
                 raise UsageError(f"{other} and {flag} are the same file; choose another one")
-        with contextlib.suppress(OSError, ValueError):  # one does not exist, or is no file
+        with contextlib.suppress(OSError, ValueError):  # standard input may be closed, or not a file
             is_read = "-" in self.paths and self.output is not None and self.output.is_file()
             if is_read and os.path.samestat(os.fstat(sys.stdin.fileno()), os.stat(self.output or "")):
                 raise UsageError("--output is the list on standard input; choose another file")

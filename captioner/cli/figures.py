@@ -1,11 +1,11 @@
 """The figures of `captioner caption`: their flags and their writers."""
 
 import contextlib
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Protocol, runtime_checkable
 
-from captioner.cli.options import arg, flags
+from captioner.cli.options import arg, flags, given
 from captioner.cli.output import Failures
 from captioner.errors import ImageError
 from captioner.figures.style import FigureFormat, FigureStyle
@@ -36,15 +36,9 @@ class FigureFlags:
 
 def given_style(flags: FigureFlags) -> str | None:
     """The first flag that says how figures look, if there is one."""
-    default = FigureFlags()
-    if flags.figure_format != default.figure_format:
+    if flags.figure_format != FigureFlags.figure_format:
         return "--figure-format"
-    changed = [
-        one.name
-        for one in fields(flags.style)
-        if vars(flags.style)[one.name] != vars(default.style)[one.name]
-    ]
-    return f"--{changed[0].replace('_', '-')}" if changed else None
+    return next((f"--{name.replace('_', '-')}" for name in given(flags.style)), None)
 
 
 @runtime_checkable

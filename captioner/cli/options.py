@@ -84,7 +84,7 @@ def flags(
 
 
 def given(chosen: Any) -> dict[str, Any]:
-    """The values of the flags that were given, of flags made with `override`."""
+    """The values of the flags that were given: those that differ from their defaults."""
     return {f.name: value for f in fields(chosen) if (value := getattr(chosen, f.name)) != f.default}
 
 

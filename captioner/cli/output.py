@@ -42,7 +42,7 @@ class Failures:
         self.note(message)
 
     def note(self, message: str) -> None:
-        """Print what is no failure."""
+        """Print a message that is not about a failure."""
         tqdm.write(f"captioner: {escape_controls(message)}", file=sys.stderr)
 
 
